@@ -1,0 +1,196 @@
+"""Tiny nets, one for each structure that has broken a quantizer before. Random weights, batch norm with a history."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+SHAPE = (3, 16, 16)
+
+
+def conv(channels_in: int, channels_out: int, **kwargs: object) -> nn.Sequential:
+    layer = nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False, **kwargs)  # type: ignore[arg-type]
+    return nn.Sequential(layer, nn.BatchNorm2d(channels_out), nn.ReLU())
+
+
+def head(channels: int, classes: int = 5) -> nn.Sequential:
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes))
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.body = conv(3, 8), nn.Sequential(conv(8, 8), nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8))
+        self.down, self.head = conv(8, 16, stride=2), head(16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = F.relu(x + self.body(x))
+        return self.head(self.down(x))
+
+
+class Concat(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.left, self.right = conv(3, 8), conv(8, 8), conv(8, 4)
+        self.after, self.head = conv(12, 8), head(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.head(self.after(torch.cat([self.left(x), self.right(x)], 1)))
+
+
+class Depthwise(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        depth = nn.Sequential(nn.Conv2d(8, 8, 3, 2, 1, groups=8, bias=False), nn.BatchNorm2d(8), nn.ReLU6())
+        point = nn.Sequential(nn.Conv2d(8, 16, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU6())
+        self.net = nn.Sequential(conv(3, 8), depth, point, head(16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+class Grouped(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(conv(3, 8), conv(8, 8, groups=2), conv(8, 8, groups=4), head(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+class SqueezeExcite(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.reduce, self.expand = conv(3, 8), nn.Conv2d(8, 4, 1), nn.Conv2d(4, 8, 1)
+        self.after, self.head = conv(8, 8), head(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        gate = self.expand(F.relu(self.reduce(x.mean((2, 3), keepdim=True)))).sigmoid()
+        return self.head(self.after(x * gate))
+
+
+class FunctionalBatchNorm(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.head = nn.Conv2d(3, 8, 3), head(8)
+        self.gamma, self.beta = nn.Parameter(torch.rand(8) + 0.5), nn.Parameter(torch.randn(8) * 0.1)
+        self.register_buffer("mean", torch.randn(8) * 0.1)
+        self.register_buffer("var", torch.rand(8) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.batch_norm(self.layer(x), self.mean, self.var, self.gamma, self.beta, False, 0.1, 1e-5)  # type: ignore[arg-type]
+        return self.head(F.relu_(y))
+
+
+class SharedWeight(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.shared, self.norms = conv(3, 8), nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.head = head(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.head(F.relu(self.shared(F.relu(self.norms(self.shared(x))))))
+
+
+class KeywordForward(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = conv(3, 8), head(8)
+
+    def forward(self, x: Tensor, out_feature: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        feature = self.stem(x)
+        out = self.head(feature)
+        return (out, feature) if out_feature else out
+
+
+class Transposed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = conv(3, 8, stride=2)
+        self.up = nn.Sequential(nn.ConvTranspose2d(8, 6, 4, 2, 1, groups=2, bias=False), nn.BatchNorm2d(6), nn.ReLU())
+        self.out = nn.Conv2d(6, 3, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.out(self.up(self.down(x))))
+
+
+class Signed(nn.Module):
+    """Convolutions that read what no ReLU has rectified, and a batch norm that has nothing to fold into."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8))
+        self.b = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8))
+        self.pre, self.c, self.head = nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3, padding=1), head(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        return self.head(F.leaky_relu(self.c(self.pre(x + self.b(x)))))
+
+
+class Pools(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(conv(3, 8), nn.MaxPool2d(2), conv(8, 8), nn.AvgPool2d(2), conv(8, 8))
+        self.fc = nn.Linear(8 * 4 * 4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.net(x).flatten(1))
+
+
+class MeanHead(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.fc = nn.Sequential(conv(3, 8, stride=2), conv(8, 8)), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.stem(F.pad(x, (0, 1, 0, 1))).mean((2, 3)))
+
+
+class NoBatchNorm(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3, 2), nn.ReLU(), head(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+ZOO: dict[str, Callable[[], nn.Module]] = {
+    "residual": Residual,
+    "concat": Concat,
+    "depthwise": Depthwise,
+    "grouped": Grouped,
+    "squeeze_excite": SqueezeExcite,
+    "functional_batch_norm": FunctionalBatchNorm,
+    "shared_weight": SharedWeight,
+    "keyword_forward": KeywordForward,
+    "transposed": Transposed,
+    "signed": Signed,
+    "pools": Pools,
+    "mean_head": MeanHead,
+    "no_batch_norm": NoBatchNorm,
+}
+
+
+def build(name: str, seed: int = 0) -> nn.Module:
+    """A net of the zoo in eval mode, its batch norms as if it had been trained."""
+    torch.manual_seed(seed)
+    model = ZOO[name]()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean, 0.0, 0.3)  # type: ignore[arg-type]
+            nn.init.uniform_(module.running_var, 0.5, 2.0)  # type: ignore[arg-type]
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, 0.0, 0.3)
+    return model.eval()
+
+
+def images(n: int = 4, seed: int = 1) -> Tensor:
+    """A batch of inputs for the zoo, (n, 3, 16, 16)."""
+    return torch.randn(n, *SHAPE, generator=torch.Generator().manual_seed(seed))

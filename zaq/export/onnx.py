@@ -1,0 +1,256 @@
+"""The student as an integer ONNX file: QuantizeLinear, an integer Clip below 8 bits (QCDQ), DequantizeLinear.
+
+onnxruntime and its like fuse these pairs with the operation between them into one integer kernel. Weights are stored
+as int8 with a scale per channel, biases as int32 in steps of s_x s_w.
+"""
+
+import copy
+import json
+import logging
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxscript
+import torch
+from numpy.typing import NDArray
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnxscript import opset18 as op
+from onnxscript.onnx_types import FLOAT, INT8, INT32, UINT8  # noqa: F401
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
+from zaq.graph import CLAMPS, attribute, input_node, set_parameter
+from zaq.quant.fake_quantize import BiasQuantize, FakeQuantize
+from zaq.quant.ranges import clamp_limits
+
+__all__ = ["to_onnx", "write_onnx"]
+
+OPSET = 18
+INPUT, OUTPUT = "input", "output"
+
+
+def write_onnx(student: GraphModule, path: Path, metadata: dict[str, Any]) -> ModelProto:
+    """Export to `path` (written to a temporary name and moved into place); see `to_onnx`."""
+    model = to_onnx(student, metadata)
+    temporary = path.with_suffix(".partial")
+    onnx.save(model, temporary)
+    os.replace(temporary, path)
+    return model
+
+
+def to_onnx(student: GraphModule, metadata: dict[str, Any]) -> ModelProto:
+    """A calibrated student as ONNX; `metadata` goes into the file's properties under `zaq.` names, as JSON.
+
+    The input is (batch, C, H, W) float32, normalised; the batch is dynamic, the outputs are those of the model.
+    """
+    plain = deployable(student)
+    example = torch.zeros(2, *[int(d) for d in input_node(student).meta["val"].shape[1:]])
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+        exported = torch.export.export(plain, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+        program = torch.onnx.export(
+            exported,
+            dynamo=True,
+            verbose=False,
+            optimize=True,
+            opset_version=OPSET,
+            custom_translation_table={torch.ops.zaq.fake_quantize.default: _translate},
+        )
+    assert program is not None
+    model = program.model_proto
+    _pool_globally(model)
+    _store_integers(model)
+    _name_ends(model)
+    _anonymise(model)
+    for name, value in metadata.items():
+        helper.set_model_props(model, _properties(model) | {f"zaq.{name}": json.dumps(value)})
+    onnx.checker.check_model(model)
+    return model
+
+
+def deployable(student: GraphModule) -> GraphModule:
+    """A copy of the student with biases rounded, and without the clamps that a quantizer behind them repeats."""
+    gm = copy.deepcopy(student)
+    gm.requires_grad_(False)
+    for node in list(gm.graph.nodes):
+        if node.op != "call_module":
+            continue
+        module = gm.get_submodule(str(node.target))
+        source = node.args[0]
+        assert isinstance(source, Node)
+        if isinstance(module, BiasQuantize):
+            name = f"{str(node.target).replace('.', '_')}_rounded"
+            set_parameter(gm, name, module(attribute(gm, str(source.target))))
+            with gm.graph.inserting_before(node):
+                node.replace_all_uses_with(gm.graph.get_attr(name))
+            gm.graph.erase_node(node)
+        elif isinstance(module, FakeQuantize) and source.target in CLAMPS and len(source.users) == 1:
+            if _repeats(module, *clamp_limits(source)):
+                assert isinstance(source.args[0], Node)
+                source.replace_all_uses_with(source.args[0])
+                gm.graph.erase_node(source)
+    gm.graph.eliminate_dead_code()
+    gm.recompile()
+    return gm
+
+
+def _repeats(quantizer: FakeQuantize, low: float, high: float) -> bool:
+    """Whether quantizing alone clamps to [low, high]: what lies outside rounds to the grid's own ends."""
+    scale, zero_point = float(quantizer.scale[0]), int(quantizer.zero_point[0])
+    return low / scale + zero_point <= quantizer.quant_min + 0.49 and high / scale + zero_point >= quantizer.quant_max - 0.49
+
+
+def _translate(x: FLOAT, scale: FLOAT, zero_point: INT32, axis: int, quant_min: int, quant_max: int) -> FLOAT:
+    """`zaq::fake_quantize` in ONNX operations (onnxscript)."""
+    kind = onnx.TensorProto.INT8 if quant_min < 0 else onnx.TensorProto.UINT8
+    zero = op.Cast(zero_point, to=kind)
+    if axis < 0:
+        scale, zero, axis = op.Squeeze(scale), op.Squeeze(zero), 1
+    q = op.QuantizeLinear(x, scale, zero, axis=axis)
+    if quant_max - quant_min < 255:
+        low = op.Cast(op.Constant(value_int=quant_min), to=kind)
+        high = op.Cast(op.Constant(value_int=quant_max), to=kind)
+        q = op.Clip(q, low, high)
+    return op.DequantizeLinear(q, scale, zero, axis=axis)
+
+
+def _pool_globally(model: ModelProto) -> None:
+    """ReduceMean over H and W as GlobalAveragePool, for which integer kernels exist (in place)."""
+    graph = model.graph
+    constants = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
+    for index, node in reversed(list(enumerate(graph.node))):
+        if node.op_type != "ReduceMean" or len(node.input) < 2 or node.input[1] not in constants:
+            continue
+        if sorted(int(a) % 4 for a in constants[node.input[1]].reshape(-1)) != [2, 3]:
+            continue
+        keep = next((a.i for a in node.attribute if a.name == "keepdims"), 1)
+        pooled = node.output[0] if keep else f"{node.output[0]}_pooled"
+        new = [helper.make_node("GlobalAveragePool", [node.input[0]], [pooled])]
+        if not keep:
+            new.append(helper.make_node("Flatten", [pooled], [node.output[0]], axis=1))
+        graph.node.remove(node)
+        for n in reversed(new):
+            graph.node.insert(index, n)
+
+
+def _store_integers(model: ModelProto) -> None:
+    """Fold Quantize(-Clip) of constants into integer initializers, and biases into int32 (in place)."""
+    graph = model.graph
+    constants = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Constant":
+            constants[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
+    makers = {output: node for node in graph.node for output in node.output}
+    dead: list[NodeProto] = []
+    added: dict[str, NDArray[Any]] = {}
+    dequantized: dict[str, tuple[NDArray[Any], NDArray[Any]]] = {}  # output of a DequantizeLinear -> scale, integers
+    for node in list(graph.node):
+        if node.op_type != "DequantizeLinear":
+            continue
+        chain = [makers.get(node.input[0])]
+        if chain[0] is not None and chain[0].op_type == "Clip":
+            chain.append(makers.get(chain[0].input[0]))
+        first = chain[-1]
+        if first is None or first.op_type != "QuantizeLinear" or first.input[0] not in constants:
+            dequantized[node.output[0]] = (constants[node.input[1]], np.empty(0))
+            continue
+        integers = _quantize(constants[first.input[0]], *[constants[i] for i in first.input[1:3]], node.attribute[0].i)
+        if len(chain) > 1 and chain[0] is not None:
+            integers = integers.clip(*[constants[i] for i in chain[0].input[1:3]])
+        # Initializers of their own, even of a shared weight: onnxruntime's x64quantprecision mode rewrites them in place.
+        name, zero = f"{node.output[0]}_quantized", f"{node.output[0]}_zero_point"
+        added[name], added[zero] = integers, constants[node.input[2]]
+        node.input[0], node.input[2] = name, zero
+        dequantized[node.output[0]] = (constants[node.input[1]], integers)
+        dead += [n for n in chain if n is not None]
+    for node in dead:
+        if node in graph.node:
+            graph.node.remove(node)
+    _store_biases(model, constants, dequantized, added)
+    graph.initializer.extend(numpy_helper.from_array(v, k) for k, v in added.items())
+    _drop_unread(model)
+
+
+def _store_biases(
+    model: ModelProto,
+    constants: dict[str, NDArray[Any]],
+    dequantized: dict[str, tuple[NDArray[Any], NDArray[Any]]],
+    added: dict[str, NDArray[Any]],
+) -> None:
+    """Biases of layers whose input and weight are quantized become int32 initializers with a DequantizeLinear."""
+    graph = model.graph
+    for index, node in reversed(list(enumerate(graph.node))):
+        if node.op_type not in ("Conv", "Gemm") or len(node.input) < 3 or node.input[2] not in constants:
+            continue
+        if node.input[0] not in dequantized or node.input[1] not in dequantized:
+            continue
+        scale = (dequantized[node.input[0]][0] * dequantized[node.input[1]][0]).astype(np.float32).reshape(-1)
+        bias = constants[node.input[2]]
+        name = f"{node.input[2]}_int32"
+        added[name] = np.rint(bias / scale).astype(np.int32)
+        added[f"{name}_scale"] = scale
+        output = f"{name}_dequantized"
+        axis = {"axis": 0} if len(scale) > 1 else {}
+        graph.node.insert(index, helper.make_node("DequantizeLinear", [name, f"{name}_scale"], [output], output, **axis))
+        node.input[2] = output
+
+
+def _quantize(x: NDArray[Any], scale: NDArray[Any], zero: NDArray[Any], axis: int) -> NDArray[Any]:
+    """What QuantizeLinear computes, in float32 and as torch's kernel does: by the reciprocal of the scale."""
+    if scale.ndim:
+        shape = [-1 if d == axis else 1 for d in range(x.ndim)]
+        scale, zero = scale.reshape(shape), zero.reshape(shape)
+    info = np.iinfo(zero.dtype)
+    q = np.rint(x * (np.float32(1) / scale)) + zero
+    return q.clip(info.min, info.max).astype(zero.dtype)
+
+
+def _drop_unread(model: ModelProto) -> None:
+    """Remove nodes, initializers and type notes that nothing reads any more."""
+    graph = model.graph
+    while True:
+        read = {i for n in graph.node for i in n.input} | {o.name for o in graph.output}
+        unread = [n for n in graph.node if not read.intersection(n.output)]
+        if not unread:
+            break
+        for node in unread:
+            graph.node.remove(node)
+    kept = [t for t in graph.initializer if t.name in read]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
+    del graph.value_info[:]
+
+
+def _name_ends(model: ModelProto) -> None:
+    """Call the input `input` and the outputs `output`, `output_1`, ... whatever the model called them."""
+    graph = model.graph
+    renames = {graph.input[0].name: INPUT}
+    renames |= {o.name: OUTPUT if i == 0 else f"{OUTPUT}_{i}" for i, o in enumerate(graph.output)}
+    for node in graph.node:
+        for names in (node.input, node.output):
+            for i, name in enumerate(names):
+                names[i] = renames.get(name, name)
+    for value in [*graph.input, *graph.output]:
+        value.name = renames[value.name]
+        if value.type.tensor_type.shape.dim:
+            value.type.tensor_type.shape.dim[0].dim_param = "batch"
+
+
+def _anonymise(model: ModelProto) -> None:
+    """torch writes stack traces with the user's paths into every node: take them out."""
+    for item in [*model.graph.node, *model.graph.initializer, *model.graph.input, *model.graph.output, model.graph]:
+        item.doc_string = ""
+        if hasattr(item, "metadata_props"):
+            del item.metadata_props[:]
+    del model.metadata_props[:]
+    model.graph.name = "zaq"
+    model.producer_name, model.producer_version = "zaq", ""
+
+
+def _properties(model: ModelProto) -> dict[str, str]:
+    return {p.key: p.value for p in model.metadata_props}

@@ -1,0 +1,203 @@
+"""A model as one functional graph, and the words to speak of its operations. The only user of torch.export."""
+
+import copy
+import re
+import traceback
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Graph, GraphModule, Node
+from torch.utils import _pytree as pytree
+
+from zaq.errors import SourceError, TraceError
+
+__all__ = ["from_exported", "shape_of", "taps", "trace", "with_taps"]
+
+aten = torch.ops.aten
+CONVS = {aten.conv1d.default, aten.conv2d.default, aten.conv3d.default}
+TRANSPOSED = {aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input}
+LINEARS = {aten.linear.default}
+WEIGHTED = CONVS | TRANSPOSED | LINEARS  # (input, weight, bias, ...)
+BATCH_NORMS = {aten._native_batch_norm_legit_no_training.default, aten.batch_norm.default}
+MERGES = {aten.add.Tensor, aten.mul.Tensor, aten.cat.default}  # of two or more activations
+POOLS = {aten.mean.dim, aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default, aten._adaptive_avg_pool2d.default}
+CLAMPS = {aten.relu.default, aten.hardtanh.default, aten.clamp.default, aten.clamp_min.default}
+# Operations that move values and make no new ones but zero: what is quantized before them is quantized after.
+MOVES = {
+    aten.max_pool2d.default, aten.view.default, aten.reshape.default, aten.flatten.using_ints, aten.permute.default,
+    aten.transpose.int, aten.slice.Tensor, aten.squeeze.dim, aten.squeeze.dims, aten.unsqueeze.default,
+    aten.clone.default, aten.contiguous.default, aten.alias.default, aten.expand.default, aten.select.int,
+    aten.upsample_nearest2d.vec, aten.upsample_nearest2d.default, aten.channel_shuffle.default, aten.pixel_shuffle.default,
+}  # fmt: skip
+PADS = {aten.pad.default, aten.constant_pad_nd.default}
+
+
+def trace(model: nn.Module, example_input: Tensor | dict[str, Tensor]) -> GraphModule:
+    """Capture a model as a functional graph in eval mode; the batch stays dynamic, H and W are the example's.
+
+    The model is copied, never changed. `example_input` is the tensor (N, C, H, W) that `forward` takes first, or a
+    dict of keyword arguments. Raises TraceError, naming the line of the model that cannot be captured.
+    """
+    model = _unwrap(model)
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TraceError(
+            "a TorchScript module cannot be traced; load the original nn.Module and save it with torch.export.save("
+            "torch.export.export(model.eval(), (example,), dynamic_shapes=({0: torch.export.Dim.AUTO},)), 'model.pt2')."
+        )
+    args, kwargs = ((), example_input) if isinstance(example_input, dict) else ((example_input,), {})
+    args, kwargs = pytree.tree_map(_two_samples, (args, kwargs))
+    batch = {0: torch.export.Dim.AUTO}
+    shapes: Any = {name: batch for name in kwargs} if kwargs else (batch,)
+    model = copy.deepcopy(model).eval()
+    try:
+        exported = torch.export.export(model, args, kwargs, dynamic_shapes=shapes)
+    except Exception as error:
+        raise TraceError(f"{type(model).__name__} cannot be traced: {_reason(error)}") from error
+    return from_exported(exported)
+
+
+def from_exported(exported: torch.export.ExportedProgram) -> GraphModule:
+    """The functional graph of an exported program: in-place operations and aliases resolved, guards dropped.
+
+    Raises TraceError if the program was exported with a fixed batch or takes anything but one image batch.
+    """
+    with torch.no_grad():
+        module = exported.run_decompositions({}).module(check_guards=False)
+    graph = module.graph
+    for node in reversed(graph.nodes):
+        target = str(node.target)
+        if node.op in ("call_module", "call_function") and ("_guards_fn" in target or "_assert" in target):
+            graph.erase_node(node)
+    _keep_mean_dims(graph)
+    graph.eliminate_dead_code()
+    inputs = [n for n in graph.nodes if n.op == "placeholder" and n.users]
+    if len(inputs) != 1 or not isinstance(inputs[0].meta.get("val"), Tensor):
+        names = ", ".join(n.name for n in inputs) or "none"
+        raise TraceError(f"the model must take one tensor, a batch of images; it takes: {names}.")
+    if isinstance(inputs[0].meta["val"].shape[0], int):
+        raise TraceError(
+            f"the batch of input {inputs[0].name!r} is fixed to {inputs[0].meta['val'].shape[0]} samples; export it with "
+            "dynamic_shapes=({0: torch.export.Dim.AUTO},), and without a reshape that names the batch size."
+        )
+    result = GraphModule(module, graph)  # ep.module() refuses train() and eval(); a plain GraphModule takes them
+    result.requires_grad_(True)
+    _require_finite(result)
+    return result
+
+
+def shape_of(node: Node) -> tuple[int, ...] | None:
+    """The shape of one sample at a node, without the batch; None where the node holds no batch of samples."""
+    value = node.meta.get("val")
+    if not isinstance(value, Tensor) or value.dim() < 2 or not value.is_floating_point():
+        return None
+    return tuple(int(d) for d in value.shape[1:]) if all(isinstance(d, int) for d in value.shape[1:]) else None
+
+
+def input_node(gm: GraphModule) -> Node:
+    return next(n for n in gm.graph.nodes if n.op == "placeholder" and n.users)
+
+
+def output_nodes(gm: GraphModule) -> list[Node]:
+    return [n for n in pytree.tree_leaves(next(iter(reversed(gm.graph.nodes))).args) if isinstance(n, Node)]
+
+
+def activations(gm: GraphModule) -> Iterator[Node]:
+    """The nodes whose value depends on the input, in the order of execution."""
+    seen: set[Node] = {input_node(gm)}
+    for node in gm.graph.nodes:
+        if node.op in ("call_function", "call_module") and seen.intersection(node.all_input_nodes):
+            seen.add(node)
+            yield node
+
+
+def taps(gm: GraphModule) -> list[str]:
+    """Where teacher and student are compared: the last feature map of each spatial resolution, by node name."""
+    last: dict[tuple[int, ...], str] = {}
+    for node in activations(gm):
+        shape = shape_of(node)
+        if shape is None or len(shape) != 3 or shape[1] * shape[2] == 1 or node.target in MOVES | PADS | POOLS:
+            continue
+        last.pop(shape[1:], None)  # keep the order of execution
+        last[shape[1:]] = node.name
+    return list(last.values())
+
+
+def with_taps(gm: GraphModule, names: list[str]) -> GraphModule:
+    """The same modules and parameters under a graph that returns ([outputs], [values of the named nodes]).
+
+    A name that a fake-quantize follows is read before it. Raises KeyError for a name the graph does not have.
+    """
+    graph = Graph()
+    copied: dict[Node, Node] = {}
+    graph.graph_copy(gm.graph, copied)
+    by_name = {node.name: copied[node] for node in gm.graph.nodes if node in copied}
+    outputs = [copied[n] for n in output_nodes(gm)]
+    graph.output((outputs, [by_name[name] for name in names]))
+    return GraphModule(gm, graph)
+
+
+def attribute(gm: GraphModule, target: str) -> Tensor:
+    """The parameter or buffer that a get_attr node names."""
+    value: Any = gm
+    for part in target.split("."):
+        value = getattr(value, part)
+    return value  # type: ignore[no-any-return]
+
+
+def set_parameter(gm: GraphModule, target: str, value: Tensor) -> None:
+    """Put a parameter under a dotted name, whose owner must exist."""
+    owner, _, name = target.rpartition(".")
+    setattr(gm.get_submodule(owner), name, nn.Parameter(value))
+
+
+def source_line(node: Node) -> str:
+    """Where in the user's model a node was written, for messages: `net.py:12: x = ...`; else the node's name."""
+    frames = re.findall(r'File "([^"]+)", line (\d+), in \S+\n\s*(.+)', str(node.meta.get("stack_trace") or ""))
+    users = [f for f in frames if "/torch/" not in f[0]]
+    return "{}:{}: {}".format(*users[-1]) if users else node.name
+
+
+def _keep_mean_dims(graph: Graph) -> None:
+    """A mean over H and W becomes a pooling to 1x1 and a flatten, as in every other classifier's head."""
+    for node in list(graph.nodes):
+        dims = node.args[1] if node.target is aten.mean.dim and len(node.args) == 2 else None
+        shape = shape_of(node.args[0]) if dims else None
+        if not isinstance(dims, list) or shape is None or len(shape) != 3 or sorted(d % 4 for d in dims) != [2, 3]:
+            continue
+        with graph.inserting_after(node):
+            flat = graph.call_function(aten.flatten.using_ints, (node, 1))
+        flat.meta, node.args = dict(node.meta), (*node.args, True)
+        node.meta["val"] = node.meta["val"][:, :, None, None]
+        node.replace_all_uses_with(flat, delete_user_cb=lambda user, flat=flat: user is not flat)
+
+
+def _two_samples(x: Tensor) -> Tensor:
+    """torch.export takes a batch of one for a constant, so show it two."""
+    return x if x.shape[0] > 1 else torch.cat([x, x])
+
+
+def _unwrap(model: nn.Module) -> nn.Module:
+    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        return _unwrap(model.module)
+    original = getattr(model, "_orig_mod", None)  # torch.compile
+    return _unwrap(original) if isinstance(original, nn.Module) else model
+
+
+def _reason(error: BaseException) -> str:
+    """What torch.export says, shortened, with the last line of code that is not torch's own."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if "/torch/" not in f.filename]
+    ours = __file__
+    users = [f for f in frames if f.filename != ours]
+    where = f" at {users[-1].filename}:{users[-1].lineno}: {users[-1].line}" if users else ""
+    text = str(error).strip().splitlines() or [type(error).__name__]
+    kind = "its control flow depends on the data" if "data-dependent" in str(error) else text[0]
+    return f"{kind}{where}. Rewrite that line without a branch on tensor values, or export a part of the model."
+
+
+def _require_finite(gm: GraphModule) -> None:
+    for name, value in gm.state_dict().items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            count = int((~torch.isfinite(value)).sum())
+            raise SourceError(f"{name} holds {count} NaN or infinite values of {value.numel()}; the model is broken.")

@@ -1,0 +1,233 @@
+"""Where quantization goes. `integer`: every edge that an integer kernel reads or writes.
+
+| edge                                                   | bits                         |
+|--------------------------------------------------------|------------------------------|
+| the image                                              | 8 (it is 8 bits anyway)      |
+| input of a convolution or linear layer                 | activation bits              |
+| input of the last layer                                | `first_last`                 |
+| operand or result of add, mul, cat, an average pooling | 8, where nothing above reads it |
+| output of a convolution that no clamp follows          | 8, where nothing above reads it |
+| weight, one scale per output channel                   | weight bits; first and last layer: `first_last` |
+| bias                                                   | int32, in steps of s_x s_w   |
+
+A tensor has one quantizer, shared by all its readers, at the bits of the most demanding one. A clamp behind a kernel
+is part of it: the quantizer stands behind the clamp. A linear layer whose result leaves the graph writes floats, as
+integer kernels can.
+"""
+
+import copy
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+from torch.fx import GraphModule, Node
+
+from zaq.config import Card, QConfig
+from zaq.graph import (
+    CLAMPS,
+    LINEARS,
+    MERGES,
+    MOVES,
+    PADS,
+    POOLS,
+    TRANSPOSED,
+    WEIGHTED,
+    activations,
+    attribute,
+    input_node,
+    output_nodes,
+)
+from zaq.quant.fake_quantize import BiasQuantize, FakeQuantize
+from zaq.quant.observers import MSEObserver, RangeObserver
+from zaq.quant.ranges import Bounds, bounds
+
+__all__ = ["Placement", "place", "weighted_layers"]
+
+HIGH = 8  # bits of what is not read by a convolution or linear layer
+
+
+@dataclass
+class Placement:
+    """What was placed: node or parameter name -> its quantizer; and what stays in float, with the reason."""
+
+    activations: dict[str, FakeQuantize] = field(default_factory=dict)
+    weights: dict[str, FakeQuantize] = field(default_factory=dict)
+    layers: dict[str, tuple[str, str]] = field(default_factory=dict)  # layer -> (input tensor, weight)
+    in_float: list[str] = field(default_factory=list)
+
+
+def place(gm: GraphModule, qconfig: QConfig, card: Card) -> tuple[GraphModule, Placement]:
+    """A copy of a folded graph with FakeQuantize modules on its edges: the student, not yet calibrated.
+
+    Ranges that the graph guarantees are fixed at 8 bits, and limit the search at fewer (see `ranges.bounds`).
+    """
+    gm = copy.deepcopy(gm)
+    placed = Placement()
+    gm.add_module("quant", nn.ModuleDict())
+    known = bounds(gm, card)
+    bits = _activation_bits(gm, qconfig)
+    for node, width in bits.items():
+        quantizer = _activation_quantizer(width, known.get(node.name, Bounds()))
+        placed.activations[node.name] = quantizer
+        _insert_after(gm, node, quantizer)
+    first, last = _ends(gm)
+    for node in weighted_layers(gm):
+        end = qconfig.first_last is not None and (node in first or node in last)
+        width = qconfig.first_last if end and qconfig.first_last else qconfig.weight_bits
+        _quantize_layer(gm, node, width, placed)
+    placed.in_float = _left_in_float(gm)
+    gm.recompile()
+    return gm, placed
+
+
+def weighted_layers(gm: GraphModule) -> list[Node]:
+    """The convolutions and linear layers on the input's way whose weight is a parameter."""
+    return [n for n in activations(gm) if n.target in WEIGHTED and isinstance(n.args[1], Node) and n.args[1].op == "get_attr"]
+
+
+def _activation_bits(gm: GraphModule, qconfig: QConfig) -> dict[Node, int]:
+    """The tensors to quantize, by the node that makes them, and their bits."""
+    live = {input_node(gm), *activations(gm)}
+    layers = weighted_layers(gm)
+    _, last = _ends(gm)
+    bits: dict[Node, int] = {input_node(gm): HIGH}
+
+    def ask(node: Node, width: int) -> None:
+        maker = _maker(node)
+        if maker in live and maker is not input_node(gm):
+            bits[maker] = min(width, bits.get(maker, width))
+
+    outputs = output_nodes(gm)
+    for node in live:
+        if node in layers:
+            is_last = qconfig.first_last is not None and node in last
+            assert isinstance(node.args[0], Node)
+            ask(node.args[0], qconfig.first_last if is_last and qconfig.first_last else qconfig.act_bits)
+            if node.target not in LINEARS or node not in outputs:
+                ask(_behind_clamp(node), HIGH)
+        elif node.target in MERGES | POOLS and _is_merge_or_pool(node, live):
+            for operand in node.all_input_nodes:
+                if operand in live:
+                    ask(operand, HIGH)
+            ask(_behind_clamp(node), HIGH)
+    order = {n: i for i, n in enumerate(gm.graph.nodes)}
+    return dict(sorted(bits.items(), key=lambda item: order[item[0]]))
+
+
+def _is_merge_or_pool(node: Node, live: set[Node]) -> bool:
+    """Adding or multiplying a constant is no integer kernel; averaging over channels is none either."""
+    if node.target is torch.ops.aten.mean.dim:
+        dims = node.args[1]
+        return isinstance(dims, list) and sorted(d % 4 for d in dims if isinstance(d, int)) == [2, 3]
+    return node.target in POOLS or node.target is torch.ops.aten.cat.default or sum(n in live for n in node.all_input_nodes) > 1
+
+
+def _maker(node: Node) -> Node:
+    """The node that made a tensor's values: back through operations that only move them."""
+    while node.target in MOVES | PADS and isinstance(node.args[0], Node):
+        node = node.args[0]
+    return node
+
+
+def _behind_clamp(node: Node) -> Node:
+    """The clamp that reads a kernel's result and is its only reader, else the kernel itself."""
+    users = list(node.users)
+    return users[0] if len(users) == 1 and users[0].target in CLAMPS else node
+
+
+def _ends(gm: GraphModule) -> tuple[set[Node], set[Node]]:
+    """The layers that no other layer stands before, and those that none stands behind."""
+    layers = set(weighted_layers(gm))
+    reached: set[Node] = set()
+    first: set[Node] = set()
+    for node in activations(gm):
+        behind = any(n in reached or n in layers for n in node.all_input_nodes)
+        if behind:
+            reached.add(node)
+        elif node in layers:
+            first.add(node)
+    leads: set[Node] = set()
+    last: set[Node] = set()
+    for node in reversed(gm.graph.nodes):
+        before = any(n in leads or n in layers for n in node.users)
+        if before:
+            leads.add(node)
+        elif node in layers:
+            last.add(node)
+    return first, last
+
+
+def _activation_quantizer(bits: int, known: Bounds) -> FakeQuantize:
+    if bits >= HIGH and known.tight:
+        quantizer = FakeQuantize(bits, observer=RangeObserver, limits=(known.low, known.high))
+        observer = quantizer.observer
+        assert observer is not None
+        observer(torch.tensor([known.low, known.high]))
+        return quantizer
+    return FakeQuantize(bits, observer=MSEObserver, limits=(known.low, known.high))
+
+
+def _insert_after(gm: GraphModule, node: Node, quantizer: FakeQuantize) -> None:
+    """Put the quantizer behind a node, and again behind what only moves its values, so that a kernel's operands come
+    straight from one. The second time changes no value."""
+    module = gm.get_submodule("quant")
+    assert isinstance(module, nn.ModuleDict)
+    module[node.name] = quantizer
+    places, todo = [node], [node]
+    while todo:
+        moved = [u for u in todo.pop().users if u.target in MOVES]
+        places += moved
+        todo += moved
+    for place in places:
+        readers = [u for u in place.users if u not in places]
+        if readers:
+            with gm.graph.inserting_after(place):
+                new = gm.graph.call_module(f"quant.{node.name}", (place,))
+            new.meta["val"] = place.meta.get("val")
+            for reader in readers:
+                reader.replace_input_with(place, new)
+
+
+def _quantize_layer(gm: GraphModule, node: Node, bits: int, placed: Placement) -> None:
+    module = gm.get_submodule("quant")
+    weight = node.args[1]
+    source = node.args[0]
+    assert isinstance(module, nn.ModuleDict) and isinstance(weight, Node) and isinstance(source, Node)
+    name = str(weight.target)
+    if name not in placed.weights:
+        axis = 1 if node.target in TRANSPOSED else 0
+        value = attribute(gm, name)
+        placed.weights[name] = FakeQuantize(bits, axis, value.shape[axis], signed=True)
+        placed.weights[name].fit_weight(value)
+        module[_key(name)] = placed.weights[name]
+    with gm.graph.inserting_before(node):
+        new = gm.graph.call_module(f"quant.{_key(name)}", (weight,))
+    node.args = (source, new, *node.args[2:])
+    reads = _source_quantizer(gm, source)
+    placed.layers[node.name] = (reads, name)
+    bias = node.args[2] if len(node.args) > 2 else None
+    if isinstance(bias, Node) and bias.op == "get_attr" and reads:
+        module[f"{node.name}_bias"] = BiasQuantize(placed.activations[reads], placed.weights[name])
+        with gm.graph.inserting_before(node):
+            new = gm.graph.call_module(f"quant.{node.name}_bias", (bias,))
+        node.args = (*node.args[:2], new, *node.args[3:])
+
+
+def _source_quantizer(gm: GraphModule, node: Node) -> str:
+    """The name of the tensor whose quantizer a layer's input went through; empty where it went through none."""
+    while node.op != "call_module":
+        if node.target not in MOVES | PADS or not isinstance(node.args[0], Node):
+            return ""
+        node = node.args[0]
+    return str(node.target).removeprefix("quant.")
+
+
+def _key(name: str) -> str:
+    return name.replace(".", "_")
+
+
+def _left_in_float(gm: GraphModule) -> list[str]:
+    """The operations that compute in float between quantized tensors."""
+    integer = WEIGHTED | MOVES | PADS | CLAMPS | POOLS | MERGES
+    nodes = [n for n in activations(gm) if n.op == "call_function" and n.target not in integer]
+    return [f"{n.name} ({n.target})" for n in nodes if "aten" in str(n.target) and "sym_" not in str(n.target)]

@@ -1,0 +1,63 @@
+"""From a range to a grid: scale and zero point (Jacob et al. 2018, section 2.1), and the search for a good range."""
+
+import torch
+from torch import Tensor
+
+__all__ = ["affine_qparams", "quant_range", "search_range", "search_symmetric", "symmetric_qparams"]
+
+SMALLEST_SCALE = 2.0**-24  # a channel of zeros still needs a grid
+CANDIDATES = 100
+NORM = 2.4  # the exponent of the error, as in BRECQ's and QDrop's search
+
+
+def quant_range(bits: int, signed: bool) -> tuple[int, int]:
+    """quant_min and quant_max: 0..2^k-1 unsigned, -2^(k-1)..2^(k-1)-1 signed."""
+    return (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
+
+
+def affine_qparams(low: Tensor, high: Tensor, quant_min: int, quant_max: int) -> tuple[Tensor, Tensor]:
+    """scale (float32) and zero_point (int32) of a grid that spans [low, high] and holds zero exactly.
+
+    Rounding the zero point shifts the grid; the scale then grows until both ends are covered again. (Without that,
+    pixels normalised to [-1, 1] all lie half-way between two steps, and rounding them is a toss-up between runtimes.)
+    """
+    low, high = low.clamp(max=0.0), high.clamp(min=0.0)
+    scale = ((high - low) / (quant_max - quant_min)).clamp(min=SMALLEST_SCALE)
+    zero_point = (quant_min - low / scale).round().clamp(quant_min, quant_max)
+    above, below = (quant_max - zero_point).clamp(min=0.5), (zero_point - quant_min).clamp(min=0.5)
+    scale = torch.where(zero_point < quant_max, high / above, scale).maximum(
+        torch.where(zero_point > quant_min, -low / below, scale * 0)
+    )
+    return scale.clamp(min=SMALLEST_SCALE).float(), zero_point.int()
+
+
+def symmetric_qparams(reach: Tensor, quant_max: int) -> tuple[Tensor, Tensor]:
+    """scale = max|x| / (2^(k-1) - 1) and zero_point 0 (ZAQ's uniform quantizer)."""
+    scale = (reach / quant_max).clamp(min=SMALLEST_SCALE).float()
+    return scale, torch.zeros_like(scale, dtype=torch.int32)
+
+
+def search_range(values: Tensor, low: Tensor, high: Tensor, quant_min: int, quant_max: int) -> tuple[Tensor, Tensor]:
+    """The part of [low, high], both ends shrunk alike, whose grid has the least sum |x^ - x|^2.4 over `values` (n,)."""
+    best, kept = torch.tensor(torch.inf), (low, high)
+    for ratio in torch.linspace(1.0, 1.0 / CANDIDATES, CANDIDATES):
+        scale, zero_point = affine_qparams(low * ratio, high * ratio, quant_min, quant_max)
+        q = torch.clamp((values / scale).round() + zero_point, quant_min, quant_max)
+        error = ((q - zero_point) * scale - values).abs().pow(NORM).sum()
+        if error < best:
+            best, kept = error, (low * ratio, high * ratio)
+    return kept
+
+
+def search_symmetric(weight: Tensor, quant_min: int, quant_max: int, axis: int) -> Tensor:
+    """Per index of `axis`, the reach (C,) whose symmetric grid has the least sum |w^ - w|^2.4."""
+    rows = weight.detach().transpose(0, axis).flatten(1)  # (C, n)
+    largest = rows.abs().amax(1)
+    best, kept = torch.full_like(largest, torch.inf), largest.clone()
+    for ratio in torch.linspace(1.2, 0.2, CANDIDATES):  # beyond 1: the grid has one step more below zero than above
+        scale, _ = symmetric_qparams(largest * ratio, quant_max)
+        q = (rows / scale[:, None]).round().clamp(quant_min, quant_max)
+        error = (q * scale[:, None] - rows).abs().pow(NORM).sum(1)
+        better = error < best
+        best, kept = torch.where(better, error, best), torch.where(better, largest * ratio, kept)
+    return kept

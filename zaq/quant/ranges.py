@@ -1,0 +1,72 @@
+"""What the graph itself knows of a tensor's range, without any data: ReLU6 ends at 6, a sigmoid at 1, a pixel at 255."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch.fx import GraphModule, Node
+
+from zaq.config import Card
+from zaq.graph import CLAMPS, MOVES, PADS, POOLS, activations, input_node
+
+__all__ = ["Bounds", "bounds"]
+
+aten = torch.ops.aten
+INF = math.inf
+UNIT = {aten.sigmoid.default, aten.hardsigmoid.default, aten.softmax.int, aten._softmax.default}
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """No value lies outside [low, high]; `tight` if the network was made to reach both ends, as with ReLU6."""
+
+    low: float = -INF
+    high: float = INF
+    tight: bool = False
+
+
+def bounds(gm: GraphModule, card: Card) -> dict[str, Bounds]:
+    """Interval arithmetic over the graph: node name -> Bounds. An input of unknown normalisation has none."""
+    found: dict[Node, Bounds] = {}
+    if not card.normalised and card.input:
+        low, high = card.bounds()
+        found[input_node(gm)] = Bounds(float(low.min()), float(high.max()), tight=True)
+    for node in activations(gm):
+        parts = [found.get(n, Bounds()) for n in node.all_input_nodes if n.op != "get_attr"]
+        if parts:
+            found[node] = _bounds_of(node, parts)
+    return {node.name: b for node, b in found.items()}
+
+
+def _bounds_of(node: Node, parts: list[Bounds]) -> Bounds:
+    first = parts[0]
+    if node.target in CLAMPS:
+        low, high = clamp_limits(node)
+        merged = Bounds(max(low, first.low), min(high, first.high))
+        return Bounds(merged.low, merged.high, tight=math.isfinite(low) and math.isfinite(high) or first.tight)
+    if node.target in UNIT:
+        return Bounds(0.0, 1.0, tight=True)
+    if node.target is aten.tanh.default:
+        return Bounds(-1.0, 1.0, tight=True)
+    if node.target in MOVES | POOLS:
+        return first
+    if node.target in PADS:
+        return Bounds(min(0.0, first.low), max(0.0, first.high), first.tight)
+    if node.target is aten.cat.default:
+        return Bounds(min(p.low for p in parts), max(p.high for p in parts), all(p.tight for p in parts))
+    if node.target is aten.add.Tensor and len(parts) == 2:
+        return Bounds(parts[0].low + parts[1].low, parts[0].high + parts[1].high)
+    return Bounds()
+
+
+def clamp_limits(node: Node) -> tuple[float, float]:
+    """The ends a clamp node was given: (0, inf) for ReLU, (0, 6) for ReLU6; infinite where an end is computed."""
+    if node.target is aten.relu.default:
+        return 0.0, INF
+    default = (-1.0, 1.0) if node.target is aten.hardtanh.default else (None, None)
+    given = [*node.args[1:3], *default[len(node.args) - 1 :]]
+    low, high = (given[i] if i < len(given) else None for i in (0, 1))
+    return (
+        float(low) if isinstance(low, int | float) else -INF,
+        float(high) if isinstance(high, int | float) else INF,
+    )
