@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
+from torch.fx.graph import CodeGen
 from torch.utils import _pytree as pytree
 
 from zaq.errors import SourceError, TraceError
@@ -36,6 +37,8 @@ PADS = {aten.pad.default, aten.constant_pad_nd.default}
 
 def trace(model: nn.Module, example_input: Tensor | dict[str, Tensor]) -> GraphModule:
     """Capture a model as a functional graph in eval mode; the batch stays dynamic, H and W are the example's.
+
+    The graph returns one tensor, or a tuple of the tensors in whatever structure the model returns.
 
     The model is copied, never changed. `example_input` is the tensor (N, C, H, W) that `forward` takes first, or a
     dict of keyword arguments. Raises TraceError, naming the line of the model that cannot be captured.
@@ -81,6 +84,7 @@ def from_exported(exported: torch.export.ExportedProgram) -> GraphModule:
             f"the batch of input {inputs[0].name!r} is fixed to {inputs[0].meta['val'].shape[0]} samples; export it with "
             "dynamic_shapes=({0: torch.export.Dim.AUTO},), and without a reshape that names the batch size."
         )
+    _flatten_outputs(graph)
     result = GraphModule(module, graph)  # ep.module() refuses train() and eval(); a plain GraphModule takes them
     result.requires_grad_(True)
     _require_finite(result)
@@ -157,6 +161,14 @@ def source_line(node: Node) -> str:
     frames = re.findall(r'File "([^"]+)", line (\d+), in \S+\n\s*(.+)', str(node.meta.get("stack_trace") or ""))
     users = [f for f in frames if "/torch/" not in f[0]]
     return "{}:{}: {}".format(*users[-1]) if users else node.name
+
+
+def _flatten_outputs(graph: Graph) -> None:
+    """One tensor in; one tensor out, or a tuple of the tensors in the user's structure."""
+    end = next(iter(reversed(graph.nodes)))
+    leaves = [n for n in pytree.tree_leaves(end.args) if isinstance(n, Node)]
+    end.args = (leaves[0] if len(leaves) == 1 else tuple(leaves),)
+    graph.set_codegen(CodeGen())
 
 
 def _keep_mean_dims(graph: Graph) -> None:

@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import re
+import warnings
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from zaq.errors import SourceError, unknown
 from zaq.graph import from_exported, input_node, trace
 from zaq.zoo import ARCHITECTURES
 
-__all__ = ["DEFAULT", "SOURCES", "Source", "load"]
+__all__ = ["DEFAULT", "SOURCES", "Source", "load", "read_pt2"]
 
 DEFAULT = "zoo:resnet20_cifar10"
 SAVE_IT = (
@@ -85,10 +86,13 @@ def _fit(path: Path, graph: GraphModule, card: Card) -> Card:
     return card.override(input=shape)
 
 
-def _from_pt2(path: Path) -> GraphModule:
+def read_pt2(path: Path) -> GraphModule:
+    """The graph of a torch.export file. Raises SourceError rather than unpickle any part of it."""
     _refuse_pickles(path)
     try:
-        exported = torch.export.load(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            exported = torch.export.load(path)
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise SourceError(f"{path}: torch.export cannot read it: {reason}") from error
@@ -185,7 +189,7 @@ def _refuse_pickle(path: Path) -> GraphModule:
 
 
 SOURCES: dict[str, Callable[[Path], GraphModule]] = {
-    ".pt2": _from_pt2,
+    ".pt2": read_pt2,
     ".safetensors": _from_safetensors,
     ".pt": _refuse_pickle,
     ".pth": _refuse_pickle,

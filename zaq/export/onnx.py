@@ -7,7 +7,6 @@ as int8 with a scale per channel, biases as int32 in steps of s_x s_w.
 import copy
 import json
 import logging
-import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -33,13 +32,9 @@ OPSET = 18
 INPUT, OUTPUT = "input", "output"
 
 
-def write_onnx(student: GraphModule, path: Path, metadata: dict[str, Any]) -> ModelProto:
-    """Export to `path` (written to a temporary name and moved into place); see `to_onnx`."""
-    model = to_onnx(student, metadata)
-    temporary = path.with_suffix(".partial")
-    onnx.save(model, temporary)
-    os.replace(temporary, path)
-    return model
+def write_onnx(student: GraphModule, path: Path, metadata: dict[str, Any]) -> None:
+    """Export to `path`; see `to_onnx`."""
+    onnx.save(to_onnx(student, metadata), path)
 
 
 def to_onnx(student: GraphModule, metadata: dict[str, Any]) -> ModelProto:
@@ -48,11 +43,10 @@ def to_onnx(student: GraphModule, metadata: dict[str, Any]) -> ModelProto:
     The input is (batch, C, H, W) float32, normalised; the batch is dynamic, the outputs are those of the model.
     """
     plain = deployable(student)
-    example = torch.zeros(2, *[int(d) for d in input_node(student).meta["val"].shape[1:]])
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-        exported = torch.export.export(plain, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+        exported = torch.export.export(plain, (example_batch(student),), dynamic_shapes=({0: torch.export.Dim("batch")},))
         program = torch.onnx.export(
             exported,
             dynamo=True,
@@ -97,6 +91,11 @@ def deployable(student: GraphModule) -> GraphModule:
     gm.graph.eliminate_dead_code()
     gm.recompile()
     return gm
+
+
+def example_batch(student: GraphModule) -> Tensor:
+    """Two blank inputs, for tracing."""
+    return torch.zeros(2, *[int(d) for d in input_node(student).meta["val"].shape[1:]])
 
 
 def _repeats(quantizer: FakeQuantize, low: float, high: float) -> bool:

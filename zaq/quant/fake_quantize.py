@@ -19,7 +19,8 @@ class FakeQuantize(FakeQuantizeBase):
 
     A citizen of torch.ao.quantization: takes any of its observers, answers to enable_observer, disable_observer,
     enable_fake_quant, disable_fake_quant and calculate_qparams. `axis` >= 0: one scale for each index of that
-    dimension, symmetric, which is for weights; else one scale and zero point for the tensor.
+    dimension, symmetric, which is for weights; else one scale and zero point for the tensor. `limit` keeps signed
+    integers within [-limit, limit].
     """
 
     scale: Tensor
@@ -31,12 +32,14 @@ class FakeQuantize(FakeQuantizeBase):
         axis: int = -1,
         channels: int = 1,
         signed: bool = False,
+        limit: int = 128,
         observer: Callable[..., ObserverBase] = MSEObserver,
         **observer_kwargs: Any,
     ) -> None:
         super().__init__()
         self.bits, self.axis, self.signed = bits, axis, signed
-        self.quant_min, self.quant_max = quant_range(bits, signed)
+        low, high = quant_range(bits, signed)
+        self.quant_min, self.quant_max = (max(low, -limit), min(high, limit)) if signed else (low, high)
         self.scale = nn.Parameter(torch.ones(channels))
         self.register_buffer("zero_point", torch.zeros(channels, dtype=torch.int32))
         self.observer: ObserverBase | None = None

@@ -3,7 +3,8 @@
     q = clamp(round(x / S) + Z, quant_min, quant_max),   x^ = (q - Z) S
 
 The gradient of x is the straight-through estimator: one where q was not clamped, else zero. The gradient of S is
-LSQ's (Esser et al. 2020, eq. 3): (q - Z) - x / S inside the range and q - Z outside.
+LSQ's (Esser et al. 2020, eq. 3): (q - Z) - x / S inside the range and q - Z outside. Written in plain vectorised
+operations: torch's own fused kernels take ten times as long forward and eight times backward on a CPU.
 """
 
 from typing import Any
@@ -13,8 +14,6 @@ from torch import Tensor
 
 __all__ = ["fake_quantize"]
 
-_ON = torch.ones(1, dtype=torch.uint8)
-
 
 @torch.library.custom_op("zaq::fake_quantize", mutates_args=())
 def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, axis: int, quant_min: int, quant_max: int) -> Tensor:
@@ -22,10 +21,8 @@ def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, axis: int, quant
 
     scale is float32 and zero_point int32, each with one value (axis < 0) or one for every index of dimension `axis`.
     """
-    if axis < 0:
-        run = torch.ops.aten._fake_quantize_per_tensor_affine_cachemask_tensor_qparams
-        return run(x, scale, zero_point, _ON, quant_min, quant_max)[0]  # type: ignore[no-any-return]
-    return torch.fake_quantize_per_channel_affine(x, scale, zero_point, axis, quant_min, quant_max)
+    step, zero = _along(scale, x, axis), _along(zero_point, x, axis)
+    return (x / step).round_().add_(zero).clamp_(quant_min, quant_max).sub_(zero).mul_(step)
 
 
 @fake_quantize.register_fake
@@ -33,20 +30,26 @@ def _(x: Tensor, scale: Tensor, zero_point: Tensor, axis: int, quant_min: int, q
     return torch.empty_like(x)
 
 
+def _along(values: Tensor, x: Tensor, axis: int) -> Tensor:
+    """Values in a shape that broadcasts along dimension `axis` of x."""
+    return values if axis < 0 else values.view(-1, *[1] * (x.dim() - 1 - axis))
+
+
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, scale, _, ctx.axis, _, _ = inputs
-    ctx.save_for_backward(x, output, scale)
+    x, scale, zero_point, ctx.axis, ctx.quant_min, ctx.quant_max = inputs
+    ctx.save_for_backward(x, output, scale, zero_point)
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    x, y, scale = ctx.saved_tensors
-    axis = ctx.axis if ctx.axis >= 0 else None
-    step = scale if axis is None else scale.view(-1, *[1] * (x.dim() - 1 - axis))
-    inside = (x - y).abs_() <= step * 0.5000001  # rounding moves a value half a step at most, clamping more
-    grad_x = grad * inside
+    x, y, scale, zero_point = ctx.saved_tensors
+    if grad.stride() != x.stride():  # mixed memory formats cost thirty times the work itself
+        grad = torch.empty_like(x).copy_(grad)
+    position = (x / _along(scale, x, ctx.axis)).add_(_along(zero_point, x, ctx.axis))
+    # hardtanh's backward is the vectorised "grad where low < position < high, else 0"
+    grad_x = torch.ops.aten.hardtanh_backward(grad, position, ctx.quant_min - 0.5, ctx.quant_max + 0.5)
     grad_scale = None
     if ctx.needs_input_grad[1]:
-        dims = [d for d in range(x.dim()) if d != axis]
+        dims = [d for d in range(x.dim()) if d != ctx.axis]
         grad_scale = ((grad * y).sum(dims) - (grad_x * x).sum(dims)).view(scale.shape) / scale
     return grad_x, grad_scale, None, None, None, None
 

@@ -1,0 +1,114 @@
+"""The pipeline: graph in, fold, place, run the method, and what comes out as one object."""
+
+import dataclasses
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from zaq import report as reporting
+from zaq.config import EFFORTS, Card, QConfig
+from zaq.errors import BitsError, TrainingError, unknown
+from zaq.export.onnx import write_onnx
+from zaq.graph import input_node, trace
+from zaq.methods.job import Job, Log
+from zaq.methods.zaq import ZAQ
+from zaq.passes.fold import fold
+from zaq.progress import Progress
+from zaq.quant.placement import place, weighted_layers
+
+__all__ = ["Quantized", "quantize", "quantize_graph"]
+
+
+@dataclass
+class Quantized:
+    """A quantized model. `module` is the student, to be called like the model it came from; `report` says what was done."""
+
+    module: GraphModule
+    teacher: GraphModule
+    card: Card
+    report: dict[str, Any]
+    job: Job
+
+    def export(self, path: str | Path) -> None:
+        """Write the integer ONNX file; its properties hold bits, method, seed, version, source hash and input card."""
+        write_onnx(self.module, Path(path), reporting.onnx_metadata(self.report))
+
+
+def quantize(
+    model: nn.Module,
+    example_input: Tensor | dict[str, Tensor],
+    bits: str | QConfig = "w4a4",
+    method: Any = None,
+    *,
+    card: Card | None = None,
+    effort: str = "default",
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Quantized:
+    """Quantize a trained network without data. The model is not changed.
+
+    example_input: (N, C, H, W), normalised as the model expects; its values do not matter, H and W do.
+    bits: `w4a4` and the like, 2 to 8; a QConfig says more. method: ZAQ() by default.
+    card: how inputs are normalised (`Card(mean=..., std=...)`); without it they count as already normalised.
+    Raises TraceError for a model that cannot be captured, BitsError for bits that do not exist.
+    """
+    qconfig = QConfig.parse(bits) if isinstance(bits, str) else bits
+    return quantize_graph(
+        trace(model, example_input), qconfig, method or ZAQ(), card=card or Card(), effort=effort, seed=seed, progress=progress
+    )
+
+
+def quantize_graph(
+    graph: GraphModule,
+    qconfig: QConfig,
+    method: Any,
+    *,
+    card: Card,
+    effort: str = "default",
+    seed: int = 0,
+    progress: Progress | None = None,
+    log: Log | None = None,
+    source: dict[str, Any] | None = None,
+) -> Quantized:
+    """Quantize a traced graph; what `quantize` and the command line share."""
+    if effort not in EFFORTS:
+        raise BitsError("effort: " + unknown("effort", effort, EFFORTS))
+    started = time.monotonic()
+    card = card.override(input=tuple(int(d) for d in input_node(graph).meta["val"].shape[1:]))
+    teacher, unfolded = fold(graph)
+    if not weighted_layers(teacher):
+        raise BitsError("the model has no convolution or linear layer with a weight of its own; nothing to quantize.")
+    teacher = teacher.requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        student, placement = place(teacher, qconfig, card)
+        student.requires_grad_(True)
+        job = Job(teacher, student, placement, card, effort, progress or Progress(), log or Log())
+        job.notes += unfolded
+        if card.normalised:
+            job.notes.append("no mean and std are known: the input counts as already normalised")
+        method(job)
+        student.requires_grad_(False)
+        _require_finite(student)
+        options = {
+            "bits": str(qconfig),
+            "qconfig": dataclasses.asdict(qconfig),
+            "method": reporting.method_dict(method),
+            "effort": effort,
+            "seed": seed,
+            "card": card.to_dict(),
+            "source": source or {"name": "module", "sha256": None},
+        }
+        found = reporting.describe(job, options, minutes=(time.monotonic() - started) / 60)
+    return Quantized(student, teacher, card, found, job)
+
+
+def _require_finite(student: nn.Module) -> None:
+    bad = [k for k, v in student.state_dict().items() if v.is_floating_point() and not bool(torch.isfinite(v).all())]
+    if bad:
+        raise TrainingError(f"the student holds NaN in {bad[0]} after training; try a smaller step, e.g. -s lr_student=1e-5.")

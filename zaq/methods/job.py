@@ -1,0 +1,110 @@
+"""What a method is given: teacher, student, and what is known of the input. No data set, by construction."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+
+from zaq.config import Card
+from zaq.graph import shape_of, taps, with_taps
+from zaq.passes.fold import BatchNormStats
+from zaq.progress import Progress
+from zaq.quant.placement import Placement
+
+__all__ = ["Job", "Log", "Stage"]
+
+PIXELS_A_BATCH = 2**16  # a batch of 64 at 32x32
+
+
+@dataclass
+class Log:
+    """Losses step by step, in memory and, if there is a path, in a file of JSON lines as they come."""
+
+    path: Path | None = None
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+    def __call__(self, stage: str, step: int, **values: float) -> None:
+        row = {"stage": stage, "step": step, **values}
+        self.rows.append(row)
+        if self.path:
+            with self.path.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+
+
+@dataclass
+class Stage:
+    """What one stage of a method did: the held-out synthetic loss before and after, and whether it was kept."""
+
+    name: str
+    steps: int
+    loss_before: float | None = None
+    loss_after: float | None = None
+    kept: bool = True
+    note: str = ""
+
+
+@dataclass
+class Job:
+    """One model to quantize. The student is trained in place; `stages`, `samples` and `notes` go into the report."""
+
+    teacher: GraphModule  # folded, frozen
+    student: GraphModule
+    placement: Placement
+    card: Card
+    effort: str = "default"
+    progress: Progress = field(default_factory=Progress)
+    log: Log = field(default_factory=Log)
+    stages: list[Stage] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    samples: Tensor | None = None
+    interrupted: bool = False
+
+    @property
+    def batch(self) -> int:
+        """Samples in a batch, a power of two from 8 to 64, so that large images fit."""
+        height, width = self.card.input[1:]
+        return int(2 ** torch.tensor(PIXELS_A_BATCH / (height * width)).log2().floor().clamp(3, 6))
+
+    @property
+    def taps(self) -> list[str]:
+        return taps(self.teacher)
+
+    @property
+    def classes(self) -> int | None:
+        """The number of classes, if the teacher is a classifier: one output (N, K)."""
+        outputs = [shape_of(n) for n in _outputs(self.teacher)]
+        return outputs[0][0] if len(outputs) == 1 and outputs[0] is not None and len(outputs[0]) == 1 else None
+
+    def batch_norms(self) -> dict[str, BatchNormStats]:
+        """What folded batch norms knew: layer name -> statistics of its output on the training data."""
+        return {n.name: n.meta["bn"] for n in self.teacher.graph.nodes if "bn" in n.meta}
+
+    def tapped(self, student: bool) -> GraphModule:
+        """Teacher or student as a module that returns ([outputs], [tapped features])."""
+        return with_taps(self.student if student else self.teacher, self.taps)
+
+    @contextmanager
+    def calibrating(self) -> Iterator[None]:
+        """Inside, activations pass unrounded and are watched; afterwards their ranges are frozen."""
+        quantizers = list(self.placement.activations.values())
+        for quantizer in quantizers:
+            quantizer.disable_fake_quant()
+            quantizer.enable_observer()
+        try:
+            yield
+        finally:
+            for quantizer in quantizers:
+                quantizer.calibrate()
+                quantizer.enable_fake_quant()
+
+
+def _outputs(gm: GraphModule) -> list[Any]:
+    from zaq.graph import output_nodes
+
+    return output_nodes(gm)

@@ -1,0 +1,100 @@
+"""The adversarial loop that data-free methods share: its state as one object, rollback after a NaN, early stopping."""
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from zaq.methods.job import Job, Stage
+
+__all__ = ["Game", "play"]
+
+LIVES = 2  # times a loss may become NaN before the game stops
+SMALLER = 0.1  # the factor on every learning rate after a NaN
+
+
+@dataclass
+class Game:
+    """Everything that changes while student and generator play; what is not in here does not matter across rounds."""
+
+    student: nn.Module
+    generator: nn.Module
+    optimizer_q: Optimizer
+    optimizer_g: Optimizer
+    layer_gaps: Tensor | None = None  # EMA of each layer's relation gap, (layers,)
+    round: int = 0
+    peak_lrs: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.peak_lrs = [group["lr"] for group in self._groups()]
+
+    def _groups(self) -> list[dict[str, Any]]:
+        return [*self.optimizer_q.param_groups, *self.optimizer_g.param_groups]
+
+    def set_lr(self, factor: float) -> None:
+        for group, peak in zip(self._groups(), self.peak_lrs, strict=True):
+            group["lr"] = peak * factor
+
+    def save(self) -> dict[str, Any]:
+        """A copy of the state that later rounds do not touch."""
+        parts = (self.student, self.generator, self.optimizer_q, self.optimizer_g)
+        saved = {"parts": [copy.deepcopy(p.state_dict()) for p in parts], "rng": torch.get_rng_state()}
+        return saved | {"layer_gaps": self.layer_gaps, "round": self.round}
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        parts = (self.student, self.generator, self.optimizer_q, self.optimizer_g)
+        for part, state in zip(parts, saved["parts"], strict=True):
+            part.load_state_dict(copy.deepcopy(state))
+        torch.set_rng_state(saved["rng"])
+        self.layer_gaps, self.round = saved["layer_gaps"], saved["round"]
+
+
+def play(
+    job: Job,
+    game: Game,
+    rounds: int,
+    one_round: Callable[[Game], dict[str, float]],
+    schedule: Callable[[float], float],
+    held_out: Callable[[], float],
+    name: str,
+) -> Stage:
+    """Play `rounds` rounds and keep the result only if the held-out synthetic loss went down.
+
+    `schedule` maps progress in [0, 1) to a factor on the learning rates. A loss that is not finite puts the last good
+    round back and goes on with a tenth of the step, twice; then the game ends with what it has. So does Ctrl-C.
+    """
+    stage = Stage(name, 0, loss_before=held_out())
+    start = good = game.save()
+    smaller, lives = 1.0, LIVES
+    try:
+        for i in job.progress.track(name, rounds):
+            game.round = i
+            game.set_lr(smaller * schedule(i / rounds))
+            losses = one_round(game)
+            if all(math.isfinite(v) for v in losses.values()):
+                good = game.save()
+                stage.steps = i + 1
+                job.log(name, i, **losses)
+                continue
+            game.restore(good)
+            smaller, lives = smaller * SMALLER, lives - 1
+            job.log(name, i, rolled_back=1.0)
+            if lives < 0:
+                stage.note = f"stopped at round {i + 1} of {rounds}: the loss became NaN {LIVES + 1} times"
+                break
+            torch.manual_seed(torch.initial_seed() + i + 1)  # other noise than that which led there
+    except KeyboardInterrupt:
+        game.restore(good)
+        job.interrupted = True
+        stage.note = f"interrupted after round {stage.steps} of {rounds}"
+    stage.loss_after = held_out()
+    if not stage.loss_after < (stage.loss_before or math.inf):
+        game.restore(start)
+        stage.kept = False
+    job.stages.append(stage)
+    return stage

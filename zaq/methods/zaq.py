@@ -1,0 +1,190 @@
+"""Zero-shot Adversarial Quantization (Liu, Zhang, Wang; CVPR 2021).
+
+A generator G looks for images on which the quantized student Q differs from the float teacher P; Q learns to agree
+with P on them:
+
+    Q: min L_KT = D_o + alpha D_f                    (knowledge transfer)
+    G: min L_DE = -D_o - alpha D_f + beta L_a        (discrepancy estimation)
+
+D_o is the L1 of the outputs, D_f the L1 of the channel relation maps, layer by layer, weighted by the softmax of each
+layer's discrepancy. Before the game, G is warmed up to draw images that ranges can be read from: on batch-norm
+statistics where the teacher has them, and on its classes where it is a classifier. `warm_up=0` leaves that out.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from zaq.graph import with_taps
+from zaq.methods.job import Job, Stage
+from zaq.methods.loop import Game, play
+from zaq.quant.fake_quantize import FakeQuantize
+from zaq.synth.generators import DCGAN, GENERATORS
+from zaq.synth.losses import activation_loss, batch_norm_loss, output_discrepancy, relation_gaps
+
+__all__ = ["ZAQ"]
+
+STEPS = {"fast": (20, 4), "default": (150, 85), "best": (600, 1200)}  # effort: warm-up steps of G, rounds of the game
+HELD_OUT_BATCHES = 4
+CALIBRATION_BATCHES = 8
+
+
+@dataclass(frozen=True)
+class ZAQ:
+    """The paper's constants; where its released code has others they are named. `None`: set by the effort."""
+
+    alpha: float = 0.1  # weight of D_f (code: 1.0)
+    beta: float = 0.05  # weight of L_a (code: 0.1)
+    relation: str = "crm"  # crm, gram, or the code's scrm
+    layer_weights: bool = True  # softmax of each layer's relation gap; False: a plain mean (code)
+    ema: float = 0.9  # memory of those gaps
+    q_steps: int = 5  # student steps a round ...
+    g_steps: int = 1  # ... and generator steps
+    rounds: int | None = None
+    milestones: tuple[float, ...] = (1 / 3, 2 / 3)  # parts of the game after which every step is ten times smaller
+    lr_student: float = 5e-5  # Adam; the code trains batch norms too, by SGD at 0.1
+    lr_scale: float = 2e-4  # of learned scales, relative to the scale; 0 keeps ranges frozen
+    lr_generator: float = 1e-3
+    generator: str = "dcgan"
+    latent: int = 256
+    width: int = 32  # of the generator (paper: 128, a quarter of it on CIFAR)
+    warm_up: int | None = None
+    bns: float = 0.0  # weight of batch-norm statistics in L_DE as well (not in the paper)
+
+    def __call__(self, job: Job) -> None:
+        """Quantize `job.student` in place: warm up, calibrate, play."""
+        warm_up, rounds = STEPS[job.effort]
+        generator = GENERATORS[self.generator](job.card, self.latent, self.width, job.classes)
+        self._warm_up(job, generator, warm_up if self.warm_up is None else self.warm_up)
+        held_out = [_draw(job, generator) for _ in range(HELD_OUT_BATCHES)]
+        job.samples = held_out[0]
+        self._calibrate(job, generator)
+        if not job.interrupted:
+            self._play(job, generator, rounds if self.rounds is None else self.rounds, held_out)
+
+    def _warm_up(self, job: Job, generator: DCGAN, steps: int) -> None:
+        stats = job.batch_norms()
+        if not stats and generator.classes is None:
+            job.notes.append("the teacher has neither batch norm nor classes: the generator starts from noise")
+            return
+        teacher = with_taps(job.teacher, [*stats, *job.taps[-1:]])
+        optimizer = torch.optim.Adam(generator.parameters(), self.lr_generator)
+        try:
+            for i in job.progress.track("warm-up", steps):
+                images, labels = generator.sample(job.batch)
+                outputs, features = teacher(images)
+                losses = {}
+                if stats:
+                    losses["batch_norm"] = batch_norm_loss(features[: len(stats)], list(stats.values()))
+                else:
+                    losses["activation"] = self.beta * activation_loss(features[-1])
+                if labels is not None:
+                    losses["cross_entropy"] = F.cross_entropy(outputs[0], labels)
+                loss = torch.stack(list(losses.values())).sum()
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                job.log("warm-up", i, **{k: float(v.detach()) for k, v in losses.items()})
+        except KeyboardInterrupt:
+            job.interrupted = True
+        job.stages.append(Stage("warm-up", steps))
+
+    def _calibrate(self, job: Job, generator: DCGAN) -> None:
+        with job.calibrating(), torch.no_grad():
+            for _ in job.progress.track("calibrate", CALIBRATION_BATCHES):
+                job.student(_draw(job, generator))
+        job.stages.append(Stage("calibrate", CALIBRATION_BATCHES))
+
+    def _play(self, job: Job, generator: DCGAN, rounds: int, held_out: list[Tensor]) -> None:
+        teacher, student = job.tapped(student=False), job.tapped(student=True)
+        stats = job.batch_norms() if self.bns else {}
+        watched = with_taps(job.teacher, list(stats)) if stats else None
+        game = Game(job.student, generator, self._student_optimizer(job.student), _adam(generator, self.lr_generator))
+
+        def discrepancy(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            """D_o, D_f and the teacher's last feature map."""
+            with torch.set_grad_enabled(images.requires_grad):
+                p, features_p = teacher(images)
+            q, features_q = student(images)
+            gaps = relation_gaps(features_p, features_q, self.relation) if features_p else torch.zeros(1)
+            return output_discrepancy(p, q), (self._weights(game, gaps) * gaps).sum(), features_p[-1] if features_p else p[0]
+
+        def one_round(game: Game) -> dict[str, float]:
+            losses = {}
+            for _ in range(self.q_steps):
+                images = _draw(job, generator)
+                d_o, d_f, _ = discrepancy(images)
+                loss = d_o + self.alpha * d_f
+                _step(game.optimizer_q, loss)
+                losses = {"d_o": float(d_o.detach()), "d_f": float(d_f.detach()), "loss_q": float(loss.detach())}
+            with _frozen(job.student):
+                for _ in range(self.g_steps):
+                    images, _ = generator.sample(job.batch)
+                    d_o, d_f, last = discrepancy(images)
+                    loss = -d_o - self.alpha * d_f + self.beta * activation_loss(last)
+                    if watched is not None:
+                        loss = loss + self.bns * batch_norm_loss(watched(images)[1], list(stats.values()))
+                    _step(game.optimizer_g, loss)
+                    losses["loss_g"] = float(loss.detach())
+            return losses
+
+        @torch.no_grad()
+        def held_out_loss() -> float:
+            gaps = [output_discrepancy(teacher(x)[0], student(x)[0]) for x in held_out]
+            return float(torch.stack(gaps).mean())
+
+        def schedule(progress: float) -> float:
+            return float(0.1 ** sum(progress >= m for m in self.milestones))
+
+        play(job, game, rounds, one_round, schedule, held_out_loss, "zaq")
+
+    def _weights(self, game: Game, gaps: Tensor) -> Tensor:
+        """w_l = softmax over layers of the relation gap, accumulated by an EMA (ZAQ, eq. 6)."""
+        if not self.layer_weights:
+            return torch.full_like(gaps, 1 / len(gaps))
+        now = gaps.detach()
+        game.layer_gaps = now if game.layer_gaps is None else self.ema * game.layer_gaps + (1 - self.ema) * now
+        return torch.softmax(game.layer_gaps, 0)
+
+    def _student_optimizer(self, student: nn.Module) -> torch.optim.Optimizer:
+        quantizers = [m for m in student.modules() if isinstance(m, FakeQuantize)]
+        scales = {id(m.scale) for m in quantizers}
+        weights = [p for p in student.parameters() if id(p) not in scales]
+        groups: list[dict[str, object]] = [{"params": weights, "lr": self.lr_student}]
+        for quantizer in quantizers:
+            quantizer.scale.requires_grad_(self.lr_scale > 0)
+            if self.lr_scale > 0:
+                groups.append({"params": [quantizer.scale], "lr": self.lr_scale * float(quantizer.scale.detach().mean())})
+        return torch.optim.Adam(groups)
+
+
+def _adam(module: nn.Module, lr: float) -> torch.optim.Optimizer:
+    return torch.optim.Adam(module.parameters(), lr)
+
+
+def _step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+
+
+@torch.no_grad()
+def _draw(job: Job, generator: DCGAN) -> Tensor:
+    return generator.sample(job.batch)[0]
+
+
+@contextmanager
+def _frozen(module: nn.Module) -> Iterator[None]:
+    """Inside, the module's parameters take no gradient, which saves the generator's step a third of its time."""
+    learned = [p for p in module.parameters() if p.requires_grad]
+    for p in learned:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in learned:
+            p.requires_grad_(True)

@@ -1,0 +1,119 @@
+"""The report as one HTML file with its pictures inside."""
+
+import base64
+import io
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from zaq.config import Card
+
+__all__ = ["render"]
+
+SAMPLES_SHOWN = 32
+TEMPLATE = Path(__file__).with_name("report.html.j2")
+
+
+def render(report: dict[str, Any], log: list[dict[str, Any]], samples: Tensor | None, card: Card) -> str:
+    """The page for a report, the rows of its log, and the synthetic samples (N, C, H, W) as the model reads them."""
+    activations = [t for t in report["tensors"] if t["kind"] == "activation"]
+    weights = [t for t in report["tensors"] if t["kind"] == "weight"]
+    pictures = {
+        "losses": _losses(log),
+        "samples": None if samples is None else _sheet(samples, card),
+        "activations": _ranges([t for t in activations if "seen_low" in t], "activation ranges: seen (line) and grid (bar)"),
+        "weights": _weights(weights),
+        "sqnr": _sqnr([t for t in report["tensors"] if "sqnr" in t]),
+    }
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    page = environment.from_string(TEMPLATE.read_text())
+    return page.render(report=report, pictures=pictures, activations=activations, weights=weights)
+
+
+def _image(figure: Figure) -> str:
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=110, bbox_inches="tight")
+    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
+
+
+def _losses(log: list[dict[str, Any]]) -> str | None:
+    """One panel a stage, one line a loss: both players side by side."""
+    stages = list(dict.fromkeys(row["stage"] for row in log))
+    if not stages:
+        return None
+    figure = Figure(figsize=(5 * len(stages), 3))
+    for i, stage in enumerate(stages):
+        axes = figure.add_subplot(1, len(stages), i + 1)
+        rows = [r for r in log if r["stage"] == stage]
+        for name in dict.fromkeys(k for r in rows for k in r if k not in ("stage", "step", "rolled_back")):
+            points = [(r["step"], r[name]) for r in rows if name in r]
+            axes.plot(*zip(*points, strict=True), label=name, linewidth=1)
+        axes.set_title(stage)
+        axes.set_xlabel("step")
+        axes.legend(fontsize=7)
+    return _image(figure)
+
+
+def _sheet(samples: Tensor, card: Card) -> str:
+    low, high = card.bounds()
+    pixels = ((samples[:SAMPLES_SHOWN].detach() - low) / (high - low)).clamp(0, 1).numpy()
+    channels = 3 if pixels.shape[1] == 3 else 1
+    columns = min(8, len(pixels))
+    rows = -(-len(pixels) // columns)
+    tiles = np.ones((rows * columns, channels, *pixels.shape[2:]), np.float32)
+    tiles[: len(pixels)] = pixels[:, :channels]
+    height, width = pixels.shape[2:]
+    sheet = tiles.reshape(rows, columns, channels, height, width).transpose(0, 3, 1, 4, 2)
+    figure = Figure(figsize=(8, rows))
+    axes = figure.add_subplot()
+    axes.imshow(sheet.reshape(rows * height, columns * width, channels).squeeze(), cmap="gray", interpolation="nearest")
+    axes.set_axis_off()
+    return _image(figure)
+
+
+def _ranges(tensors: list[dict[str, Any]], title: str) -> str | None:
+    if not tensors:
+        return None
+    figure = Figure(figsize=(8, 1 + 0.2 * len(tensors)))
+    axes = figure.add_subplot()
+    rows = np.arange(len(tensors))
+    axes.barh(rows, [t["high"] - t["low"] for t in tensors], left=[t["low"] for t in tensors], color="tab:blue", alpha=0.35)
+    axes.hlines(rows, [t["seen_low"] for t in tensors], [t["seen_high"] for t in tensors], color="black", linewidth=1.5)
+    axes.set_yticks(rows, [f"{t['name']} ({t['bits']} bit)" for t in tensors], fontsize=6)
+    axes.invert_yaxis()
+    axes.set_title(title, fontsize=9)
+    return _image(figure)
+
+
+def _weights(tensors: list[dict[str, Any]]) -> str | None:
+    """Per weight: the reach of each output channel's grid, as a dot."""
+    if not tensors:
+        return None
+    figure = Figure(figsize=(8, 1 + 0.2 * len(tensors)))
+    axes = figure.add_subplot()
+    for row, tensor in enumerate(tensors):
+        reach = np.array(tensor["scale"]) * tensor["integers"][1]
+        axes.scatter(reach, np.full(len(reach), row), s=6, alpha=0.5, color="tab:orange")
+        axes.scatter([max(-tensor["seen_low"], tensor["seen_high"])], [row], marker="|", s=60, color="black")
+    axes.set_yticks(range(len(tensors)), [f"{t['name']} ({t['bits']} bit)" for t in tensors], fontsize=6)
+    axes.set_xscale("log")
+    axes.invert_yaxis()
+    axes.set_title("weights: reach of each channel's grid (dots) and the largest weight (bar)", fontsize=9)
+    return _image(figure)
+
+
+def _sqnr(tensors: list[dict[str, Any]]) -> str | None:
+    if not tensors:
+        return None
+    figure = Figure(figsize=(8, 1 + 0.16 * len(tensors)))
+    axes = figure.add_subplot()
+    colors = ["tab:orange" if t["kind"] == "weight" else "tab:blue" for t in tensors]
+    axes.barh(range(len(tensors)), [min(t["sqnr"], 60) for t in tensors], color=colors)
+    axes.set_yticks(range(len(tensors)), [t["name"] for t in tensors], fontsize=6)
+    axes.invert_yaxis()
+    axes.set_title("SQNR on synthetic samples, dB: activations (blue), weights (orange)", fontsize=9)
+    return _image(figure)

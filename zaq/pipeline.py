@@ -1,0 +1,65 @@
+"""What `zaq quantize` does around the method: the run directory, the file, its verification, the report."""
+
+from pathlib import Path
+from typing import Any
+
+from zaq import report as reporting
+from zaq.api import Quantized, quantize_graph
+from zaq.config import QConfig
+from zaq.export.onnx import write_onnx
+from zaq.export.verify import compare
+from zaq.graph import attribute
+from zaq.methods.job import Log
+from zaq.page import render
+from zaq.progress import Progress
+from zaq.run import Run
+from zaq.sources import Source
+
+__all__ = ["quantize_run"]
+
+
+def quantize_run(
+    model: Source,
+    qconfig: QConfig,
+    method: Any,
+    effort: str,
+    seed: int,
+    folder: Path,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Quantize a loaded model into a run directory and return the report. See `zaq.run` for what lies there after.
+
+    The student is saved as soon as it is trained, so that nothing computed is lost if a later step fails.
+    """
+    progress = progress or Progress()
+    run = Run.create(folder, overwrite)
+    source = {"name": model.name, "sha256": model.sha256}
+    log = Log(run / "log.jsonl")
+    quantized = quantize_graph(
+        model.graph, qconfig, method, card=model.card, effort=effort, seed=seed, progress=progress, log=log, source=source
+    )
+    report = quantized.report
+    run.write_json("options.json", report["options"])
+    progress.say("saving and verifying")
+    run.write_checkpoint(quantized.module)
+    if quantized.job.samples is not None:
+        run.write_samples(quantized.job.samples, quantized.card)
+    metadata = reporting.onnx_metadata(report)
+    run.write("model.onnx", lambda path: write_onnx(quantized.module, path, metadata))
+    if quantized.job.samples is not None:
+        parity = compare(run / "model.onnx", run.student(), run.samples())
+        report["parity"], report["parity_sentence"] = parity.to_dict(), parity.sentence()
+    report["sizes"] = _sizes(run, quantized)
+    run.write_json("report.json", report)
+    page = render(report, log.rows, quantized.job.samples, quantized.card)
+    run.write("report.html", lambda path: path.write_text(page))
+    return report
+
+
+def _sizes(run: Run, quantized: Quantized) -> dict[str, int]:
+    """Bytes of the file, and of the same weights as float32."""
+    weights = {str(n.target) for n in quantized.teacher.graph.nodes if n.op == "get_attr"}
+    floats = sum(4 * attribute(quantized.teacher, name).numel() for name in weights)
+    return {"model.onnx": (run / "model.onnx").stat().st_size, "float weights": floats}
+

@@ -1,0 +1,128 @@
+"""The run directory: what one quantization leaves on disk, and how it is read again.
+
+    model.onnx            the integer file
+    quantized.pt2         the student, with its quantizers (torch.export)
+    options.json          everything resolved, so that the run can be repeated
+    log.jsonl             losses, step by step
+    samples.safetensors   synthetic samples, as 8-bit pixels, for `zaq verify`
+    report.json, report.html
+"""
+
+import errno
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.fx import GraphModule
+
+from zaq.config import Card
+from zaq.errors import OutputError, RunError, SourceError
+from zaq.export.onnx import deployable, example_batch
+from zaq.sources import read_pt2
+
+__all__ = ["FILES", "Run", "disk_errors"]
+
+FILES = ("model.onnx", "quantized.pt2", "options.json", "log.jsonl", "samples.safetensors", "report.json", "report.html")
+
+
+class Run:
+    """A run directory on disk."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    @classmethod
+    def create(cls, path: Path, overwrite: bool = False) -> "Run":
+        """Make the directory. Raises OutputError if it exists and holds anything, unless `overwrite`."""
+        if path.exists() and not path.is_dir():
+            raise OutputError(f"{path}: is a file; -o names a folder.")
+        if path.is_dir() and any(path.iterdir()):
+            if not overwrite:
+                raise OutputError(f"{path}: exists already; choose another folder with -o, or say --overwrite.")
+            for name in FILES:
+                (path / name).unlink(missing_ok=True)
+        with disk_errors(path):
+            path.mkdir(parents=True, exist_ok=True)
+        return cls(path)
+
+    @classmethod
+    def open(cls, path: Path) -> "Run":
+        """A finished run. Raises SourceError if the directory is none."""
+        missing = [n for n in ("model.onnx", "quantized.pt2", "options.json") if not (path / n).is_file()]
+        if missing:
+            raise SourceError(f"{path}: is no run of zaq quantize ({', '.join(missing)} missing).")
+        return cls(path)
+
+    def finished(self) -> list[str]:
+        return [n for n in FILES if (self.path / n).is_file()]
+
+    def write(self, name: str, save: Callable[[Path], object]) -> Path:
+        """Let `save` write to a temporary name, then move the file into place."""
+        temporary = self.path / f".{name}.partial{Path(name).suffix}"
+        with disk_errors(self.path / name):
+            try:
+                save(temporary)
+                os.replace(temporary, self.path / name)
+            finally:
+                temporary.unlink(missing_ok=True)
+        return self.path / name
+
+    def write_json(self, name: str, value: Any) -> Path:
+        return self.write(name, lambda path: path.write_text(json.dumps(value, indent=1) + "\n"))
+
+    def write_checkpoint(self, student: GraphModule) -> Path:
+        """The student as a .pt2 whose graph holds `zaq::fake_quantize` on its edges, biases rounded as in the file."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            exported = torch.export.export(
+                deployable(student), (example_batch(student),), dynamic_shapes=({0: torch.export.Dim("batch")},)
+            )
+            return self.write("quantized.pt2", lambda path: torch.export.save(exported, path))
+
+    def write_samples(self, samples: Tensor, card: Card) -> Path:
+        low, high = card.bounds()
+        pixels = ((samples - low) / (high - low) * 255).round().clamp(0, 255).to(torch.uint8)
+        return self.write("samples.safetensors", lambda path: save_file({"pixels": pixels.contiguous()}, path))
+
+    def options(self) -> dict[str, Any]:
+        try:
+            return dict(json.loads((self.path / "options.json").read_text()))
+        except ValueError as error:
+            raise SourceError(f"{self.path / 'options.json'}: is not readable as JSON ({error}).") from error
+
+    def card(self) -> Card:
+        return Card.from_dict(self.options()["card"])
+
+    def student(self) -> GraphModule:
+        return read_pt2(self.path / "quantized.pt2")
+
+    def samples(self) -> Tensor:
+        """The stored synthetic samples, as the model reads them, (N, C, H, W)."""
+        path = self.path / "samples.safetensors"
+        if not path.is_file():
+            raise SourceError(f"{path}: missing; the run stored no samples to verify with.")
+        low, high = self.card().bounds()
+        return load_file(path)["pixels"].float() / 255 * (high - low) + low
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn what a disk refuses into a sentence that names the path."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            free = shutil.disk_usage(path.parent if path.parent.exists() else Path()).free // 2**20
+            raise RunError(f"{path}: no space left on the disk ({free} MiB free); free some, or choose another folder with -o.") from error
+        raise OutputError(f"{path}: cannot be written ({error.strerror or error}).") from error

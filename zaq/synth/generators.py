@@ -1,0 +1,65 @@
+"""Networks that draw images from noise. What they draw stays inside what the input's normalisation allows."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from zaq.config import Card
+
+__all__ = ["GENERATORS", "DCGAN"]
+
+BASE = 8  # pixels a side before the first upsampling, at most
+
+
+class DCGAN(nn.Module):
+    """ZAQ's generator (GDFQ's too): linear, then upsample, 3x3 convolution, batch norm, leaky ReLU up to full size.
+
+    `width` channels after the linear layer, halved at the last upsampling (paper: 128, and a quarter of it on CIFAR).
+    With `classes` the latent is multiplied by an embedding of the label (GDFQ). The last batch norm has no parameters:
+    it fixes contrast, and a sigmoid maps it to the range of a pixel.
+    """
+
+    low: Tensor
+    high: Tensor
+
+    def __init__(self, card: Card, latent: int, width: int, classes: int | None = None) -> None:
+        super().__init__()
+        channels, height, self.image_width = card.input
+        self.latent, self.classes, self.height = latent, classes, height
+        doublings = 0
+        while max(height, self.image_width) > BASE * 2**doublings:
+            doublings += 1
+        self.base = (-(-height // 2**doublings), -(-self.image_width // 2**doublings), width)
+        self.embed = nn.Embedding(classes, latent) if classes else None
+        self.project = nn.Linear(latent, width * self.base[0] * self.base[1])
+        layers: list[nn.Module] = [nn.BatchNorm2d(width)]
+        for i in range(max(doublings, 1)):
+            out = width if i < max(doublings, 1) - 1 else max(width // 2, 8)
+            if i < doublings:
+                layers.append(nn.Upsample(scale_factor=2))
+            layers += [nn.Conv2d(width, out, 3, padding=1), nn.BatchNorm2d(out), nn.LeakyReLU(0.2)]
+            width = out
+        layers += [nn.Conv2d(width, channels, 3, padding=1), nn.BatchNorm2d(channels, affine=False)]
+        self.body = nn.Sequential(*layers)
+        low, high = card.bounds()
+        self.register_buffer("low", low)
+        self.register_buffer("high", high)
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:  # (N, latent), (N,) -> (N, C, H, W)
+        if self.embed is not None and labels is not None:
+            z = z * self.embed(labels)
+        height, width, channels = self.base
+        x = self.project(z).view(-1, channels, height, width).contiguous(memory_format=torch.channels_last)
+        x = self.body(x)[:, :, : self.height, : self.image_width]
+        return self.low + (self.high - self.low) * torch.sigmoid(1.5 * x)
+
+    def sample(self, n: int) -> tuple[Tensor, Tensor | None]:
+        """n images and the labels they were drawn for (None where the generator knows no classes)."""
+        labels = torch.randint(self.classes, (n,)) if self.classes else None
+        images: Tensor = self(torch.randn(n, self.latent), labels)
+        return images, labels
+
+
+GENERATORS: dict[str, Callable[..., DCGAN]] = {"dcgan": DCGAN}
