@@ -34,9 +34,12 @@ class Quantized:
     report: dict[str, Any]
     job: Job
 
-    def export(self, path: str | Path) -> None:
-        """Write the integer ONNX file; its properties hold bits, method, seed, version, source hash and input card."""
-        write_onnx(self.module, Path(path), reporting.onnx_metadata(self.report))
+    def export(self, path: str | Path, int8_weights: bool = False) -> None:
+        """Write the integer ONNX file; its properties hold bits, method, seed, version, source hash and input card.
+
+        `int8_weights`: see `zaq.export.onnx`.
+        """
+        write_onnx(self.module, Path(path), reporting.onnx_metadata(self.report), int8_weights)
 
 
 def quantize(

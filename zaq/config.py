@@ -27,15 +27,11 @@ NORMALIZED_REACH = 3.0  # standard deviations an input of unknown normalisation 
 
 @dataclass(frozen=True)
 class QConfig:
-    """Bits of weights and activations, and of the first and the last layer (None: the same).
-
-    `full_range` lets 8-bit weights use all of int8, see `zaq.quant.placement`.
-    """
+    """Bits of weights and activations, and of the first and the last layer (None: the same)."""
 
     weight_bits: int
     act_bits: int
     first_last: int | None = 8
-    full_range: bool = False
 
     def __post_init__(self) -> None:
         for what, bits in (("weight", self.weight_bits), ("activation", self.act_bits)):
@@ -45,12 +41,12 @@ class QConfig:
             raise BitsError(f"first-last: {self.first_last} bits; 2 to 8 are supported, or 'same'.")
 
     @classmethod
-    def parse(cls, text: str, first_last: int | None = 8, full_range: bool = False) -> "QConfig":
+    def parse(cls, text: str, first_last: int | None = 8) -> "QConfig":
         """`w4a4` and the like. Raises BitsError for anything else."""
         match = re.fullmatch(r"w(\d+)a(\d+)", text.strip().lower())
         if not match:
             raise BitsError(f"bits: {text!r} is not of the form w<bits>a<bits>, as in w4a4 or w8a8.")
-        return cls(int(match[1]), int(match[2]), first_last, full_range)
+        return cls(int(match[1]), int(match[2]), first_last)
 
     def __str__(self) -> str:
         return f"w{self.weight_bits}a{self.act_bits}"
@@ -89,7 +85,7 @@ class Card:
     def from_dict(cls, values: dict[str, Any]) -> "Card":
         """From a card's fields; those it does not know are somebody else's and are left alone."""
         known = {f.name for f in fields(cls)}
-        kept = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known}
+        kept: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known}
         for name, kind in (("input", int), ("mean", (int, float)), ("std", (int, float))):
             value = kept.get(name)
             if value is not None and not (isinstance(value, tuple) and all(isinstance(v, kind) for v in value)):

@@ -37,7 +37,7 @@ def batches(spec: str, card: Card, size: int = 100, limit: int | None = None) ->
         raise DataError(f"--data {spec}: {place} does not exist.")
     if card.normalised:
         raise DataError("the model's normalisation is unknown, so images cannot be prepared; quantize with --normalize.")
-    mean, std = np.float32(card.mean)[:, None, None], np.float32(card.std)[:, None, None]
+    mean, std = (np.asarray(v, np.float32)[:, None, None] for v in (card.mean, card.std))
     images: list[NDArray[np.float32]] = []
     labels: list[int] = []
     for count, (image, label, where) in enumerate(DATASETS[kind](Path(place), card)):
@@ -67,7 +67,7 @@ def _records(path: Path, heads: int) -> Iterator[Sample]:
     if not len(raw) or len(raw) % (3072 + heads):
         raise DataError(f"{path}: {len(raw)} bytes are no whole number of {3072 + heads}-byte records.")
     for index, record in enumerate(raw.reshape(-1, 3072 + heads)):
-        image = record[heads:].reshape(3, 32, 32).astype(np.float32) / 255
+        image = record[heads:].reshape(3, 32, 32).astype(np.float32) / np.float32(255)
         yield image, int(record[heads - 1]), f"{path}, record {index}"
 
 
@@ -114,8 +114,9 @@ def _read(path: Path, card: Card) -> NDArray[np.float32]:
         image = image.crop((left, top, left + width, top + height))
     elif image.size != (width, height):
         image = image.resize((width, height), resampling)
-    pixels = np.asarray(image, np.float32) / 255
-    return pixels.transpose(2, 0, 1) if pixels.ndim == 3 else pixels[None]
+    pixels = np.asarray(image, np.float32) / np.float32(255)
+    pixels = pixels if pixels.ndim == 3 else pixels[..., None]
+    return pixels.transpose(2, 0, 1)
 
 
 DATASETS: dict[str, Callable[[Path, Card], Iterator[Sample]]] = {"cifar10": _cifar10, "cifar100": _cifar100, "csv": _csv}

@@ -3,7 +3,9 @@
 import copy
 import re
 import traceback
+import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from zaq.errors import SourceError, TraceError
 
-__all__ = ["from_exported", "shape_of", "taps", "trace", "with_taps"]
+__all__ = ["export_program", "from_exported", "quiet", "shape_of", "taps", "trace", "with_taps"]
 
 aten = torch.ops.aten
 CONVS = {aten.conv1d.default, aten.conv2d.default, aten.conv3d.default}
@@ -55,7 +57,8 @@ def trace(model: nn.Module, example_input: Tensor | dict[str, Tensor]) -> GraphM
     shapes: Any = {name: batch for name in kwargs} if kwargs else (batch,)
     model = copy.deepcopy(model).eval()
     try:
-        exported = torch.export.export(model, args, kwargs, dynamic_shapes=shapes)
+        with quiet():
+            exported = torch.export.export(model, args, kwargs, dynamic_shapes=shapes)
     except Exception as error:
         raise TraceError(f"{type(model).__name__} cannot be traced: {_reason(error)}") from error
     return from_exported(exported)
@@ -66,7 +69,7 @@ def from_exported(exported: torch.export.ExportedProgram) -> GraphModule:
 
     Raises TraceError if the program was exported with a fixed batch or takes anything but one image batch.
     """
-    with torch.no_grad():
+    with quiet(), torch.no_grad():
         module = exported.run_decompositions({}).module(check_guards=False)
     graph = module.graph
     for node in reversed(graph.nodes):
@@ -91,6 +94,14 @@ def from_exported(exported: torch.export.ExportedProgram) -> GraphModule:
     return result
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """torch.export warns of torch's own internals (deprecated tree specs and the like); users can do nothing about it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
 def shape_of(node: Node) -> tuple[int, ...] | None:
     """The shape of one sample at a node, without the batch; None where the node holds no batch of samples."""
     value = node.meta.get("val")
@@ -99,8 +110,16 @@ def shape_of(node: Node) -> tuple[int, ...] | None:
     return tuple(int(d) for d in value.shape[1:]) if all(isinstance(d, int) for d in value.shape[1:]) else None
 
 
+def export_program(gm: GraphModule) -> torch.export.ExportedProgram:
+    """A graph as an exported program again, with a dynamic batch."""
+    example = torch.zeros(2, *[int(d) for d in input_node(gm).meta["val"].shape[1:]])
+    with quiet(), torch.no_grad():
+        return torch.export.export(gm, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+
+
 def input_node(gm: GraphModule) -> Node:
-    return next(n for n in gm.graph.nodes if n.op == "placeholder" and n.users)
+    node: Node = next(n for n in gm.graph.nodes if n.op == "placeholder" and n.users)
+    return node
 
 
 def output_nodes(gm: GraphModule) -> list[Node]:

@@ -16,7 +16,7 @@ __all__ = ["describe_model", "facts"]
 def facts(model: Source, qconfig: QConfig) -> dict[str, Any]:
     """Input, operations, what folds, what would be quantized at which bits, parameters, multiply-accumulates."""
     folded, unfolded = fold(model.graph)
-    student, placement = place(folded, qconfig, model.card)
+    _, placement = place(folded, qconfig, model.card)
     layers = []
     for node in weighted_layers(folded):
         source, weight = placement.layers[node.name]

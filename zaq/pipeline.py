@@ -26,6 +26,7 @@ def quantize_run(
     seed: int,
     folder: Path,
     overwrite: bool = False,
+    int8_weights: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Quantize a loaded model into a run directory and return the report. See `zaq.run` for what lies there after.
@@ -46,7 +47,7 @@ def quantize_run(
     if quantized.job.samples is not None:
         run.write_samples(quantized.job.samples, quantized.card)
     metadata = reporting.onnx_metadata(report)
-    run.write("model.onnx", lambda path: write_onnx(quantized.module, path, metadata))
+    run.write("model.onnx", lambda path: write_onnx(quantized.module, path, metadata, int8_weights))
     if quantized.job.samples is not None:
         parity = compare(run / "model.onnx", run.student(), run.samples())
         report["parity"], report["parity_sentence"] = parity.to_dict(), parity.sentence()
@@ -62,4 +63,3 @@ def _sizes(run: Run, quantized: Quantized) -> dict[str, int]:
     weights = {str(n.target) for n in quantized.teacher.graph.nodes if n.op == "get_attr"}
     floats = sum(4 * attribute(quantized.teacher, name).numel() for name in weights)
     return {"model.onnx": (run / "model.onnx").stat().st_size, "float weights": floats}
-

@@ -1,18 +1,16 @@
 """The run directory: what one quantization leaves on disk, and how it is read again.
 
-    model.onnx            the integer file
-    quantized.pt2         the student, with its quantizers (torch.export)
-    options.json          everything resolved, so that the run can be repeated
-    log.jsonl             losses, step by step
-    samples.safetensors   synthetic samples, as 8-bit pixels, for `zaq verify`
-    report.json, report.html
+model.onnx            the integer file
+quantized.pt2         the student, with its quantizers (torch.export)
+options.json          everything resolved, so that the run can be repeated
+log.jsonl             losses, step by step
+samples.safetensors   synthetic samples, as 8-bit pixels, for `zaq verify`
+report.json, report.html
 """
 
 import errno
 import json
-import os
 import shutil
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,7 +23,8 @@ from torch.fx import GraphModule
 
 from zaq.config import Card
 from zaq.errors import OutputError, RunError, SourceError
-from zaq.export.onnx import deployable, example_batch
+from zaq.export.onnx import deployable
+from zaq.graph import export_program, quiet
 from zaq.sources import read_pt2
 
 __all__ = ["FILES", "Run", "disk_errors"]
@@ -73,7 +72,7 @@ class Run:
         with disk_errors(self.path / name):
             try:
                 save(temporary)
-                os.replace(temporary, self.path / name)
+                temporary.replace(self.path / name)
             finally:
                 temporary.unlink(missing_ok=True)
         return self.path / name
@@ -83,11 +82,8 @@ class Run:
 
     def write_checkpoint(self, student: GraphModule) -> Path:
         """The student as a .pt2 whose graph holds `zaq::fake_quantize` on its edges, biases rounded as in the file."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            exported = torch.export.export(
-                deployable(student), (example_batch(student),), dynamic_shapes=({0: torch.export.Dim("batch")},)
-            )
+        exported = export_program(deployable(student))
+        with quiet():
             return self.write("quantized.pt2", lambda path: torch.export.save(exported, path))
 
     def write_samples(self, samples: Tensor, card: Card) -> Path:

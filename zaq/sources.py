@@ -5,7 +5,6 @@ import hashlib
 import io
 import json
 import re
-import warnings
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from torch.fx import GraphModule
 
 from zaq.config import Card
 from zaq.errors import SourceError, unknown
-from zaq.graph import from_exported, input_node, trace
+from zaq.graph import from_exported, input_node, quiet, trace
 from zaq.zoo import ARCHITECTURES
 
 __all__ = ["DEFAULT", "SOURCES", "Source", "load", "read_pt2"]
@@ -90,8 +89,7 @@ def read_pt2(path: Path) -> GraphModule:
     """The graph of a torch.export file. Raises SourceError rather than unpickle any part of it."""
     _refuse_pickles(path)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quiet():
             exported = torch.export.load(path)
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -111,7 +109,7 @@ def _refuse_pickles(path: Path) -> None:
             raise SourceError(f"{path}: this archive holds no exported program.")
         for name in names:
             data = archive.read(name) if name.endswith((".json", ".pt")) else b""
-            if "/weights/" in name and name.endswith(".pt") or "/constants/" in name and name.endswith(".pt"):
+            if ("/weights/" in name and name.endswith(".pt")) or ("/constants/" in name and name.endswith(".pt")):
                 raise SourceError(f"{path}: {name} is a pickle, which can run any code when it is loaded. {SAVE_IT}")
             if name.endswith(".pt"):
                 _require_plain_tensors(path, name, data)
@@ -173,7 +171,8 @@ def _from_safetensors(path: Path) -> GraphModule:
     values = json.loads(card.read_text()) if card.is_file() else {}
     arch = str(values.get("arch", ""))
     if arch not in ARCHITECTURES:
-        raise SourceError(f"{path}: weights alone are no model; its card {card.name} must name an arch: " + unknown("arch", arch, ARCHITECTURES))
+        hint = unknown("arch", arch, ARCHITECTURES)
+        raise SourceError(f"{path}: weights alone are no model; its card {card.name} must name an arch: {hint}")
     try:
         state = load_file(path)
         model = ARCHITECTURES[arch](classes=values.get("classes", 10))

@@ -2,51 +2,52 @@
 
 onnxruntime and its like fuse these pairs with the operation between them into one integer kernel. Weights are stored
 as int8 with a scale per channel, biases as int32 in steps of s_x s_w.
+
+One exception: where two products of an activation and a weight can exceed 16 bits (8-bit weights on 8-bit
+activations), weights are stored as uint8 with zero point 128, the same numbers. x86 kernels without VNNI add such pairs
+of uint8 x int8 products in saturating int16, and a file that is right elsewhere loses ten points there; they take
+uint8 x uint8 another, exact way. `int8_weights` keeps int8 for devices that are known to need or deserve it.
 """
 
 import copy
 import json
 import logging
-import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-import onnxscript
 import torch
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
-from onnxscript import opset18 as op
-from onnxscript.onnx_types import FLOAT, INT8, INT32, UINT8  # noqa: F401
-from torch import Tensor
+from onnx import ModelProto, NodeProto, helper, numpy_helper
+from onnxscript import opset18
 from torch.fx import GraphModule, Node
 
-from zaq.graph import CLAMPS, attribute, input_node, set_parameter
+from zaq.graph import CLAMPS, attribute, export_program, quiet, set_parameter
 from zaq.quant.fake_quantize import BiasQuantize, FakeQuantize
 from zaq.quant.ranges import clamp_limits
 
 __all__ = ["to_onnx", "write_onnx"]
 
 OPSET = 18
+op: Any = opset18
+INT16_MAX = 32767
 INPUT, OUTPUT = "input", "output"
 
 
-def write_onnx(student: GraphModule, path: Path, metadata: dict[str, Any]) -> None:
+def write_onnx(student: GraphModule, path: Path, metadata: dict[str, Any], int8_weights: bool = False) -> None:
     """Export to `path`; see `to_onnx`."""
-    onnx.save(to_onnx(student, metadata), path)
+    onnx.save(to_onnx(student, metadata, int8_weights), path)
 
 
-def to_onnx(student: GraphModule, metadata: dict[str, Any]) -> ModelProto:
+def to_onnx(student: GraphModule, metadata: dict[str, Any], int8_weights: bool = False) -> ModelProto:
     """A calibrated student as ONNX; `metadata` goes into the file's properties under `zaq.` names, as JSON.
 
     The input is (batch, C, H, W) float32, normalised; the batch is dynamic, the outputs are those of the model.
     """
-    plain = deployable(student)
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
-        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-        exported = torch.export.export(plain, (example_batch(student),), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    exported = export_program(deployable(student))
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with quiet():
         program = torch.onnx.export(
             exported,
             dynamo=True,
@@ -59,6 +60,8 @@ def to_onnx(student: GraphModule, metadata: dict[str, Any]) -> ModelProto:
     model = program.model_proto
     _pool_globally(model)
     _store_integers(model)
+    if not int8_weights:
+        _avoid_overflow(model)
     _name_ends(model)
     _anonymise(model)
     for name, value in metadata.items():
@@ -83,28 +86,25 @@ def deployable(student: GraphModule) -> GraphModule:
             with gm.graph.inserting_before(node):
                 node.replace_all_uses_with(gm.graph.get_attr(name))
             gm.graph.erase_node(node)
-        elif isinstance(module, FakeQuantize) and source.target in CLAMPS and len(source.users) == 1:
-            if _repeats(module, *clamp_limits(source)):
-                assert isinstance(source.args[0], Node)
-                source.replace_all_uses_with(source.args[0])
-                gm.graph.erase_node(source)
+        elif isinstance(module, FakeQuantize) and _repeats(module, source):
+            assert isinstance(source.args[0], Node)
+            source.replace_all_uses_with(source.args[0])
+            gm.graph.erase_node(source)
     gm.graph.eliminate_dead_code()
     gm.recompile()
     return gm
 
 
-def example_batch(student: GraphModule) -> Tensor:
-    """Two blank inputs, for tracing."""
-    return torch.zeros(2, *[int(d) for d in input_node(student).meta["val"].shape[1:]])
-
-
-def _repeats(quantizer: FakeQuantize, low: float, high: float) -> bool:
-    """Whether quantizing alone clamps to [low, high]: what lies outside rounds to the grid's own ends."""
+def _repeats(quantizer: FakeQuantize, clamp: Node) -> bool:
+    """Whether quantizing alone does what the clamp before it does: what lies outside rounds to the grid's own ends."""
+    if clamp.target not in CLAMPS or len(clamp.users) > 1:
+        return False
+    low, high = clamp_limits(clamp)
     scale, zero_point = float(quantizer.scale[0]), int(quantizer.zero_point[0])
     return low / scale + zero_point <= quantizer.quant_min + 0.49 and high / scale + zero_point >= quantizer.quant_max - 0.49
 
 
-def _translate(x: FLOAT, scale: FLOAT, zero_point: INT32, axis: int, quant_min: int, quant_max: int) -> FLOAT:
+def _translate(x: Any, scale: Any, zero_point: Any, axis: int, quant_min: int, quant_max: int) -> Any:
     """`zaq::fake_quantize` in ONNX operations (onnxscript)."""
     kind = onnx.TensorProto.INT8 if quant_min < 0 else onnx.TensorProto.UINT8
     zero = op.Cast(zero_point, to=kind)
@@ -158,7 +158,8 @@ def _store_integers(model: ModelProto) -> None:
         if first is None or first.op_type != "QuantizeLinear" or first.input[0] not in constants:
             dequantized[node.output[0]] = (constants[node.input[1]], np.empty(0))
             continue
-        integers = _quantize(constants[first.input[0]], *[constants[i] for i in first.input[1:3]], node.attribute[0].i)
+        weight, scale, zero_point = (constants[i] for i in first.input)
+        integers = _quantize(weight, scale, zero_point, node.attribute[0].i)
         if len(chain) > 1 and chain[0] is not None:
             integers = integers.clip(*[constants[i] for i in chain[0].input[1:3]])
         # Initializers of their own, even of a shared weight: onnxruntime's x64quantprecision mode rewrites them in place.
@@ -194,19 +195,42 @@ def _store_biases(
         added[name] = np.rint(bias / scale).astype(np.int32)
         added[f"{name}_scale"] = scale
         output = f"{name}_dequantized"
-        axis = {"axis": 0} if len(scale) > 1 else {}
-        graph.node.insert(index, helper.make_node("DequantizeLinear", [name, f"{name}_scale"], [output], output, **axis))
+        new = helper.make_node("DequantizeLinear", [name, f"{name}_scale"], [output], output)
+        if len(scale) > 1:
+            new.attribute.append(helper.make_attribute("axis", 0))
+        graph.node.insert(index, new)
         node.input[2] = output
 
 
+def _avoid_overflow(model: ModelProto) -> None:
+    """Store weights as uint8 where a pair of products can exceed int16 (in place); see the top of this file."""
+    tensors = {t.name: t for t in model.graph.initializer}
+    makers = {output: node for node in model.graph.node for output in node.output}
+    for node in model.graph.node:
+        if node.op_type not in ("Conv", "Gemm", "MatMul") or not all(i in makers for i in node.input[:2]):
+            continue
+        activation, weight = makers[node.input[0]], makers[node.input[1]]
+        if {activation.op_type, weight.op_type} != {"DequantizeLinear"} or weight.input[0] not in tensors:
+            continue
+        clip = makers.get(activation.input[0])
+        largest = int(numpy_helper.to_array(tensors[clip.input[2]])) if clip is not None and clip.op_type == "Clip" else 255
+        integers = numpy_helper.to_array(tensors[weight.input[0]])
+        if integers.dtype != np.int8 or 2 * largest * int(np.abs(integers.astype(np.int16)).max()) <= INT16_MAX:
+            continue
+        for name in (weight.input[0], weight.input[2]):
+            shifted = (numpy_helper.to_array(tensors[name]).astype(np.int16) + 128).astype(np.uint8)
+            tensors[name].CopyFrom(numpy_helper.from_array(shifted, name))
+
+
 def _quantize(x: NDArray[Any], scale: NDArray[Any], zero: NDArray[Any], axis: int) -> NDArray[Any]:
-    """What QuantizeLinear computes, in float32 and as torch's kernel does: by the reciprocal of the scale."""
+    """What QuantizeLinear computes."""
     if scale.ndim:
         shape = [-1 if d == axis else 1 for d in range(x.ndim)]
         scale, zero = scale.reshape(shape), zero.reshape(shape)
     info = np.iinfo(zero.dtype)
-    q = np.rint(x * (np.float32(1) / scale)) + zero
-    return q.clip(info.min, info.max).astype(zero.dtype)
+    q = np.rint(x / scale) + zero
+    integers: NDArray[Any] = q.clip(info.min, info.max).astype(zero.dtype)
+    return integers
 
 
 def _drop_unread(model: ModelProto) -> None:

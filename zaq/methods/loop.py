@@ -12,10 +12,28 @@ from torch.optim import Optimizer
 
 from zaq.methods.job import Job, Stage
 
-__all__ = ["Game", "play"]
+__all__ = ["Game", "StepAdam", "play"]
 
 LIVES = 2  # times a loss may become NaN before the game stops
 SMALLER = 0.1  # the factor on every learning rate after a NaN
+
+
+class StepAdam(torch.optim.Adam):
+    """Adam whose learning rate counts in steps of each channel's grid: scale-free, whatever folding did to a channel.
+
+    `units` maps a parameter to a tensor that broadcasts to it; an update is multiplied by it.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], units: dict[nn.Parameter, Tensor]) -> None:
+        super().__init__(groups)
+        self.units = units
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        before = {p: p.clone() for p in self.units}
+        super().step(closure)
+        for p, unit in self.units.items():
+            p.sub_(before[p]).mul_(unit).add_(before[p])
 
 
 @dataclass
@@ -36,19 +54,20 @@ class Game:
     def _groups(self) -> list[dict[str, Any]]:
         return [*self.optimizer_q.param_groups, *self.optimizer_g.param_groups]
 
+    def _parts(self) -> list[Any]:
+        return [self.student, self.generator, self.optimizer_q, self.optimizer_g]
+
     def set_lr(self, factor: float) -> None:
         for group, peak in zip(self._groups(), self.peak_lrs, strict=True):
             group["lr"] = peak * factor
 
     def save(self) -> dict[str, Any]:
         """A copy of the state that later rounds do not touch."""
-        parts = (self.student, self.generator, self.optimizer_q, self.optimizer_g)
-        saved = {"parts": [copy.deepcopy(p.state_dict()) for p in parts], "rng": torch.get_rng_state()}
+        saved = {"parts": [copy.deepcopy(p.state_dict()) for p in self._parts()], "rng": torch.get_rng_state()}
         return saved | {"layer_gaps": self.layer_gaps, "round": self.round}
 
     def restore(self, saved: dict[str, Any]) -> None:
-        parts = (self.student, self.generator, self.optimizer_q, self.optimizer_g)
-        for part, state in zip(parts, saved["parts"], strict=True):
+        for part, state in zip(self._parts(), saved["parts"], strict=True):
             part.load_state_dict(copy.deepcopy(state))
         torch.set_rng_state(saved["rng"])
         self.layer_gaps, self.round = saved["layer_gaps"], saved["round"]

@@ -14,15 +14,15 @@ statistics where the teacher has them, and on its classes where it is a classifi
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zaq.graph import with_taps
+from zaq.graph import attribute, with_taps
 from zaq.methods.job import Job, Stage
-from zaq.methods.loop import Game, play
-from zaq.quant.fake_quantize import FakeQuantize
+from zaq.methods.loop import Game, StepAdam, play
 from zaq.synth.generators import DCGAN, GENERATORS
 from zaq.synth.losses import activation_loss, batch_norm_loss, output_discrepancy, relation_gaps
 
@@ -46,8 +46,9 @@ class ZAQ:
     g_steps: int = 1  # ... and generator steps
     rounds: int | None = None
     milestones: tuple[float, ...] = (1 / 3, 2 / 3)  # parts of the game after which every step is ten times smaller
-    lr_student: float = 5e-5  # Adam; the code trains batch norms too, by SGD at 0.1
+    lr_student: float = 2e-3  # Adam, in steps of each channel's grid; the code: SGD at 0.1, batch norm unfolded
     lr_scale: float = 2e-4  # of learned scales, relative to the scale; 0 keeps ranges frozen
+    lr_bias: float = 5e-5
     lr_generator: float = 1e-3
     generator: str = "dcgan"
     latent: int = 256
@@ -103,7 +104,7 @@ class ZAQ:
         teacher, student = job.tapped(student=False), job.tapped(student=True)
         stats = job.batch_norms() if self.bns else {}
         watched = with_taps(job.teacher, list(stats)) if stats else None
-        game = Game(job.student, generator, self._student_optimizer(job.student), _adam(generator, self.lr_generator))
+        game = Game(job.student, generator, self._student_optimizer(job), _adam(generator, self.lr_generator))
 
         def discrepancy(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             """D_o, D_f and the teacher's last feature map."""
@@ -150,16 +151,26 @@ class ZAQ:
         game.layer_gaps = now if game.layer_gaps is None else self.ema * game.layer_gaps + (1 - self.ema) * now
         return torch.softmax(game.layer_gaps, 0)
 
-    def _student_optimizer(self, student: nn.Module) -> torch.optim.Optimizer:
-        quantizers = [m for m in student.modules() if isinstance(m, FakeQuantize)]
-        scales = {id(m.scale) for m in quantizers}
-        weights = [p for p in student.parameters() if id(p) not in scales]
-        groups: list[dict[str, object]] = [{"params": weights, "lr": self.lr_student}]
-        for quantizer in quantizers:
+    def _student_optimizer(self, job: Job) -> torch.optim.Optimizer:
+        units: dict[nn.Parameter, Tensor] = {}
+        groups: list[dict[str, Any]] = []
+        for target, quantizer in job.placement.weights.items():
+            weight = attribute(job.student, target)
+            shape = [-1 if d == quantizer.axis else 1 for d in range(weight.dim())]
+            units[cast(nn.Parameter, weight)] = quantizer.scale.detach().clone().view(shape)
+        for quantizer in (*job.placement.weights.values(), *job.placement.activations.values()):
             quantizer.scale.requires_grad_(self.lr_scale > 0)
-            if self.lr_scale > 0:
-                groups.append({"params": [quantizer.scale], "lr": self.lr_scale * float(quantizer.scale.detach().mean())})
-        return torch.optim.Adam(groups)
+            units[cast(nn.Parameter, quantizer.scale)] = quantizer.scale.detach().clone()
+        known = {id(p) for p in units}
+        scales = [p for p in units if p.requires_grad and p.dim() == 1]
+        biases = [p for p in job.student.parameters() if id(p) not in known]
+        groups = [
+            {"params": [p for p in units if p.dim() > 1], "lr": self.lr_student},
+            {"params": scales, "lr": self.lr_scale},
+            {"params": biases, "lr": self.lr_bias},
+        ]
+        units = {p: u for p, u in units.items() if p.requires_grad}
+        return StepAdam([g for g in groups if g["params"]], units)
 
 
 def _adam(module: nn.Module, lr: float) -> torch.optim.Optimizer:

@@ -19,8 +19,7 @@ class FakeQuantize(FakeQuantizeBase):
 
     A citizen of torch.ao.quantization: takes any of its observers, answers to enable_observer, disable_observer,
     enable_fake_quant, disable_fake_quant and calculate_qparams. `axis` >= 0: one scale for each index of that
-    dimension, symmetric, which is for weights; else one scale and zero point for the tensor. `limit` keeps signed
-    integers within [-limit, limit].
+    dimension, symmetric, which is for weights; else one scale and zero point for the tensor.
     """
 
     scale: Tensor
@@ -32,14 +31,12 @@ class FakeQuantize(FakeQuantizeBase):
         axis: int = -1,
         channels: int = 1,
         signed: bool = False,
-        limit: int = 128,
         observer: Callable[..., ObserverBase] = MSEObserver,
         **observer_kwargs: Any,
     ) -> None:
         super().__init__()
         self.bits, self.axis, self.signed = bits, axis, signed
-        low, high = quant_range(bits, signed)
-        self.quant_min, self.quant_max = (max(low, -limit), min(high, limit)) if signed else (low, high)
+        self.quant_min, self.quant_max = quant_range(bits, signed)
         self.scale = nn.Parameter(torch.ones(channels))
         self.register_buffer("zero_point", torch.zeros(channels, dtype=torch.int32))
         self.observer: ObserverBase | None = None
@@ -62,7 +59,8 @@ class FakeQuantize(FakeQuantizeBase):
             self.observer(x)
         if not self.quantizing:
             return x
-        return fake_quantize(x, self.scale, self.zero_point, self.axis, self.quant_min, self.quant_max)
+        y: Tensor = fake_quantize(x, self.scale, self.zero_point, self.axis, self.quant_min, self.quant_max)
+        return y
 
     def calculate_qparams(self, **_: Any) -> tuple[Tensor, Tensor]:
         """scale and zero_point as the observer would set them now."""

@@ -19,9 +19,7 @@ class RangeObserver(ObserverBase):
     low: Tensor
     high: Tensor
 
-    def __init__(
-        self, quant_min: int = 0, quant_max: int = 255, limits: tuple[float, float] | None = None, **_: Any
-    ) -> None:
+    def __init__(self, quant_min: int = 0, quant_max: int = 255, limits: tuple[float, float] | None = None, **_: Any) -> None:
         super().__init__(dtype=torch.quint8)
         self.quant_min, self.quant_max = quant_min, quant_max
         self.limits = limits or (-torch.inf, torch.inf)

@@ -11,8 +11,7 @@
 | bias                                                   | int32, in steps of s_x s_w   |
 
 A tensor has one quantizer, shared by all its readers, at the bits of the most demanding one. A clamp behind a kernel
-is part of it: the quantizer stands behind the clamp. 8-bit weights that meet 8-bit activations stay within +-64, so that
-the 16-bit sums of x86 kernels without VNNI cannot overflow (onnxruntime's "reduce range"; `full_range` lifts it). A linear layer whose result leaves the graph writes floats, as
+is part of it: the quantizer stands behind the clamp. A linear layer whose result leaves the graph writes floats, as
 integer kernels can.
 """
 
@@ -44,7 +43,6 @@ from zaq.quant.ranges import Bounds, bounds
 
 __all__ = ["Placement", "place", "weighted_layers"]
 
-INT16_MAX = 32767
 HIGH = 8  # bits of what is not read by a convolution or linear layer
 
 
@@ -76,7 +74,7 @@ def place(gm: GraphModule, qconfig: QConfig, card: Card) -> tuple[GraphModule, P
     for node in weighted_layers(gm):
         end = qconfig.first_last is not None and (node in first or node in last)
         width = qconfig.first_last if end and qconfig.first_last else qconfig.weight_bits
-        _quantize_layer(gm, node, width, placed, qconfig.full_range)
+        _quantize_layer(gm, node, width, placed)
     placed.in_float = _left_in_float(gm)
     gm.recompile()
     return gm, placed
@@ -190,7 +188,7 @@ def _insert_after(gm: GraphModule, node: Node, quantizer: FakeQuantize) -> None:
                 reader.replace_input_with(place, new)
 
 
-def _quantize_layer(gm: GraphModule, node: Node, bits: int, placed: Placement, full_range: bool) -> None:
+def _quantize_layer(gm: GraphModule, node: Node, bits: int, placed: Placement) -> None:
     module = gm.get_submodule("quant")
     weight = node.args[1]
     source = node.args[0]
@@ -200,8 +198,7 @@ def _quantize_layer(gm: GraphModule, node: Node, bits: int, placed: Placement, f
     if name not in placed.weights:
         axis = 1 if node.target in TRANSPOSED else 0
         value = attribute(gm, name)
-        limit = 128 if full_range or not reads else INT16_MAX // (2 * placed.activations[reads].quant_max)
-        placed.weights[name] = FakeQuantize(bits, axis, value.shape[axis], signed=True, limit=limit)
+        placed.weights[name] = FakeQuantize(bits, axis, value.shape[axis], signed=True)
         placed.weights[name].fit_weight(value)
         module[_key(name)] = placed.weights[name]
     with gm.graph.inserting_before(node):

@@ -25,9 +25,7 @@ def affine_qparams(low: Tensor, high: Tensor, quant_min: int, quant_max: int) ->
     scale = ((high - low) / (quant_max - quant_min)).clamp(min=SMALLEST_SCALE)
     zero_point = (quant_min - low / scale).round().clamp(quant_min, quant_max)
     above, below = (quant_max - zero_point).clamp(min=0.5), (zero_point - quant_min).clamp(min=0.5)
-    scale = torch.where(zero_point < quant_max, high / above, scale).maximum(
-        torch.where(zero_point > quant_min, -low / below, scale * 0)
-    )
+    scale = torch.where(zero_point < quant_max, high / above, scale).maximum(torch.where(zero_point > quant_min, -low / below, scale * 0))
     return scale.clamp(min=SMALLEST_SCALE).float(), zero_point.int()
 
 

@@ -43,7 +43,7 @@ def _bounds_of(node: Node, parts: list[Bounds]) -> Bounds:
     if node.target in CLAMPS:
         low, high = clamp_limits(node)
         merged = Bounds(max(low, first.low), min(high, first.high))
-        return Bounds(merged.low, merged.high, tight=math.isfinite(low) and math.isfinite(high) or first.tight)
+        return Bounds(merged.low, merged.high, tight=(math.isfinite(low) and math.isfinite(high)) or first.tight)
     if node.target in UNIT:
         return Bounds(0.0, 1.0, tight=True)
     if node.target is aten.tanh.default:

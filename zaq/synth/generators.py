@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from zaq.config import Card
 
-__all__ = ["GENERATORS", "DCGAN"]
+__all__ = ["DCGAN", "GENERATORS"]
 
 BASE = 8  # pixels a side before the first upsampling, at most
 
@@ -45,7 +45,7 @@ class DCGAN(nn.Module):
         low, high = card.bounds()
         self.register_buffer("low", low)
         self.register_buffer("high", high)
-        self.to(memory_format=torch.channels_last)
+        nn.Module.to(self, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:  # (N, latent), (N,) -> (N, C, H, W)
         if self.embed is not None and labels is not None:

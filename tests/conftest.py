@@ -1,0 +1,50 @@
+"""Fixtures: the data that lies beside a checkout (used where it is), and a run made once for the tests that read one."""
+
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"
+sys.path.insert(0, str(ROOT / "tests"))
+torch.set_num_threads(min(2, os.cpu_count() or 1))
+
+with warnings.catch_warnings():  # onnxscript's import warns of its own deprecated corners
+    warnings.simplefilter("ignore")
+    import onnxscript  # noqa: F401
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The reference data beside the checkout; tests that measure on it skip where it is not."""
+    if not (SHARED / "models").is_dir():
+        pytest.skip(f"{SHARED} does not lie beside this checkout; it holds the networks and images this test measures on")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def cifar(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """`cifar10:DIR` with the real test set."""
+    folder = tmp_path_factory.mktemp("cifar")
+    subprocess.run([sys.executable, shared / "data" / "unpack.py", folder], check=True, capture_output=True)
+    return f"cifar10:{folder}"
+
+
+def zaq(*args: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run the command line the way a user does, in a process of its own."""
+    command = [sys.executable, "-m", "zaq", *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=900)
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of the shipped model at w4a4, made by the command line with few steps."""
+    folder = tmp_path_factory.mktemp("runs") / "out"
+    done = zaq("quantize", "--bits", "w4a4", "--effort", "fast", "-s", "rounds=2", "-s", "warm_up=6", "-o", folder)
+    assert done.returncode == 0, done.stderr
+    return folder
