@@ -115,8 +115,8 @@ def _read(path: Path, card: Card) -> NDArray[np.float32]:
     elif image.size != (width, height):
         image = image.resize((width, height), resampling)
     pixels = np.asarray(image, np.float32) / np.float32(255)
-    pixels = pixels if pixels.ndim == 3 else pixels[..., None]
-    return pixels.transpose(2, 0, 1)
+    chw: NDArray[np.float32] = np.moveaxis(pixels if pixels.ndim == 3 else pixels[..., None], -1, 0)
+    return chw
 
 
 DATASETS: dict[str, Callable[[Path, Card], Iterator[Sample]]] = {"cifar10": _cifar10, "cifar100": _cifar100, "csv": _csv}

@@ -6,7 +6,7 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -76,7 +76,7 @@ def from_exported(exported: torch.export.ExportedProgram) -> GraphModule:
         target = str(node.target)
         if node.op in ("call_module", "call_function") and ("_guards_fn" in target or "_assert" in target):
             graph.erase_node(node)
-    _keep_mean_dims(graph)
+    _one_spelling(graph)
     graph.eliminate_dead_code()
     inputs = [n for n in graph.nodes if n.op == "placeholder" and n.users]
     if len(inputs) != 1 or not isinstance(inputs[0].meta.get("val"), Tensor):
@@ -190,18 +190,27 @@ def _flatten_outputs(graph: Graph) -> None:
     graph.set_codegen(CodeGen())
 
 
-def _keep_mean_dims(graph: Graph) -> None:
-    """A mean over H and W becomes a pooling to 1x1 and a flatten, as in every other classifier's head."""
+def _one_spelling(graph: Graph) -> None:
+    """Operations that come in two spellings, in one: global pooling as a mean that keeps its dimensions (and a flatten
+    where the model kept none), view as reshape, which takes any memory format."""
     for node in list(graph.nodes):
-        dims = node.args[1] if node.target is aten.mean.dim and len(node.args) == 2 else None
-        shape = shape_of(node.args[0]) if dims else None
-        if not isinstance(dims, list) or shape is None or len(shape) != 3 or sorted(d % 4 for d in dims) != [2, 3]:
-            continue
-        with graph.inserting_after(node):
-            flat = graph.call_function(aten.flatten.using_ints, (node, 1))
-        flat.meta, node.args = dict(node.meta), (*node.args, True)
-        node.meta["val"] = node.meta["val"][:, :, None, None]
-        node.replace_all_uses_with(flat, delete_user_cb=lambda user, flat=flat: user is not flat)
+        if node.target is aten.view.default:
+            node.target = aten.reshape.default
+        elif node.target is aten.adaptive_avg_pool2d.default and list(node.args[1]) == [1, 1]:
+            node.target, node.args = aten.mean.dim, (node.args[0], [-1, -2], True)
+        elif node.target is aten.mean.dim and len(node.args) == 2 and _over_space(node):
+            with graph.inserting_after(node):
+                flat = graph.call_function(aten.flatten.using_ints, (node, 1))
+            flat.meta, node.args = dict(node.meta), (*node.args, True)
+            node.meta["val"] = node.meta["val"][:, :, None, None]
+            node.replace_all_uses_with(flat, delete_user_cb=lambda user, flat=flat: user is not flat)
+
+
+def _over_space(mean: Node) -> bool:
+    """Whether a mean runs over H and W of a feature map."""
+    source, dims = mean.args[:2]
+    shape = shape_of(source) if isinstance(source, Node) else None
+    return isinstance(dims, list) and shape is not None and len(shape) == 3 and sorted(cast(int, d) % 4 for d in dims) == [2, 3]
 
 
 def _two_samples(x: Tensor) -> Tensor:

@@ -73,7 +73,7 @@ def to_onnx(student: GraphModule, metadata: dict[str, Any], int8_weights: bool =
 def deployable(student: GraphModule) -> GraphModule:
     """A copy of the student with biases rounded, and without the clamps that a quantizer behind them repeats."""
     gm = copy.deepcopy(student)
-    gm.requires_grad_(False)
+    gm.requires_grad_(False).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     for node in list(gm.graph.nodes):
         if node.op != "call_module":
             continue
@@ -100,7 +100,7 @@ def _repeats(quantizer: FakeQuantize, clamp: Node) -> bool:
     if clamp.target not in CLAMPS or len(clamp.users) > 1:
         return False
     low, high = clamp_limits(clamp)
-    scale, zero_point = float(quantizer.scale[0]), int(quantizer.zero_point[0])
+    scale, zero_point = quantizer.scale.detach()[0].item(), int(quantizer.zero_point[0])
     return low / scale + zero_point <= quantizer.quant_min + 0.49 and high / scale + zero_point >= quantizer.quant_max - 0.49
 
 

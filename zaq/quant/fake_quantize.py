@@ -87,7 +87,7 @@ class FakeQuantize(FakeQuantizeBase):
 
     def limits(self) -> tuple[float, float]:
         """The least and the greatest value the grid holds (per tensor)."""
-        scale, zero_point = float(self.scale[0]), int(self.zero_point[0])
+        scale, zero_point = self.scale.detach()[0].item(), int(self.zero_point[0])
         return (self.quant_min - zero_point) * scale, (self.quant_max - zero_point) * scale
 
     def extra_repr(self) -> str:

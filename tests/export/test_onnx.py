@@ -1,0 +1,112 @@
+"""The ONNX file: integers inside, the same numbers as the student, integer kernels in onnxruntime."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from zoo import SHAPE, ZOO, build, images
+
+import zaq
+from zaq.config import Card
+from zaq.errors import SourceError
+from zaq.export.verify import compare, session
+from zaq.methods.zaq import ZAQ
+
+CARD = Card(input=SHAPE, mean=(0.5,) * 3, std=(0.25,) * 3)
+QUICK = ZAQ(warm_up=2, rounds=0, latent=16, width=16)
+IN_FLOAT = {"transposed": {"ConvTranspose"}, "shared_weight": {"BatchNormalization"}, "signed": {"BatchNormalization"}}
+
+
+def exported(name: str, bits: str, folder: Path, **kwargs: bool) -> tuple[zaq.Quantized, Path]:
+    quantized = zaq.quantize(build(name), images(1), bits, QUICK, card=CARD)
+    path = folder / "model.onnx"
+    quantized.export(path, **kwargs)
+    return quantized, path
+
+
+@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize("bits", ["w8a8", "w4a4"])
+def test_file_is_the_student(name: str, bits: str, tmp_path: Path) -> None:
+    quantized, path = exported(name, bits, tmp_path)
+    parity = compare(path, quantized.module, images(64) * 1.5)
+    assert parity.share_equal + parity.share_one_step > 0.999, parity.sentence()
+    assert parity.share_equal > 0.9, parity.sentence()
+    assert parity.top1_agreement is None or parity.top1_agreement > 0.96
+    assert set(parity.float_kernels) == IN_FLOAT.get(name, set()), parity.kernels
+
+
+@pytest.mark.parametrize("bits", ["w2a2", "w3a5", "w5a3", "w4a8", "w6a6"])
+def test_all_bits(bits: str, tmp_path: Path) -> None:
+    quantized, path = exported("residual", bits, tmp_path)
+    assert compare(path, quantized.module, images(64)).share_equal > 0.95
+
+
+def test_weights_are_stored_as_integers_of_their_bits(tmp_path: Path) -> None:
+    _, path = exported("residual", "w3a4", tmp_path)
+    graph = onnx.load(path).graph
+    tensors = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
+    makers = {o: n for n in graph.node for o in n.output}
+    weights = [tensors[makers[n.input[1]].input[0]] for n in graph.node if n.op_type in ("Conv", "Gemm")]
+    biases = [tensors[makers[n.input[2]].input[0]] for n in graph.node if n.op_type in ("Conv", "Gemm")]
+    assert len(weights) == 5
+    assert all(w.dtype == np.int8 and w.min() >= -4 and w.max() <= 3 for w in weights[1:-1])
+    assert weights[0].dtype == weights[-1].dtype == np.uint8  # 8 bits on 8 bits, see zaq.export.onnx
+    assert all(b.dtype == np.int32 for b in biases)
+    assert not [t for t in tensors.values() if t.dtype == np.float32 and t.ndim > 1]
+    clips = [n for n in graph.node if n.op_type == "Clip"]
+    assert clips and all(tensors[c.input[2]].dtype == np.uint8 and tensors[c.input[2]] == 15 for c in clips)
+
+
+def test_int8_weights_are_the_same_numbers(tmp_path: Path) -> None:
+    _, unsigned = exported("residual", "w8a8", tmp_path)
+    (tmp_path / "signed").mkdir()
+    _, signed = exported("residual", "w8a8", tmp_path / "signed", int8_weights=True)
+    a, b = ({t.name: numpy_helper.to_array(t) for t in onnx.load(p).graph.initializer} for p in (unsigned, signed))
+    changed = [k for k in a if a[k].dtype != b[k].dtype]
+    assert changed and all((a[k].astype(int) - 128 == b[k]).all() for k in changed)
+
+
+def test_properties_say_what_it_is_and_nothing_of_the_machine(tmp_path: Path) -> None:
+    _, path = exported("residual", "w4a4", tmp_path)
+    model = onnx.load(path)
+    properties = {p.key: json.loads(p.value) for p in model.metadata_props}
+    assert properties["zaq.bits"] == "w4a4" and properties["zaq.seed"] == 0
+    assert properties["zaq.method"]["name"] == "zaq" and properties["zaq.card"]["mean"] == [0.5] * 3
+    raw = path.read_bytes()
+    assert b".py" not in raw and b"site-packages" not in raw and str(Path.home()).encode() not in raw
+
+
+def test_the_batch_is_dynamic(tmp_path: Path) -> None:
+    quantized, path = exported("residual", "w8a8", tmp_path)
+    run = session(path)
+    for n in (1, 7):
+        (found,) = run.run(None, {"input": images(n).numpy()})
+        torch.testing.assert_close(torch.from_numpy(found), quantized.module(images(n)), atol=1e-3, rtol=1e-3)
+
+
+def test_several_outputs(tmp_path: Path) -> None:
+    class Heads(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.a, self.b = torch.nn.Conv2d(3, 4, 3), torch.nn.Conv2d(4, 2, 1), torch.nn.Conv2d(4, 5, 3, 2)
+
+        def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+            x = self.stem(x).relu()
+            return [self.a(x), self.b(x)]
+
+    torch.manual_seed(0)
+    quantized = zaq.quantize(Heads(), images(1), "w4a4", QUICK, card=CARD)
+    quantized.export(tmp_path / "model.onnx")
+    parity = compare(tmp_path / "model.onnx", quantized.module, images(32))
+    assert parity.share_equal > 0.98 and parity.top1_agreement is None and not parity.float_kernels
+
+
+@pytest.mark.parametrize("content", [b"", b"not onnx at all", b"\x08\x0a\x12\x07"])
+def test_a_broken_file_is_a_sentence(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(content)
+    with pytest.raises(SourceError, match=r"model\.onnx: onnxruntime cannot load it"):
+        session(tmp_path / "model.onnx")

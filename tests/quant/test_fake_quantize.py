@@ -1,0 +1,61 @@
+"""FakeQuantize as a citizen of torch.ao.quantization."""
+
+import pytest
+import torch
+from torch.ao.quantization import FakeQuantizeBase, HistogramObserver, MinMaxObserver
+
+from zaq.quant.fake_quantize import BiasQuantize, FakeQuantize
+from zaq.quant.observers import MSEObserver, RangeObserver
+
+
+@pytest.mark.parametrize("observer", [MSEObserver, RangeObserver, MinMaxObserver, HistogramObserver])
+def test_takes_any_observer(observer: type) -> None:
+    quantizer = FakeQuantize(8, observer=observer)
+    assert isinstance(quantizer, FakeQuantizeBase)
+    x = torch.randn(2000).clamp(-3, 3)
+    quantizer.enable_observer()
+    quantizer.disable_fake_quant()
+    assert torch.equal(quantizer(x), x)
+    quantizer.enable_fake_quant()
+    quantizer.calibrate()
+    assert quantizer.observer_enabled[0] == 0 and quantizer.fake_quant_enabled[0] == 1
+    torch.testing.assert_close(quantizer(x), x, atol=0.6 * float(quantizer.scale.detach()) + 0.05, rtol=0)
+    before = quantizer.scale.clone()
+    quantizer(x * 100)  # ranges are frozen
+    assert torch.equal(before, quantizer.scale)
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_uses_no_more_levels_than_its_bits(bits: int) -> None:
+    for quantizer in (FakeQuantize(bits, observer=RangeObserver), FakeQuantize(bits, axis=0, channels=1, signed=True)):
+        x = torch.randn(1, 5000)
+        if quantizer.axis < 0:
+            quantizer.enable_observer()
+            quantizer(x)
+            quantizer.calibrate()
+        else:
+            quantizer.fit_weight(x)
+        levels = quantizer(x).detach().unique()
+        assert 2 ** (bits - 1) <= len(levels) <= 2**bits
+
+
+def test_limits_hold_the_observed_range() -> None:
+    quantizer = FakeQuantize(8, observer=RangeObserver, limits=(0.0, 6.0))
+    quantizer.enable_observer()
+    quantizer(torch.tensor([-3.0, 9.0]))
+    quantizer.calibrate()
+    low, high = quantizer.limits()
+    assert low == 0 and abs(high - 6) < 1e-5
+
+
+def test_bias_lies_on_the_accumulators_grid() -> None:
+    activation, weight = FakeQuantize(8), FakeQuantize(8, axis=0, channels=3, signed=True)
+    activation.set_qparams(torch.tensor([0.02]), torch.tensor([0]))
+    weight.set_qparams(torch.tensor([0.1, 0.2, 0.3]), torch.zeros(3))
+    module, bias = BiasQuantize(activation, weight), torch.randn(3, requires_grad=True)
+    steps = module(bias) / (0.02 * torch.tensor([0.1, 0.2, 0.3]))
+    torch.testing.assert_close(steps, steps.round(), atol=1e-3, rtol=0)
+    module(bias).sum().backward()
+    assert torch.equal(bias.grad, torch.ones(3))  # type: ignore[arg-type]
+    weight.disable_fake_quant()
+    assert torch.equal(module(bias), bias)

@@ -1,0 +1,72 @@
+"""Where quantizers stand, at which bits, and that one tensor has one."""
+
+import pytest
+import torch
+from zoo import SHAPE, ZOO, build, images
+
+from zaq.config import Card, QConfig
+from zaq.graph import trace
+from zaq.passes.fold import fold
+from zaq.quant.placement import place
+from zaq.quant.ranges import bounds
+
+CARD = Card(input=SHAPE, mean=(0.5,) * 3, std=(0.5,) * 3)
+# What each net's activations are quantized to at w4a3, first and last layer at 8 bits.
+EXPECTED = {
+    "residual": {"x": 8, "relu": 3, "relu_1": 3, "conv2d_2": 8, "relu_2": 3, "relu_3": 8, "adaptive_avg_pool2d": 8},
+    "concat": {"x": 8, "relu": 3, "relu_1": 8, "relu_2": 8, "cat": 3, "relu_3": 8, "adaptive_avg_pool2d": 8},
+    "depthwise": {"x": 8, "relu": 3, "hardtanh": 3, "hardtanh_1": 8, "adaptive_avg_pool2d": 8},
+    "pools": {"x": 8, "relu": 3, "relu_1": 8, "avg_pool2d": 3, "relu_2": 8},
+    "transposed": {"x": 8, "relu": 3, "relu_1": 8, "conv2d_1": 8},
+}
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_integer_placement(name: str) -> None:
+    folded, _ = fold(trace(build(name), images(1)))
+    _, placement = place(folded, QConfig.parse("w4a3"), CARD)
+    assert {k: q.bits for k, q in placement.activations.items()} == EXPECTED[name]
+
+
+@pytest.mark.parametrize(("first_last", "expected"), [(8, [8, 4, 4, 4, 8]), (None, [4, 4, 4, 4, 4]), (6, [6, 4, 4, 4, 6])])
+def test_first_and_last_layer(first_last: int | None, expected: list[int]) -> None:
+    folded, _ = fold(trace(build("residual"), images(1)))
+    _, placement = place(folded, QConfig(4, 4, first_last), CARD)
+    assert [q.bits for q in placement.weights.values()] == expected
+    assert placement.activations["adaptive_avg_pool2d"].bits == (first_last or 4)
+    assert placement.activations["x"].bits == 8
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_every_layer_reads_quantized_tensors(name: str) -> None:
+    folded, _ = fold(trace(build(name), images(1)))
+    student, placement = place(folded, QConfig.parse("w4a4"), CARD)
+    assert placement.layers and all(source and weight for source, weight in placement.layers.values())
+    assert set(dict(student.named_parameters())) > set(dict(folded.named_parameters()))
+    assert torch.isfinite(student(images(2))).all()
+
+
+def test_a_shared_weight_has_one_quantizer() -> None:
+    folded, _ = fold(trace(build("shared_weight"), images(1)))
+    _, placement = place(folded, QConfig.parse("w4a4"), CARD)
+    assert [weight for _, weight in placement.layers.values()].count("shared.weight") == 2
+    assert list(placement.weights).count("shared.weight") == 1
+
+
+def test_bounds_the_graph_knows() -> None:
+    folded, _ = fold(trace(build("depthwise"), images(1)))
+    known = bounds(folded, CARD)
+    assert (known["x"].low, known["x"].high, known["x"].tight) == (-1, 1, True)
+    assert (known["hardtanh"].low, known["hardtanh"].high, known["hardtanh"].tight) == (0, 6, True)
+    assert known["relu"].low == 0 and not known["relu"].tight
+    assert known["adaptive_avg_pool2d"].high == 6
+    gate = bounds(fold(trace(build("squeeze_excite"), images(1)))[0], Card(input=SHAPE))
+    assert (gate["sigmoid"].low, gate["sigmoid"].high) == (0, 1) and "x" not in gate
+
+
+def test_known_bounds_need_no_samples() -> None:
+    folded, _ = fold(trace(build("depthwise"), images(1)))
+    _, placement = place(folded, QConfig.parse("w8a8"), CARD)
+    quantizer = placement.activations["hardtanh"]
+    quantizer.calibrate()
+    assert abs(quantizer.limits()[1] - 6) < 1e-5
