@@ -1,0 +1,47 @@
+"""Bits, cards, and near names."""
+
+import pytest
+import torch
+
+from zaq.config import Card, QConfig
+from zaq.errors import BitsError, SourceError, unknown
+
+
+@pytest.mark.parametrize("weight_bits", range(2, 9))
+@pytest.mark.parametrize("act_bits", range(2, 9))
+def test_bits_round_trip(weight_bits: int, act_bits: int) -> None:
+    assert str(QConfig.parse(f"w{weight_bits}a{act_bits}")) == f"w{weight_bits}a{act_bits}"
+
+
+@pytest.mark.parametrize("text", ["w9a0", "w1a8", "w4", "4a4", "w4a16", "", "int8", "w-4a4"])
+def test_other_bits_are_refused(text: str) -> None:
+    with pytest.raises(BitsError):
+        QConfig.parse(text)
+
+
+def test_first_last_has_bits_of_its_own() -> None:
+    assert QConfig.parse("w4a4").first_last == 8 and QConfig.parse("w4a4", None).first_last is None
+    with pytest.raises(BitsError, match="first-last: 9"):
+        QConfig.parse("w4a4", 9)
+
+
+def test_card_bounds_what_a_pixel_can_be() -> None:
+    low, high = Card(input=(3, 4, 4), mean=(0.5, 0.4, 0.0), std=(0.5, 0.2, 1.0)).bounds()
+    torch.testing.assert_close(low.flatten(), torch.tensor([-1.0, -2.0, 0.0]))
+    torch.testing.assert_close(high.flatten(), torch.tensor([1.0, 3.0, 1.0]))
+    low, high = Card(input=(1, 4, 4)).bounds()
+    assert low == -high == -3
+
+
+def test_card_round_trips_and_ignores_what_it_does_not_know() -> None:
+    card = Card(input=(3, 4, 4), mean=(0.5,) * 3, std=(0.5,) * 3, classes=7)
+    assert Card.from_dict(card.to_dict() | {"licence": "CC"}) == card
+    with pytest.raises(SourceError, match="2 values, the input 3 channels"):
+        Card(input=(3, 4, 4), mean=(0.5,) * 2, std=(0.5,) * 2)
+    with pytest.raises(SourceError, match="Did you mean 'bilinear'"):
+        Card(interpolation="bilinaer")
+
+
+def test_unknown_names_suggest_the_near_one() -> None:
+    assert unknown("method", "zqa", ["zaq", "zeroq"]) == "unknown method 'zqa'. Did you mean 'zaq'? There is: zaq, zeroq."
+    assert "Did you" not in unknown("method", "xyz", ["zaq"])
