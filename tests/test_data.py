@@ -70,8 +70,14 @@ def test_bad_tables_are_named(rows: list[list[str]], message: str, tmp_path: Pat
 
 def test_bad_specs_are_sentences(tmp_path: Path) -> None:
     (tmp_path / "test_batch.bin").write_bytes(b"123")
-    cases = [("cifar10", "kind:PATH"), ("cifra10:/", "Did you mean 'cifar10'"), (f"cifar10:{tmp_path}/no", "does not exist"),
-             (f"cifar10:{tmp_path}", "whole number of 3073-byte records"), (f"cifar100:{tmp_path}", "not found"), (f"csv:{tmp_path}", "labels.csv")]  # fmt: skip
+    cases = [
+        ("cifar10", "kind:PATH"),
+        ("cifra10:/", "Did you mean 'cifar10'"),
+        (f"cifar10:{tmp_path}/no", "does not exist"),
+        (f"cifar10:{tmp_path}", "whole number of 3073-byte records"),
+        (f"cifar100:{tmp_path}", "not found"),
+        (f"csv:{tmp_path}", "labels.csv"),
+    ]
     for spec, message in cases:
         with pytest.raises(DataError, match=message):
             list(batches(spec, CARD))

@@ -112,8 +112,16 @@ def test_what_is_no_model_is_a_sentence(tmp_path: Path) -> None:
         archive.writestr("readme.txt", "hello")
     truncated = save(build("pools"), tmp_path / "d.pt2").read_bytes()
     (tmp_path / "d.pt2").write_bytes(truncated[: len(truncated) // 2])
-    for name, message in (("a.pt2", "not an archive"), ("b.jpg", r"'\.jpg'"), ("c.pt2", "no exported program"), ("d.pt2", "not an archive"),
-                          ("none.pt2", "no such file"), ("zoo:resnet2", "Did you mean 'resnet20_cifar10'"), ("timmm:x", "kind of source")):  # fmt: skip
+    cases = [
+        ("a.pt2", "not an archive"),
+        ("b.jpg", r"'\.jpg'"),
+        ("c.pt2", "no exported program"),
+        ("d.pt2", "not an archive"),
+        ("none.pt2", "no such file"),
+        ("zoo:resnet2", "Did you mean 'resnet20_cifar10'"),
+        ("timmm:x", "kind of source"),
+    ]
+    for name, message in cases:
         with pytest.raises(SourceError, match=message):
             load(name if ":" in name else str(tmp_path / name))
 

@@ -31,43 +31,47 @@ __all__ = [
 
 
 class ZaqError(Exception):
+    """Whatever zaq has to say against a call or a run; `exit_code` is the process's."""
+
     exit_code = 1
 
 
 class UserError(ZaqError):
+    """The call has to change."""
+
     exit_code = 2
 
 
 class BitsError(UserError):
-    pass
+    """A bit width, a method or an option that does not exist."""
 
 
 class SourceError(UserError):
-    pass
+    """No model where one was expected, or one that cannot be used."""
 
 
 class TraceError(UserError):
-    pass
+    """A model whose graph cannot be captured."""
 
 
 class DataError(UserError):
-    pass
+    """A data set that is not what it was said to be."""
 
 
 class OutputError(UserError):
-    pass
+    """A place that cannot be written."""
 
 
 class RunError(ZaqError):
-    pass
+    """The call was right, the run was not."""
 
 
 class TrainingError(RunError):
-    pass
+    """A student that training has broken."""
 
 
 class Interrupted(RunError):
-    pass
+    """Ctrl-C; what was finished is kept."""
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> str:

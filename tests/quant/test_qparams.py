@@ -30,7 +30,7 @@ def test_pixels_of_a_symmetric_normalisation_do_not_fall_between_steps() -> None
 def test_search_clips_an_outlier_and_keeps_what_fits() -> None:
     torch.manual_seed(0)
     values = torch.cat([torch.rand(10000), torch.tensor([30.0])])
-    low, high = search_range(values, values.min(), values.max(), 0, 15)
+    _, high = search_range(values, values.min(), values.max(), 0, 15)
     assert high < 20
     even = torch.linspace(0, 1, 4097)
     assert search_range(even, even.min(), even.max(), 0, 255)[1] > 0.95

@@ -6,7 +6,6 @@ from typing import Any
 from zaq.methods.job import Job
 from zaq.methods.zaq import ZAQ
 
-__all__ = ["METHODS", "Job", "Method"]
+__all__ = ["METHODS", "Job"]
 
-Method = Callable[[Job], None]
 METHODS: dict[str, Callable[..., Any]] = {"zaq": ZAQ}

@@ -1,0 +1,195 @@
+"""The command line as a user types it, in a process of its own: what it leaves, what it says, how it refuses."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from conftest import zaq
+from zoo import build, images
+
+from zaq.graph import quiet
+from zaq.run import FILES
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("models") / "net.pt2"
+    with quiet():
+        torch.export.save(torch.export.export(build("residual"), (images(2),), dynamic_shapes=({0: torch.export.Dim.AUTO},)), path)
+    return path
+
+
+QUICK = ("--effort", "fast", "-s", "rounds=1", "-s", "warm_up=2")
+
+
+def test_a_run_explains_itself(run: Path) -> None:
+    assert {p.name for p in run.iterdir()} == set(FILES)
+    options = json.loads((run / "options.json").read_text())
+    assert options["bits"] == "w4a4" and options["method"]["rounds"] == 2 and options["seed"] == 0
+    assert options["card"]["classes"] == 10 and len(options["source"]["sha256"]) == 64
+    report = json.loads((run / "report.json").read_text())
+    assert [s["name"] for s in report["stages"]] == ["warm-up", "calibrate", "zaq"]
+    weights = [t for t in report["tensors"] if t["kind"] == "weight"]
+    assert [w["bits"] for w in weights].count(8) == 2 and all(len(w["scale"]) in (10, 16, 32, 64) for w in weights)
+    assert all({"bits", "scale", "zero_point"} <= set(t) for t in report["tensors"])
+    assert report["parity"]["top1_agreement"] == 1 and not report["parity"]["float_kernels"]
+    assert report["sizes"]["model.onnx"] < 0.4 * report["sizes"]["float weights"]
+    log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert {"warm-up", "zaq"} == {row["stage"] for row in log} and "loss_g" in log[-1] and "loss_q" in log[-1]
+    page = (run / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 5 and "http" not in page and "No real image was read" in page
+
+
+def test_the_file_carries_what_it_is(run: Path) -> None:
+    properties = {p.key: json.loads(p.value) for p in onnx.load(run / "model.onnx").metadata_props}
+    options = json.loads((run / "options.json").read_text())
+    assert properties["zaq.source"] == options["source"] and properties["zaq.card"] == options["card"]
+    assert {"zaq.bits", "zaq.method", "zaq.seed", "zaq.version"} <= set(properties)
+
+
+def test_verify(run: Path) -> None:
+    done = zaq("verify", run)
+    assert done.returncode == 0 and "100.00 % of elements equal" in done.stdout and "QLinearConv" in done.stdout
+    assert json.loads(zaq("verify", run, "--json").stdout)["share_worse"] == 0
+
+
+def test_eval_needs_no_flags(run: Path, tmp_path: Path) -> None:
+    """On images the file itself labels: all right but the half whose labels are moved on by one."""
+    from zaq.config import Card
+    from zaq.export.verify import run_session, session
+
+    card = Card.from_dict(json.loads((run / "options.json").read_text())["card"])
+    raw = np.random.default_rng(0).integers(0, 256, (40, 3073)).astype(np.uint8)
+    mean, std = (np.float32(v).reshape(3, 1, 1) for v in (card.mean, card.std))
+    pixels = (raw[:, 1:].reshape(-1, 3, 32, 32).astype(np.float32) / np.float32(255) - mean) / std
+    raw[:, 0] = run_session(session(run / "model.onnx"), torch.from_numpy(pixels))[0].argmax(1)
+    raw[20:, 0] = (raw[20:, 0] + 1) % 10
+    raw.tofile(tmp_path / "test_batch.bin")
+    done = zaq("eval", run, "--data", f"cifar10:{tmp_path}")
+    assert done.returncode == 0 and "top-1 50.00 %" in done.stdout and "20 of 40 images" in done.stdout
+
+
+def test_own_model_with_flags_and_json(model: Path, tmp_path: Path) -> None:
+    done = zaq("quantize", model, "--bits", "w8a8", *QUICK, "--normalize", "imagenet", "--json", "-o", tmp_path / "out")
+    assert done.returncode == 0 and not done.stderr  # quiet when not a terminal
+    report = json.loads(done.stdout)
+    assert report["options"]["card"]["mean"] == [0.485, 0.456, 0.406]
+    assert (tmp_path / "out" / "model.onnx").is_file()
+
+
+def test_without_a_card_the_report_says_so(model: Path, tmp_path: Path) -> None:
+    done = zaq("quantize", model, *QUICK, "-o", tmp_path / "out")
+    assert done.returncode == 0 and "counts as already normalised" in done.stdout
+    done = zaq("eval", tmp_path / "out", "--data", f"csv:{tmp_path}")
+    assert done.returncode == 2 and "normalisation is unknown" in done.stderr
+
+
+def test_the_same_seed_gives_the_same_file(model: Path, tmp_path: Path) -> None:
+    files = []
+    for name in ("a", "b"):
+        assert zaq("quantize", model, *QUICK, "--seed", 5, "-o", tmp_path / name).returncode == 0
+        files.append([(tmp_path / name / f).read_bytes() for f in ("model.onnx", "log.jsonl", "samples.safetensors")])
+    assert files[0] == files[1]
+
+
+def test_dry_run_and_inspect_write_nothing(model: Path, tmp_path: Path) -> None:
+    done = zaq("quantize", model, "--dry-run", "--bits", "w3a3", cwd=tmp_path)
+    assert done.returncode == 0 and "would run" in done.stdout and "net-w3a3/" in done.stdout
+    done = zaq("inspect", model, cwd=tmp_path)
+    assert done.returncode == 0 and "batch norms fold" in done.stdout and "multiply-accumulates" in done.stdout
+    facts = json.loads(zaq("inspect", model, "--json", cwd=tmp_path).stdout)
+    # 3x3 convolutions at 16x16 (stem 3-8, two 8-8), at 8x8 (8-16), and a 16-5 linear layer, by hand
+    assert facts["macs"] == 9 * (3 * 8 + 2 * 8 * 8) * 256 + 9 * 8 * 16 * 64 + 16 * 5
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_existing_folder_is_refused_unless_told(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("keep me")
+    done = zaq("quantize", model, *QUICK, "-o", tmp_path / "out")
+    assert done.returncode == 2 and "--overwrite" in done.stderr
+    assert zaq("quantize", model, *QUICK, "-o", tmp_path / "out", "--overwrite").returncode == 0
+    assert (tmp_path / "out" / "mine.txt").read_text() == "keep me"
+
+
+@pytest.mark.parametrize(("args", "message"), [
+    (["quantize", "--bits", "w9a0"], "2 to 8 are supported"),
+    (["quantize", "--bits", "four"], "not of the form w<bits>a<bits>"),
+    (["quantize", "--method", "zqa"], "Did you mean 'zaq'?"),
+    (["quantize", "--effort", "fats"], "Did you mean 'fast'?"),
+    (["quantize", "-s", "alhpa=1"], "Did you mean 'alpha'?"),
+    (["quantize", "-s", "alpha=lots"], "'lots' is no float"),
+    (["quantize", "--first-last", "some"], "or 'same'"),
+    (["quantize", "no/such/model.pt2"], "there is no such file"),
+    (["quantize", "zoo:resnet21_cifar10"], "Did you mean 'resnet20_cifar10'?"),
+    (["quantize", "--input-shape", "3,64,64"], "takes inputs of (3, 32, 32)"),
+    (["quantize", "--mean", "0.5,0.5,0.5", "--std", "a"], "numbers separated by commas"),
+    (["quantize", "--mean", "0.5,0.5,0.5"], "go together"),
+    (["quantize", "--normalize", "imagnet"], "Did you mean 'imagenet'?"),
+    (["quantise"], "Did you mean 'quantize'?"),
+    (["verify", "nowhere"], "is no run of zaq quantize"),
+    (["eval", "nowhere", "--data", "cifar10:x"], "is no run of zaq quantize"),
+])  # fmt: skip
+def test_mistakes_are_a_sentence_and_exit_code_2(args: list[str], message: str, tmp_path: Path) -> None:
+    done = zaq(*args, cwd=tmp_path)
+    assert done.returncode == 2, done
+    assert message in done.stderr and "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_space_on_the_disk(model: Path, tmp_path: Path) -> None:
+    """On a file system of its own that is too small, where the test may make one."""
+    small = tmp_path / "small"
+    small.mkdir()
+    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", small], capture_output=True).returncode:
+        pytest.skip("mounting a small file system needs root, and a kernel that lets it")
+    try:
+        done = zaq("quantize", model, *QUICK, "-o", small / "out")
+        assert done.returncode == 1 and "no space left on the disk" in done.stderr and "Traceback" not in done.stderr
+    finally:
+        subprocess.run(["umount", small], check=True)
+
+
+def test_a_folder_that_cannot_be_written(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path / "file", tmp_path / "file" / "out"):
+        done = zaq("quantize", model, *QUICK, "-o", place)
+        assert done.returncode == 2 and str(tmp_path / "file") in done.stderr and "Traceback" not in done.stderr
+
+
+def test_ctrl_c_keeps_what_is_finished(model: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "zaq", "quantize", model, "-s", "rounds=100000", "-s", "warm_up=2", "-o", tmp_path / "out"]
+    process = subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    log, deadline = tmp_path / "out" / "log.jsonl", time.monotonic() + 120
+    while not (log.is_file() and '"zaq"' in log.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 1 and "interrupted; what was finished is in" in err and "Traceback" not in err
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["interrupted"]
+    assert zaq("verify", tmp_path / "out").returncode == 0
+
+
+def test_a_run_whose_parts_are_broken(run: Path, tmp_path: Path) -> None:
+    for name in ("model.onnx", "quantized.pt2", "options.json"):
+        folder = tmp_path / name
+        folder.mkdir()
+        for file in FILES:
+            (folder / file).write_bytes((run / file).read_bytes())
+        (folder / name).write_bytes(b"junk")
+        done = zaq("verify", folder)
+        assert done.returncode == 2 and name in done.stderr and "Traceback" not in done.stderr
+
+
+def test_help_and_version() -> None:
+    assert "quantize" in zaq("--help").stdout and zaq("--version").returncode == 0
+    for verb in ("quantize", "inspect", "verify", "eval"):
+        assert zaq(verb, "--help").returncode == 0
