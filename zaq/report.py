@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from zaq.graph import attribute, input_node, with_taps
 from zaq.methods.job import Job
@@ -64,7 +65,8 @@ def _tensors(job: Job) -> list[dict[str, Any]]:
     values: tuple[list[Tensor], list[Tensor]] | None = None
     if job.samples is not None:
         inner = [n for n in names if not _is_input(job, n)]
-        values = with_taps(job.teacher, inner)(job.samples)[1], with_taps(job.student, inner)(job.samples)[1]
+        some = job.samples[: job.batch]
+        values = with_taps(job.teacher, inner)(some)[1], with_taps(job.student, inner)(some)[1]
     for name, quantizer in job.placement.activations.items():
         low, high = quantizer.limits()
         row = {
@@ -111,12 +113,10 @@ def _agreement(job: Job) -> dict[str, Any]:
     """How the student compares with its teacher on synthetic samples it was not trained on."""
     if job.samples is None:
         return {}
-    from torch.utils import _pytree as pytree
-
-    p, q = (pytree.tree_leaves(m(job.samples)) for m in (job.teacher, job.student))
-    found: dict[str, Any] = {"samples": len(job.samples), "output_sqnr": sqnr(p[0], q[0])}
+    p, q = (torch.cat([pytree.tree_leaves(m(x))[0] for x in job.samples.split(job.batch)]) for m in (job.teacher, job.student))
+    found: dict[str, Any] = {"samples": len(job.samples), "output_sqnr": sqnr(p, q)}
     if job.classes:
-        found["top1_agreement"] = float((p[0].argmax(1) == q[0].argmax(1)).float().mean())
+        found["top1_agreement"] = float((p.argmax(1) == q.argmax(1)).float().mean())
     return found
 
 

@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from zaq.config import Card
-from zaq.graph import shape_of, taps, with_taps
+from zaq.graph import output_nodes, shape_of, taps, with_taps
 from zaq.passes.fold import BatchNormStats
 from zaq.progress import Progress
-from zaq.quant.placement import Placement
+from zaq.quant.placement import Placement, make_room_for_biases
 
 __all__ = ["Job", "Log", "Stage"]
 
@@ -78,7 +78,7 @@ class Job:
     @property
     def classes(self) -> int | None:
         """The number of classes, if the teacher is a classifier: one output (N, K)."""
-        outputs = [shape_of(n) for n in _outputs(self.teacher)]
+        outputs = [shape_of(n) for n in output_nodes(self.teacher)]
         return outputs[0][0] if len(outputs) == 1 and outputs[0] is not None and len(outputs[0]) == 1 else None
 
     def batch_norms(self) -> dict[str, BatchNormStats]:
@@ -102,9 +102,4 @@ class Job:
             for quantizer in quantizers:
                 quantizer.calibrate()
                 quantizer.enable_fake_quant()
-
-
-def _outputs(gm: GraphModule) -> list[Any]:
-    from zaq.graph import output_nodes
-
-    return output_nodes(gm)
+            make_room_for_biases(self.student)

@@ -47,7 +47,7 @@ class ZAQ:
     rounds: int | None = None
     milestones: tuple[float, ...] = (1 / 3, 2 / 3)  # parts of the game after which every step is ten times smaller
     lr_student: float = 2e-3  # Adam, in steps of each channel's grid; the code: SGD at 0.1, batch norm unfolded
-    lr_scale: float = 2e-4  # of learned scales, relative to the scale; 0 keeps ranges frozen
+    lr_scale: float = 2e-3  # of learned scales, in steps at the grid's end; 0 keeps ranges frozen
     lr_bias: float = 5e-5
     lr_generator: float = 1e-3
     generator: str = "dcgan"
@@ -62,7 +62,7 @@ class ZAQ:
         generator = GENERATORS[self.generator](job.card, self.latent, self.width, job.classes)
         self._warm_up(job, generator, warm_up if self.warm_up is None else self.warm_up)
         held_out = [_draw(job, generator) for _ in range(HELD_OUT_BATCHES)]
-        job.samples = held_out[0]
+        job.samples = torch.cat(held_out)
         self._calibrate(job, generator)
         if not job.interrupted:
             self._play(job, generator, rounds if self.rounds is None else self.rounds, held_out)
@@ -159,8 +159,8 @@ class ZAQ:
             shape = [-1 if d == quantizer.axis else 1 for d in range(weight.dim())]
             units[cast(nn.Parameter, weight)] = quantizer.scale.detach().clone().view(shape)
         for quantizer in (*job.placement.weights.values(), *job.placement.activations.values()):
-            quantizer.scale.requires_grad_(self.lr_scale > 0)
-            units[cast(nn.Parameter, quantizer.scale)] = quantizer.scale.detach().clone()
+            quantizer.scale.requires_grad_(self.lr_scale > 0 and not quantizer.guaranteed)
+            units[cast(nn.Parameter, quantizer.scale)] = quantizer.scale.detach() / quantizer.quant_max
         known = {id(p) for p in units}
         scales = [p for p in units if p.requires_grad and p.dim() == 1]
         biases = [p for p in job.student.parameters() if id(p) not in known]

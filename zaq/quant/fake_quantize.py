@@ -13,6 +13,8 @@ from zaq.quant.qparams import quant_range, search_symmetric, symmetric_qparams
 
 __all__ = ["BiasQuantize", "FakeQuantize"]
 
+LARGEST_BIAS = 2**30  # in steps of the accumulator; leaves int32 as much room again for the sum itself
+
 
 class FakeQuantize(FakeQuantizeBase):
     """Rounds a tensor to the grid of `scale` and `zero_point`; watches it first, while its observer is enabled.
@@ -39,6 +41,7 @@ class FakeQuantize(FakeQuantizeBase):
         self.quant_min, self.quant_max = quant_range(bits, signed)
         self.scale = nn.Parameter(torch.ones(channels))
         self.register_buffer("zero_point", torch.zeros(channels, dtype=torch.int32))
+        self.guaranteed = False  # a range that the graph itself guarantees, which nothing should learn away
         self.observer: ObserverBase | None = None
         if axis < 0:
             self.observer = observer(quant_min=self.quant_min, quant_max=self.quant_max, **observer_kwargs)
@@ -112,3 +115,10 @@ class BiasQuantize(nn.Module):
         step = (activation.scale * weight.scale).detach()
         step = step.repeat(len(bias) // len(step))  # a grouped transposed convolution shares scales between groups
         return bias + ((bias / step).round() * step - bias).detach()
+
+    @torch.no_grad()
+    def make_room(self, bias: Tensor) -> None:
+        """Coarsen the weight's grid in channels whose bias would overflow int32: dead ones, all but zero beside it."""
+        activation, weight = self.sources
+        needed = bias.abs() / (activation.scale * LARGEST_BIAS)
+        weight.scale.copy_(weight.scale.maximum(needed.view(-1, len(weight.scale)).amax(0)))

@@ -41,7 +41,7 @@ from zaq.quant.fake_quantize import BiasQuantize, FakeQuantize
 from zaq.quant.observers import MSEObserver, RangeObserver
 from zaq.quant.ranges import Bounds, bounds
 
-__all__ = ["Placement", "place", "weighted_layers"]
+__all__ = ["Placement", "make_room_for_biases", "place", "weighted_layers"]
 
 HIGH = 8  # bits of what is not read by a convolution or linear layer
 
@@ -78,6 +78,14 @@ def place(gm: GraphModule, qconfig: QConfig, card: Card) -> tuple[GraphModule, P
     placed.in_float = _left_in_float(gm)
     gm.recompile()
     return gm, placed
+
+
+def make_room_for_biases(gm: GraphModule) -> None:
+    """Once activation ranges are known: see `BiasQuantize.make_room`."""
+    for node in gm.graph.nodes:
+        module = gm.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if isinstance(module, BiasQuantize):
+            module.make_room(attribute(gm, str(node.args[0].target)))
 
 
 def weighted_layers(gm: GraphModule) -> list[Node]:
@@ -163,6 +171,7 @@ def _activation_quantizer(bits: int, known: Bounds) -> FakeQuantize:
         observer = quantizer.observer
         assert observer is not None
         observer(torch.tensor([known.low, known.high]))
+        quantizer.guaranteed = True
         return quantizer
     return FakeQuantize(bits, observer=MSEObserver, limits=(known.low, known.high))
 
