@@ -157,7 +157,7 @@ def _summary(folder: Path, report: dict[str, Any]) -> str:
     lines += [f"  note: {note}" for note in report["notes"]]
     if "top1_agreement" in agreement:
         share, samples = 100 * agreement["top1_agreement"], agreement["samples"]
-        lines.append(f"  same top-1 as the float model on {share:.1f} % of {samples} synthetic samples (harder than real ones)")
+        lines.append(f"  same top-1 as the float model on {share:.1f} % of {samples} synthetic samples (mostly harder than real ones)")
     lines.append(f"  file against checkpoint: {report['parity_sentence']}")
     lines.append(f"  {sizes['model.onnx'] / 1024:.0f} KB, {sizes['float weights'] / 1024:.0f} KB as float")
     lines.append(f"  {folder}/model.onnx, and report.html beside it")

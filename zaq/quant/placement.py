@@ -25,6 +25,7 @@ from torch.fx import GraphModule, Node
 from zaq.config import Card, QConfig
 from zaq.graph import (
     CLAMPS,
+    CONVS,
     LINEARS,
     MERGES,
     MOVES,
@@ -182,19 +183,17 @@ def _insert_after(gm: GraphModule, node: Node, quantizer: FakeQuantize) -> None:
     module = gm.get_submodule("quant")
     assert isinstance(module, nn.ModuleDict)
     module[node.name] = quantizer
-    places, todo = [node], [node]
+    todo = [node]
     while todo:
-        moved = [u for u in todo.pop().users if u.target in MOVES]
-        places += moved
-        todo += moved
-    for place in places:
-        readers = [u for u in place.users if u not in places]
-        if readers:
-            with gm.graph.inserting_after(place):
-                new = gm.graph.call_module(f"quant.{node.name}", (place,))
-            new.meta["val"] = place.meta.get("val")
-            for reader in readers:
-                reader.replace_input_with(place, new)
+        place = todo.pop()
+        readers = list(place.users)
+        with gm.graph.inserting_after(place):
+            new = gm.graph.call_module(f"quant.{node.name}", (place,))
+        new.meta["val"] = place.meta.get("val")
+        for reader in readers:
+            reader.replace_input_with(place, new)
+        # Runtimes fuse a padding into the convolution behind it, if nothing stands between the two.
+        todo += [u for u in readers if u.target in MOVES or (u.target in PADS and not any(r.target in CONVS for r in u.users))]
 
 
 def _quantize_layer(gm: GraphModule, node: Node, bits: int, placed: Placement) -> None:
