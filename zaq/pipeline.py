@@ -6,13 +6,13 @@ from typing import Any
 from zaq import report as reporting
 from zaq.api import Quantized, quantize_graph
 from zaq.config import QConfig
-from zaq.export.onnx import write_onnx
+from zaq.export.onnx import to_onnx
 from zaq.export.verify import compare
 from zaq.graph import attribute
 from zaq.methods.job import Log
 from zaq.page import render
 from zaq.progress import Progress
-from zaq.run import Run
+from zaq.run import Run, disk_errors
 from zaq.sources import Source
 
 __all__ = ["quantize_run"]
@@ -37,9 +37,10 @@ def quantize_run(
     run = Run.create(folder, overwrite)
     source = {"name": model.name, "sha256": model.sha256}
     log = Log(run / "log.jsonl")
-    quantized = quantize_graph(
-        model.graph, qconfig, method, card=model.card, effort=effort, seed=seed, progress=progress, log=log, source=source
-    )
+    with disk_errors(folder):  # the log grows with every step
+        quantized = quantize_graph(
+            model.graph, qconfig, method, card=model.card, effort=effort, seed=seed, progress=progress, log=log, source=source
+        )
     report = quantized.report
     run.write_json("options.json", report["options"])
     progress.say("saving and verifying")
@@ -47,14 +48,13 @@ def quantize_run(
     if quantized.job.samples is not None:
         run.write_samples(quantized.job.samples, quantized.card)
     metadata = reporting.onnx_metadata(report)
-    run.write("model.onnx", lambda path: write_onnx(quantized.module, path, metadata, int8_weights))
+    run.write("model.onnx", to_onnx(quantized.module, metadata, int8_weights).SerializeToString())
     if quantized.job.samples is not None:
         parity = compare(run / "model.onnx", run.student(), run.samples())
         report["parity"], report["parity_sentence"] = parity.to_dict(), parity.sentence()
     report["sizes"] = _sizes(run, quantized)
     run.write_json("report.json", report)
-    page = render(report, log.rows, quantized.job.samples, quantized.card)
-    run.write("report.html", lambda path: path.write_text(page))
+    run.write("report.html", render(report, log.rows, quantized.job.samples, quantized.card))
     return report
 
 

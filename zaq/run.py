@@ -9,15 +9,16 @@ report.json, report.html
 """
 
 import errno
+import io
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.fx import GraphModule
 
@@ -66,30 +67,30 @@ class Run:
     def finished(self) -> list[str]:
         return [n for n in FILES if (self.path / n).is_file()]
 
-    def write(self, name: str, save: Callable[[Path], object]) -> Path:
-        """Let `save` write to a temporary name, then move the file into place."""
-        temporary = self.path / f".{name}.partial{Path(name).suffix}"
+    def write(self, name: str, content: bytes | str) -> None:
+        """Write to a temporary name, then move the file into place."""
+        temporary = self.path / f".{name}.partial"
         with disk_errors(self.path / name):
             try:
-                save(temporary)
+                temporary.write_bytes(content if isinstance(content, bytes) else content.encode())
                 temporary.replace(self.path / name)
             finally:
                 temporary.unlink(missing_ok=True)
-        return self.path / name
 
-    def write_json(self, name: str, value: Any) -> Path:
-        return self.write(name, lambda path: path.write_text(json.dumps(value, indent=1) + "\n"))
+    def write_json(self, name: str, value: Any) -> None:
+        self.write(name, json.dumps(value, indent=1) + "\n")
 
-    def write_checkpoint(self, student: GraphModule) -> Path:
+    def write_checkpoint(self, student: GraphModule) -> None:
         """The student as a .pt2 whose graph holds `zaq::fake_quantize` on its edges, biases rounded as in the file."""
-        exported = export_program(deployable(student))
+        exported, buffer = export_program(deployable(student)), io.BytesIO()
         with quiet():
-            return self.write("quantized.pt2", lambda path: torch.export.save(exported, path))
+            torch.export.save(exported, buffer)  # straight to a full disk, torch's writer would abort the process
+        self.write("quantized.pt2", buffer.getvalue())
 
-    def write_samples(self, samples: Tensor, card: Card) -> Path:
+    def write_samples(self, samples: Tensor, card: Card) -> None:
         low, high = card.bounds()
         pixels = ((samples - low) / (high - low) * 255).round().clamp(0, 255).to(torch.uint8)
-        return self.write("samples.safetensors", lambda path: save_file({"pixels": pixels.contiguous()}, path))
+        self.write("samples.safetensors", save({"pixels": pixels.contiguous()}))
 
     def options(self) -> dict[str, Any]:
         try:
