@@ -67,7 +67,7 @@ def main(data: Path, out: Path, work: Path, epochs: tuple[int, int], seed: int) 
     torch.manual_seed(seed)
     images, labels = read(data, [f"data_batch_{i}.bin" for i in range(1, 6)])
     padded = F.pad(images, (PAD,) * 4)
-    model = resnet20().to(memory_format=torch.channels_last)
+    model = resnet20().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     decayed = [p for p in model.parameters() if p.dim() > 1]
     plain = [p for p in model.parameters() if p.dim() == 1]
     groups = [{"params": decayed, "weight_decay": WEIGHT_DECAY}, {"params": plain, "weight_decay": 0.0}]
