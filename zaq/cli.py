@@ -155,6 +155,7 @@ def _summary(folder: Path, report: dict[str, Any]) -> str:
     options, agreement, sizes = report["options"], report["agreement"], report["sizes"]
     lines = [f"{options['source']['name']} at {options['bits']}, {report['minutes']:.1f} min, no data read"]
     lines += [f"  note: {note}" for note in report["notes"]]
+    lines += [f"  note: {s['name']}: {s['note']}" for s in report["stages"] if s["note"]]
     if "top1_agreement" in agreement:
         share, samples = 100 * agreement["top1_agreement"], agreement["samples"]
         lines.append(f"  same top-1 as the float model on {share:.1f} % of {samples} synthetic samples (mostly harder than real ones)")

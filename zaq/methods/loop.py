@@ -115,5 +115,6 @@ def play(
     if not stage.loss_after < (stage.loss_before or math.inf):
         game.restore(start)
         stage.kept = False
+        stage.note = f"{stage.note}; not kept" if stage.note else "not kept: the held-out synthetic loss did not go down"
     job.stages.append(stage)
     return stage
