@@ -6,7 +6,7 @@ from typing import Any
 from zaq import report as reporting
 from zaq.api import Quantized, quantize_graph
 from zaq.config import QConfig
-from zaq.export.onnx import to_onnx
+from zaq.export.onnx import program_of, to_onnx
 from zaq.export.verify import compare
 from zaq.graph import attribute
 from zaq.methods.job import Log
@@ -44,13 +44,14 @@ def quantize_run(
     report = quantized.report
     run.write_json("options.json", report["options"])
     progress.say("saving and verifying")
-    run.write_checkpoint(quantized.module)
+    exported = program_of(quantized.module)
+    run.write_checkpoint(exported)
     if quantized.job.samples is not None:
         run.write_samples(quantized.job.samples, quantized.card)
     metadata = reporting.onnx_metadata(report)
-    run.write("model.onnx", to_onnx(quantized.module, metadata, int8_weights).SerializeToString())
+    run.write("model.onnx", to_onnx(exported, metadata, int8_weights).SerializeToString())
     if quantized.job.samples is not None:
-        parity = compare(run / "model.onnx", run.student(), run.samples())
+        parity = compare(run / "model.onnx", quantized.module, run.samples())
         report["parity"], report["parity_sentence"] = parity.to_dict(), parity.sentence()
     report["sizes"] = _sizes(run, quantized)
     run.write_json("report.json", report)

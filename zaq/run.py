@@ -24,8 +24,7 @@ from torch.fx import GraphModule
 
 from zaq.config import Card
 from zaq.errors import OutputError, RunError, SourceError
-from zaq.export.onnx import deployable
-from zaq.graph import export_program, quiet
+from zaq.graph import quiet
 from zaq.sources import read_pt2
 
 __all__ = ["FILES", "Run", "disk_errors"]
@@ -80,9 +79,9 @@ class Run:
     def write_json(self, name: str, value: Any) -> None:
         self.write(name, json.dumps(value, indent=1) + "\n")
 
-    def write_checkpoint(self, student: GraphModule) -> None:
+    def write_checkpoint(self, exported: torch.export.ExportedProgram) -> None:
         """The student as a .pt2 whose graph holds `zaq::fake_quantize` on its edges, biases rounded as in the file."""
-        exported, buffer = export_program(deployable(student)), io.BytesIO()
+        buffer = io.BytesIO()
         with quiet():
             torch.export.save(exported, buffer)  # straight to a full disk, torch's writer would abort the process
         self.write("quantized.pt2", buffer.getvalue())

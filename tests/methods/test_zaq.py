@@ -53,20 +53,20 @@ def test_the_callers_random_state_and_model_are_left_alone() -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"relation": "scrm", "alpha": 1.0, "beta": 0.1, "layer_weights": False}, {"relation": "gram"}, {"lr_scale": 0.0}, {"bns": 1.0}],
+    [{"relation": "scrm", "alpha": 1.0, "beta": 0.1, "layer_weights": False}, {"relation": "gram"}, {"learn_scales": False}, {"bns": 1.0}],
 )
 def test_the_codes_choices_are_options(options: dict[str, object]) -> None:
     method = ZAQ(warm_up=2, rounds=2, latent=16, width=16, **options)  # type: ignore[arg-type]
     quantized = zaq.quantize(build("residual"), images(1), "w4a4", method, card=CARD)
     assert quantized.report["options"]["method"] | options == quantized.report["options"]["method"]
-    assert len(quantized.job.log.rows) == 4
+    assert len([r for r in quantized.job.log.rows if "loss_q" in r]) == 2
 
 
 def test_frozen_ranges_stay() -> None:
-    """With lr_scale=0 the grids are those that calibration set, whatever the game does to the weights."""
+    """With learn_scales=False the grids are those that calibration set, whatever the game does to the weights."""
     scales = []
     for rounds in (0, 2):
-        method = ZAQ(warm_up=2, rounds=rounds, latent=16, width=16, lr_scale=0.0)
+        method = ZAQ(warm_up=2, rounds=rounds, latent=16, width=16, learn_scales=False)
         placement = zaq.quantize(build("residual"), images(1), "w4a4", method, card=CARD).job.placement
         scales.append([q.scale for q in (*placement.activations.values(), *placement.weights.values())])
     assert all(torch.equal(a, b) for a, b in zip(*scales, strict=True))

@@ -27,7 +27,7 @@ from zaq.graph import CLAMPS, attribute, export_program, quiet, set_parameter
 from zaq.quant.fake_quantize import BiasQuantize, FakeQuantize
 from zaq.quant.ranges import clamp_limits
 
-__all__ = ["to_onnx", "write_onnx"]
+__all__ = ["program_of", "to_onnx", "write_onnx"]
 
 OPSET = 18
 op: Any = opset18
@@ -37,15 +37,19 @@ INPUT, OUTPUT = "input", "output"
 
 def write_onnx(student: GraphModule, path: Path, metadata: dict[str, Any], int8_weights: bool = False) -> None:
     """Export to `path`; see `to_onnx`."""
-    onnx.save(to_onnx(student, metadata, int8_weights), path)
+    onnx.save(to_onnx(program_of(student), metadata, int8_weights), path)
 
 
-def to_onnx(student: GraphModule, metadata: dict[str, Any], int8_weights: bool = False) -> ModelProto:
-    """A calibrated student as ONNX; `metadata` goes into the file's properties under `zaq.` names, as JSON.
+def program_of(student: GraphModule) -> torch.export.ExportedProgram:
+    """What is shipped, as a program: the checkpoint, and what the ONNX file is made from."""
+    return export_program(deployable(student))
+
+
+def to_onnx(exported: torch.export.ExportedProgram, metadata: dict[str, Any], int8_weights: bool = False) -> ModelProto:
+    """A student's program (`program_of`) as ONNX; `metadata` goes into the file's properties under `zaq.` names, as JSON.
 
     The input is (batch, C, H, W) float32, normalised; the batch is dynamic, the outputs are those of the model.
     """
-    exported = export_program(deployable(student))
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with quiet():
         program = torch.onnx.export(

@@ -14,6 +14,7 @@ from zaq.methods.job import Job, Stage
 
 __all__ = ["Game", "StepAdam", "play"]
 
+CHECKS = 8  # times the held-out loss is looked at during a game
 LIVES = 2  # times a loss may become NaN before the game stops
 SMALLER = 0.1  # the factor on every learning rate after a NaN
 
@@ -82,14 +83,23 @@ def play(
     held_out: Callable[[], float],
     name: str,
 ) -> Stage:
-    """Play `rounds` rounds and keep the result only if the held-out synthetic loss went down.
+    """Play `rounds` rounds and keep the state with the least held-out synthetic loss, the one before the game included.
 
     `schedule` maps progress in [0, 1) to a factor on the learning rates. A loss that is not finite puts the last good
     round back and goes on with a tenth of the step, twice; then the game ends with what it has. So does Ctrl-C.
     """
     stage = Stage(name, 0, loss_before=held_out())
-    start = good = game.save()
+    best = good = game.save()
+    least, best_round = stage.loss_before or 0.0, 0
     smaller, lives = 1.0, LIVES
+
+    def check() -> None:
+        nonlocal best, least, best_round
+        loss = held_out()
+        job.log(name, stage.steps, held_out=loss)
+        if loss < least:
+            best, least, best_round = good, loss, stage.steps
+
     try:
         for i in job.progress.track(name, rounds):
             game.round = i
@@ -99,6 +109,8 @@ def play(
                 good = game.save()
                 stage.steps = i + 1
                 job.log(name, i, **losses)
+                if (i + 1) % max(rounds // CHECKS, 1) == 0 and i + 1 < rounds:
+                    check()
                 continue
             game.restore(good)
             smaller, lives = smaller * SMALLER, lives - 1
@@ -111,10 +123,11 @@ def play(
         game.restore(good)
         job.interrupted = True
         stage.note = f"interrupted after round {stage.steps} of {rounds}"
-    stage.loss_after = held_out()
-    if not stage.loss_after < (stage.loss_before or math.inf):
-        game.restore(start)
-        stage.kept = False
-        stage.note = f"{stage.note}; not kept" if stage.note else "not kept: the held-out synthetic loss did not go down"
+    check()
+    game.restore(best)
+    stage.loss_after, stage.kept = least, best_round > 0
+    if best_round < stage.steps:
+        kept = f"the state after round {best_round} was kept" if best_round else "not kept"
+        stage.note = "; ".join(filter(None, [stage.note, f"{kept}: the held-out synthetic loss went up from there"]))
     job.stages.append(stage)
     return stage

@@ -28,9 +28,10 @@ from zaq.synth.losses import activation_loss, batch_norm_loss, output_discrepanc
 
 __all__ = ["ZAQ"]
 
-STEPS = {"fast": (20, 4), "default": (150, 85), "best": (600, 1200)}  # effort: warm-up steps of G, rounds of the game
+STEPS = {"fast": (16, 3), "default": (150, 85), "best": (600, 1200)}  # effort: warm-up steps of G, rounds of the game
 HELD_OUT_BATCHES = 4
 CALIBRATION_BATCHES = 8
+FASTEST = 2e-3  # learning rate of the student, in steps of the grid, whatever `travel` allows
 
 
 @dataclass(frozen=True)
@@ -46,10 +47,12 @@ class ZAQ:
     g_steps: int = 1  # ... and generator steps
     rounds: int | None = None
     milestones: tuple[float, ...] = (1 / 3, 2 / 3)  # parts of the game after which every step is ten times smaller
-    lr_student: float = 2e-3  # Adam, in steps of each channel's grid; the code: SGD at 0.1, batch norm unfolded
-    lr_scale: float = 2e-3  # of learned scales, in steps at the grid's end; 0 keeps ranges frozen
+    lr_student: float | None = None  # Adam, in steps of each channel's grid (code: SGD at 0.1); None: from `travel`
+    travel: float = 0.2  # steps of its grid that a weight may travel over the game; sets lr_student, up to 2e-3
+    learn_scales: bool = True  # scales move with the weights, counted at the grid's end; False keeps ranges frozen
     lr_bias: float = 5e-5
-    lr_generator: float = 1e-3
+    lr_generator: float = 1e-4  # Adam, in the game (code: 1e-3, over 18,000 steps and without a warm-up)
+    lr_warm_up: float = 1e-3
     generator: str = "dcgan"
     latent: int = 256
     width: int = 32  # of the generator (paper: 128, a quarter of it on CIFAR)
@@ -73,7 +76,7 @@ class ZAQ:
             job.notes.append("the teacher has neither batch norm nor classes: the generator starts from noise")
             return
         teacher = with_taps(job.teacher, [*stats, *job.taps[-1:]])
-        optimizer = torch.optim.Adam(generator.parameters(), self.lr_generator)
+        optimizer = _adam(generator, self.lr_warm_up)
         try:
             for i in job.progress.track("warm-up", steps):
                 images, labels = generator.sample(job.batch)
@@ -104,7 +107,8 @@ class ZAQ:
         teacher, student = job.tapped(student=False), job.tapped(student=True)
         stats = job.batch_norms() if self.bns else {}
         watched = with_taps(job.teacher, list(stats)) if stats else None
-        game = Game(job.student, generator, self._student_optimizer(job), _adam(generator, self.lr_generator))
+        optimizer = self._student_optimizer(job, self._rate(rounds))
+        game = Game(job.student, generator, optimizer, _adam(generator, self.lr_generator))
 
         def discrepancy(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             """D_o, D_f and the teacher's last feature map."""
@@ -138,10 +142,17 @@ class ZAQ:
             gaps = [output_discrepancy(teacher(x)[0], student(x)[0]) for x in held_out]
             return float(torch.stack(gaps).mean())
 
-        def schedule(progress: float) -> float:
-            return float(0.1 ** sum(progress >= m for m in self.milestones))
+        play(job, game, rounds, one_round, self._schedule, held_out_loss, "zaq")
 
-        play(job, game, rounds, one_round, schedule, held_out_loss, "zaq")
+    def _schedule(self, progress: float) -> float:
+        return float(0.1 ** sum(progress >= m for m in self.milestones))
+
+    def _rate(self, rounds: int) -> float:
+        """The student's learning rate. Adam moves a weight by about the rate at every step, so their sum is the way."""
+        if self.lr_student is not None:
+            return self.lr_student
+        steps = self.q_steps * sum(self._schedule(i / rounds) for i in range(rounds))
+        return min(FASTEST, self.travel / max(steps, 1))
 
     def _weights(self, game: Game, gaps: Tensor) -> Tensor:
         """w_l = softmax over layers of the relation gap, accumulated by an EMA (ZAQ, eq. 6)."""
@@ -151,7 +162,7 @@ class ZAQ:
         game.layer_gaps = now if game.layer_gaps is None else self.ema * game.layer_gaps + (1 - self.ema) * now
         return torch.softmax(game.layer_gaps, 0)
 
-    def _student_optimizer(self, job: Job) -> torch.optim.Optimizer:
+    def _student_optimizer(self, job: Job, lr: float) -> torch.optim.Optimizer:
         units: dict[nn.Parameter, Tensor] = {}
         groups: list[dict[str, Any]] = []
         for target, quantizer in job.placement.weights.items():
@@ -159,14 +170,14 @@ class ZAQ:
             shape = [-1 if d == quantizer.axis else 1 for d in range(weight.dim())]
             units[cast(nn.Parameter, weight)] = quantizer.scale.detach().clone().view(shape)
         for quantizer in (*job.placement.weights.values(), *job.placement.activations.values()):
-            quantizer.scale.requires_grad_(self.lr_scale > 0 and not quantizer.guaranteed)
+            quantizer.scale.requires_grad_(self.learn_scales and not quantizer.guaranteed)
             units[cast(nn.Parameter, quantizer.scale)] = quantizer.scale.detach() / quantizer.quant_max
         known = {id(p) for p in units}
         scales = [p for p in units if p.requires_grad and p.dim() == 1]
         biases = [p for p in job.student.parameters() if id(p) not in known]
         groups = [
-            {"params": [p for p in units if p.dim() > 1], "lr": self.lr_student},
-            {"params": scales, "lr": self.lr_scale},
+            {"params": [p for p in units if p.dim() > 1], "lr": lr},
+            {"params": scales, "lr": lr},
             {"params": biases, "lr": self.lr_bias},
         ]
         units = {p: u for p, u in units.items() if p.requires_grad}
