@@ -11,6 +11,7 @@ layer's discrepancy. Before the game, G is warmed up to draw images that ranges 
 statistics where the teacher has them, and on its classes where it is a classifier. `warm_up=0` leaves that out.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -77,6 +78,8 @@ class ZAQ:
             return
         teacher = with_taps(job.teacher, [*stats, *job.taps[-1:]])
         optimizer = _adam(generator, self.lr_warm_up)
+        stage = Stage("warm-up", 0)
+        job.stages.append(stage)
         try:
             for i in job.progress.track("warm-up", steps):
                 images, labels = generator.sample(job.batch)
@@ -89,13 +92,15 @@ class ZAQ:
                 if labels is not None:
                     losses["cross_entropy"] = F.cross_entropy(outputs[0], labels)
                 loss = torch.stack(list(losses.values())).sum()
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
+                if not math.isfinite(float(loss.detach())):
+                    stage.note = f"stopped at step {i} of {steps}: the loss became NaN"
+                    break
+                _step(optimizer, loss)
+                stage.steps = i + 1
                 job.log("warm-up", i, **{k: float(v.detach()) for k, v in losses.items()})
         except KeyboardInterrupt:
             job.interrupted = True
-        job.stages.append(Stage("warm-up", steps))
+            stage.note = f"interrupted after step {stage.steps} of {steps}"
 
     def _calibrate(self, job: Job, generator: DCGAN) -> None:
         with job.calibrating(), torch.no_grad():
