@@ -2,8 +2,10 @@
 
 | tensor 64x16x32x32, channels_last, 2 threads | forward | forward + backward |
 |-----------------------------------------------|---------|--------------------|
-FIGURES
-Medians of 30; the ratio to the first row is what counts, the machine is shared. See `benchmarks/README.md`.
+| zaq::fake_quantize, learned scale | 0.72 ms, 1.0x | 3.42 ms, 1.0x |
+| torch.fake_quantize_per_tensor_affine, frozen scale | 7.65 ms, 10.6x | 9.14 ms, 2.7x |
+| torch._fake_quantize_learnable_per_tensor_affine | 7.78 ms, 10.8x | 15.50 ms, 4.5x |
+Medians of 30 on 2 cores of an AMD EPYC (AVX2), torch 2.13, 2026-11-21; the ratios count, the machine is shared.
 """
 
 import statistics

@@ -4,7 +4,7 @@
 
 The gradient of x is the straight-through estimator: one where q was not clamped, else zero. The gradient of S is
 LSQ's (Esser et al. 2020, eq. 3): (q - Z) - x / S inside the range and q - Z outside. Written in plain vectorised
-operations: torch's own fused kernels take ten times as long forward and eight times backward on a CPU.
+operations: torch's own fused kernels take several times as long on a CPU (benchmarks/fake_quantize.py).
 """
 
 from typing import Any
