@@ -1,0 +1,47 @@
+"""What the README shows works as it stands there."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import torch
+from zoo import SHAPE, build, images
+
+import zaq
+from zaq.config import Card
+from zaq.methods import METHODS, Job
+from zaq.sources import DEFAULT
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+def test_a_method_in_ten_lines() -> None:
+    (code,) = [b for b in BLOCKS if "class RoundToNearest" in b]
+    names = {"dataclass": dataclasses.dataclass, "torch": torch, "Job": Job}
+    exec(code, names)
+    card = Card(input=SHAPE, mean=(0.5,) * 3, std=(0.25,) * 3)
+    method = names["RoundToNearest"](batches=2)  # type: ignore[operator]
+    quantized = zaq.quantize(build("residual"), images(1), "w8a8", method, card=card)
+    x = images(8)
+    with torch.no_grad():
+        expected = build("residual")(x)
+    assert (quantized.module(x) - expected).pow(2).mean() < 0.05 * expected.var()
+    assert quantized.report["options"]["method"] == {"name": "roundtonearest", "batches": 2}
+
+
+def test_the_python_example(tmp_path: Path) -> None:
+    (code,) = [b for b in BLOCKS if "zaq.quantize(" in b]
+    from zaq.zoo import resnet20
+
+    code = code.replace("ZAQ(alpha=0.1)", "ZAQ(alpha=0.1, warm_up=1, rounds=1)")
+    code = code.replace('"model.onnx"', repr(str(tmp_path / "model.onnx")))
+    names = {"model": resnet20().eval(), "images": torch.zeros(2, 3, 32, 32)}
+    exec(code, names)
+    assert (tmp_path / "model.onnx").is_file()
+
+
+def test_commands_name_what_exists() -> None:
+    assert DEFAULT == "zoo:resnet20_cifar10" and "resnet20_cifar10-w4a4/" in README
+    assert set(re.findall(r"--method (\w+)", README)) - {"rtn"} <= set(METHODS)
+    assert not re.search(r"\b(TODO|RESULTS|MAINJOB|MINUTES)\b", README)
