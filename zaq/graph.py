@@ -82,15 +82,11 @@ def from_exported(exported: torch.export.ExportedProgram) -> GraphModule:
     if len(inputs) != 1 or not isinstance(inputs[0].meta.get("val"), Tensor):
         names = ", ".join(n.name for n in inputs) or "none"
         raise TraceError(f"the model must take one tensor, a batch of images; it takes: {names}.")
-    if isinstance(inputs[0].meta["val"].shape[0], int):
-        raise TraceError(
-            f"the batch of input {inputs[0].name!r} is fixed to {inputs[0].meta['val'].shape[0]} samples; export it with "
-            "dynamic_shapes=({0: torch.export.Dim.AUTO},), and without a reshape that names the batch size."
-        )
     _flatten_outputs(graph)
     result = GraphModule(module, graph)  # ep.module() refuses train() and eval(); a plain GraphModule takes them
     result.requires_grad_(True)
     _require_finite(result)
+    _require_any_batch(result)
     return result
 
 
@@ -234,6 +230,23 @@ def _reason(error: BaseException) -> str:
     text = str(error).strip().splitlines() or [type(error).__name__]
     kind = "its control flow depends on the data" if "data-dependent" in str(error) else text[0]
     return f"{kind}{where}. Rewrite that line without a branch on tensor values, or export a part of the model."
+
+
+def _require_any_batch(gm: GraphModule) -> None:
+    """A program may name its batch in its input, or only in a reshape on the way: try one of another size."""
+    shape = input_node(gm).meta["val"].shape
+    fixed = isinstance(shape[0], int)
+    if not fixed:
+        try:
+            with torch.no_grad():
+                gm(torch.zeros(3, *[int(d) for d in shape[1:]]))
+        except RuntimeError:
+            fixed = True
+    if fixed:
+        raise TraceError(
+            f"the batch of input {input_node(gm).name!r} is fixed to {int(shape[0]) if isinstance(shape[0], int) else 2} samples; "
+            "export it with dynamic_shapes=({0: torch.export.Dim.AUTO},), and without a reshape that names the batch size."
+        )
 
 
 def _require_finite(gm: GraphModule) -> None:
