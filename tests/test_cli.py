@@ -129,6 +129,7 @@ def test_an_existing_folder_is_refused_unless_told(model: Path, tmp_path: Path) 
     (["quantize", "--effort", "fats"], "Did you mean 'fast'?"),
     (["quantize", "-s", "alhpa=1"], "Did you mean 'alpha'?"),
     (["quantize", "-s", "alpha=lots"], "'lots' is no float"),
+    (["quantize", "-s", "relation=crn"], "Did you mean 'crm'?"),
     (["quantize", "--first-last", "some"], "or 'same'"),
     (["quantize", "no/such/model.pt2"], "there is no such file"),
     (["quantize", "zoo:resnet21_cifar10"], "Did you mean 'resnet20_cifar10'?"),

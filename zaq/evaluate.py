@@ -10,7 +10,6 @@ from zaq.config import Card
 from zaq.data import batches
 from zaq.errors import DataError
 from zaq.export.verify import run_session, session
-from zaq.progress import Progress
 
 __all__ = ["Score", "top1"]
 
@@ -34,7 +33,7 @@ class Score:
         return f"top-1 {self.percent:.2f} % (+-{self.interval:.2f}, {self.correct} of {self.total} images)"
 
 
-def top1(path: Path, data: str, card: Card, limit: int | None = None, progress: Progress | None = None) -> Score:
+def top1(path: Path, data: str, card: Card, limit: int | None = None) -> Score:
     """Top-1 of the ONNX file at `path` on `data` (see `zaq.data.batches`), preprocessed as the card says."""
     run = session(path)
     shape = run.get_outputs()[0].shape

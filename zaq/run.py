@@ -63,9 +63,6 @@ class Run:
             raise SourceError(f"{path}: is no run of zaq quantize ({', '.join(missing)} missing).")
         return cls(path)
 
-    def finished(self) -> list[str]:
-        return [n for n in FILES if (self.path / n).is_file()]
-
     def write(self, name: str, content: bytes | str) -> None:
         """Write to a temporary name, then move the file into place."""
         temporary = self.path / f".{name}.partial"

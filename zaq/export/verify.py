@@ -2,6 +2,7 @@
 
 import collections
 import math
+import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -105,8 +106,6 @@ def compare(path: Path, student: nn.Module, samples: Tensor) -> Parity:
 
 def kernels(path: Path) -> dict[str, int]:
     """The operations that onnxruntime runs after its own optimisation, and how often each: QLinearConv, Clip, ..."""
-    import tempfile
-
     with tempfile.TemporaryDirectory() as folder:
         optimized = Path(folder) / "optimized.onnx"
         session(path, optimized=optimized)

@@ -21,11 +21,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from zaq.errors import BitsError, unknown
 from zaq.graph import attribute, with_taps
 from zaq.methods.job import Job, Stage
 from zaq.methods.loop import Game, StepAdam, play
 from zaq.synth.generators import DCGAN, GENERATORS
-from zaq.synth.losses import activation_loss, batch_norm_loss, output_discrepancy, relation_gaps
+from zaq.synth.losses import RELATIONS, activation_loss, batch_norm_loss, output_discrepancy, relation_gaps
 
 __all__ = ["ZAQ"]
 
@@ -59,6 +60,11 @@ class ZAQ:
     width: int = 32  # of the generator (paper: 128, a quarter of it on CIFAR)
     warm_up: int | None = None
     bns: float = 0.0  # weight of batch-norm statistics in L_DE as well (not in the paper)
+
+    def __post_init__(self) -> None:
+        for what, name, known in (("relation", self.relation, RELATIONS), ("generator", self.generator, GENERATORS)):
+            if name not in known:
+                raise BitsError(f"{what}: " + unknown(what, name, known))
 
     def __call__(self, job: Job) -> None:
         """Quantize `job.student` in place: warm up, calibrate, play."""

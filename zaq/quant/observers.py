@@ -4,11 +4,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.ao.quantization import MinMaxObserver, ObserverBase
+from torch.ao.quantization import ObserverBase
 
 from zaq.quant.qparams import affine_qparams, search_range
 
-__all__ = ["OBSERVERS", "MSEObserver", "RangeObserver"]
+__all__ = ["MSEObserver", "RangeObserver"]
 
 KEPT_PER_BATCH = 16384  # values of a batch that the search looks at
 
@@ -57,6 +57,3 @@ class MSEObserver(RangeObserver):
     def range(self) -> tuple[Tensor, Tensor]:
         low, high = super().range()
         return search_range(torch.cat(self.seen), low, high, self.quant_min, self.quant_max) if self.seen else (low, high)
-
-
-OBSERVERS: dict[str, type[ObserverBase]] = {"minmax": RangeObserver, "mse": MSEObserver, "ao-minmax": MinMaxObserver}
