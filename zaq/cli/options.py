@@ -1,0 +1,90 @@
+"""What verbs share: flags about the input, `-s key=value` typed by a method's fields, the progress bar."""
+
+import sys
+import types
+import typing
+from pathlib import Path
+from typing import Any
+
+import click
+
+from zaq.errors import BitsError, UserError, unknown
+
+__all__ = ["PATH", "card_options", "card_overrides", "method_of", "progress"]
+
+PATH = click.Path(path_type=Path)
+
+
+def card_options(command: Any) -> Any:
+    """The flags that say what is known of the input, over what the model's card says."""
+    for option in reversed(
+        [
+            click.option("--normalize", help="How the model expects its input: imagenet, cifar10, unit, ... or none."),
+            click.option("--mean", help="Mean of x/255 per channel, as 0.485,0.456,0.406."),
+            click.option("--std", help="Standard deviation of x/255 per channel."),
+            click.option("--input-shape", help="C,H,W, to check against the model's own."),
+            click.option("--resize", type=int, help="Shorter side of an image before the crop, for zaq eval."),
+            click.option("--crop", type=int, help="Side of the centre crop, for zaq eval."),
+        ]
+    ):
+        command = option(command)
+    return command
+
+
+def card_overrides(flags: dict[str, Any]) -> dict[str, Any]:
+    """Card fields from the flags of `card_options`."""
+    from zaq.config import NORMALIZATIONS
+
+    found: dict[str, Any] = {k: flags[k] for k in ("resize", "crop") if flags.get(k) is not None}
+    if flags.get("normalize"):
+        if flags["normalize"] not in NORMALIZATIONS:
+            raise UserError("--normalize: " + unknown("normalisation", flags["normalize"], NORMALIZATIONS))
+        found["mean"], found["std"] = NORMALIZATIONS[flags["normalize"]]
+    for flag, name, kind in (("mean", "mean", float), ("std", "std", float), ("input_shape", "input", int)):
+        if flags.get(flag):
+            try:
+                found[name] = tuple(kind(v) for v in flags[flag].replace("x", ",").split(","))
+            except ValueError as error:
+                raise UserError(f"--{flag.replace('_', '-')} {flags[flag]}: numbers separated by commas are expected.") from error
+    if ("mean" in found) != ("std" in found):
+        raise UserError("--mean and --std go together; one of them is missing.")
+    return found
+
+
+def method_of(name: str, settings: tuple[str, ...]) -> Any:
+    """The method, with `-s key=value` typed by the fields of its dataclass."""
+    from zaq.methods import METHODS
+
+    if name not in METHODS:
+        raise BitsError("--method: " + unknown("method", name, METHODS))
+    kind = METHODS[name]
+    hints = typing.get_type_hints(kind)
+    values: dict[str, Any] = {}
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals or key not in hints:
+            raise UserError(f"-s {setting}: " + unknown(f"setting of {name}", key, hints) + " Write key=value.")
+        values[key] = _typed(setting, text, hints[key])
+    return kind(**values)
+
+
+def _typed(setting: str, text: str, hint: Any) -> Any:
+    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    kind = next(k for k in kinds if k is not types.NoneType)
+    try:
+        if types.NoneType in kinds and text.lower() == "none":
+            return None
+        if kind is bool:
+            return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[text.lower()]
+        if typing.get_origin(kind) is tuple:
+            return tuple(float(v) for v in text.split(",") if v)
+        return kind(text)
+    except (KeyError, ValueError) as error:
+        raise UserError(f"-s {setting}: {text!r} is no {getattr(kind, '__name__', kind)}.") from error
+
+
+def progress() -> Any:
+    """Bars with the time left where a terminal shows them, else nothing."""
+    from zaq.progress import Progress, TerminalProgress
+
+    return TerminalProgress() if sys.stderr.isatty() else Progress()

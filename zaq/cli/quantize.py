@@ -1,0 +1,68 @@
+"""`zaq quantize`."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from zaq.cli.options import PATH, card_options, card_overrides, method_of, progress
+from zaq.errors import BitsError, Interrupted, unknown
+
+__all__ = ["quantize"]
+
+
+@click.command()
+@click.argument("source", default="zoo:resnet20_cifar10")
+@click.option("--bits", default="w4a4", show_default=True, help="Bits of weights and activations, w2a2 to w8a8.")
+@click.option("--first-last", default="8", show_default=True, help="Bits of the first and the last layer, or 'same'.")
+@click.option("--int8-weights", is_flag=True, help="Never store weights as uint8: faster, but wrong on x86 without VNNI.")
+@click.option("--method", default="zaq", show_default=True, help="The algorithm.")
+@click.option("-s", "settings", multiple=True, metavar="KEY=VALUE", help="A constant of the method; repeatable.")
+@click.option("--effort", default="default", show_default=True, help="fast, default or best.")
+@click.option("--seed", default=0, show_default=True, help="The same seed repeats a CPU run bit for bit.")
+@click.option("-o", "--output", type=PATH, help="Folder for the run; <model>-<bits> by default.")
+@click.option("--overwrite", is_flag=True, help="Replace a run that is there.")
+@click.option("--dry-run", is_flag=True, help="Print what would happen, write nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@card_options
+def quantize(source: str, bits: str, first_last: str, int8_weights: bool, method: str, settings: tuple[str, ...], effort: str,
+             seed: int, output: Path | None, overwrite: bool, dry_run: bool, as_json: bool, **card: Any) -> None:  # fmt: skip
+    """Quantize SOURCE, a .pt2 file or zoo:NAME; the shipped CIFAR-10 ResNet-20 if none is named."""
+    from zaq.config import EFFORTS, QConfig
+    from zaq.pipeline import quantize_run
+    from zaq.sources import load
+
+    if first_last != "same" and not first_last.isdigit():
+        raise BitsError(f"--first-last {first_last}: a number of bits is expected, or 'same'.")
+    if effort not in EFFORTS:
+        raise BitsError("--effort: " + unknown("effort", effort, EFFORTS))
+    qconfig = QConfig.parse(bits, None if first_last == "same" else int(first_last))
+    algorithm = method_of(method, settings)
+    model = load(source, card_overrides(card))
+    folder = output or Path(f"{model.name}-{qconfig}")
+    if dry_run:
+        from zaq.inspect import describe_model
+
+        click.echo(describe_model(model, qconfig))
+        click.echo(f"\nwould run {dataclasses.asdict(algorithm)}\nwith effort {effort}, seed {seed}, into {folder}{'/'}")
+        return
+    report = quantize_run(model, qconfig, algorithm, effort, seed, folder, overwrite, int8_weights, progress())
+    click.echo(json.dumps(report, indent=1) if as_json else _summary(folder, report))
+    if report["interrupted"]:
+        raise Interrupted(f"interrupted; what was finished is in {folder}/ and says so.")
+
+
+def _summary(folder: Path, report: dict[str, Any]) -> str:
+    options, agreement, sizes = report["options"], report["agreement"], report["sizes"]
+    lines = [f"{options['source']['name']} at {options['bits']}, {report['minutes']:.1f} min, no data read"]
+    lines += [f"  note: {note}" for note in report["notes"]]
+    lines += [f"  note: {s['name']}: {s['note']}" for s in report["stages"] if s["note"]]
+    if "top1_agreement" in agreement:
+        share, samples = 100 * agreement["top1_agreement"], agreement["samples"]
+        lines.append(f"  same top-1 as the float model on {share:.1f} % of {samples} synthetic samples (mostly harder than real ones)")
+    lines.append(f"  file against checkpoint: {report['parity_sentence']}")
+    lines.append(f"  {sizes['model.onnx'] / 1024:.0f} KB, {sizes['float weights'] / 1024:.0f} KB as float")
+    lines.append(f"  {folder}/model.onnx, and report.html beside it")
+    return "\n".join(lines)
