@@ -1,0 +1,62 @@
+"""One image as the bytes a model's card asks for."""
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from zaq.config import Card
+from zaq.data.layouts import Sample
+from zaq.errors import DataError
+
+__all__ = ["read"]
+
+RESAMPLING = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "nearest": Image.Resampling.NEAREST,
+}
+
+
+def read(sample: Sample, card: Card) -> NDArray[np.uint8]:
+    """The image (C, H, W), resized and centre-cropped as the card says; in colour or in grey as the model takes it."""
+    channels, height, width = card.input
+    mode = "RGB" if channels == 3 else "L"
+    if not isinstance(sample.image, Path):
+        if sample.image.shape == tuple(card.input) and {card.resize, card.crop} <= {None, height}:
+            return sample.image
+        hwc = np.moveaxis(sample.image, 0, -1)
+        image = Image.fromarray(np.ascontiguousarray(hwc[..., 0] if hwc.shape[-1] == 1 else hwc)).convert(mode)
+    else:
+        image = _opened(sample.image, mode)
+    pixels: NDArray[np.uint8] = np.asarray(_fitted(image, card, sample.where)).reshape(height, width, channels)
+    return np.moveaxis(pixels, -1, 0)
+
+
+def _opened(path: Path, mode: str) -> Image.Image:
+    try:
+        with Image.open(path) as file:
+            image: Image.Image = file.convert(mode)
+            return image
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: not found.") from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what PIL has for a broken file
+        raise DataError(f"{path}: cannot be read as an image ({error}).") from error
+
+
+def _fitted(image: Image.Image, card: Card, where: str) -> Image.Image:
+    """Shorter side to `resize`, then the centre; without either the whole image, squeezed."""
+    height, width = card.input[1:]
+    resampling = RESAMPLING[card.interpolation]
+    if card.crop is None and card.resize in (None, height):
+        return image if image.size == (width, height) else image.resize((width, height), resampling)
+    if card.crop is not None and card.crop != min(height, width):
+        raise DataError(f"the images are to be cropped to {card.crop}, the model takes {height} x {width}; change --crop, or the card.")
+    ratio = (card.resize or card.crop or height) / min(image.size)
+    image = image.resize((round(image.width * ratio), round(image.height * ratio)), resampling)
+    if image.width < width or image.height < height:
+        size = f"{image.height} x {image.width}"
+        raise DataError(f"{where}: resized to {size}, less than the model's {height} x {width}; a greater --resize is needed.")
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
