@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,12 @@ from zaq.config import EFFORTS, Card, QConfig
 from zaq.errors import BitsError, TrainingError, unknown
 from zaq.export.onnx import write_onnx
 from zaq.graph import input_node, trace
+from zaq.methods import reads_data
 from zaq.methods.job import Job, Log
 from zaq.methods.zaq import ZAQ
 from zaq.passes.fold import fold
 from zaq.progress import Progress
-from zaq.quant.placement import place, weighted_layers
+from zaq.quant.placement import weighted_layers
 
 __all__ = ["Quantized", "quantize", "quantize_graph"]
 
@@ -77,8 +79,12 @@ def quantize_graph(
     progress: Progress | None = None,
     log: Log | None = None,
     source: dict[str, Any] | None = None,
+    real: Iterator[tuple[Tensor, Tensor]] | None = None,
 ) -> Quantized:
-    """Quantize a traced graph; what `quantize` and the command line share."""
+    """Quantize a traced graph; what `quantize` and the command line share.
+
+    `real`: endless batches of real images and labels. Only a method that says `reads_data` is called with them.
+    """
     if effort not in EFFORTS:
         raise BitsError("effort: " + unknown("effort", effort, EFFORTS))
     started = time.monotonic()
@@ -86,18 +92,15 @@ def quantize_graph(
     teacher, unfolded = fold(graph)
     if not weighted_layers(teacher):
         raise BitsError("the model has no convolution or linear layer with a weight of its own; nothing to quantize.")
-    teacher = teacher.requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        student, placement = place(teacher, qconfig, card)
-        student.requires_grad_(True)
-        job = Job(teacher, student, placement, card, effort, progress or Progress(), log or Log())
+        job = Job(teacher, qconfig, card, effort, progress or Progress(), log or Log())
         job.notes += unfolded
         if card.normalised:
             job.notes.append("no mean and std are known: the input counts as already normalised")
-        method(job)
-        student.requires_grad_(False)
-        _require_finite(student)
+        method(job, real) if reads_data(method) else method(job)
+        job.student.requires_grad_(False)
+        _require_finite(job.student)
         options = {
             "bits": str(qconfig),
             "qconfig": dataclasses.asdict(qconfig),
@@ -105,10 +108,11 @@ def quantize_graph(
             "effort": effort,
             "seed": seed,
             "card": card.to_dict(),
+            "data": None,
             "source": source or {"name": "module", "sha256": None},
         }
         found = reporting.describe(job, options, minutes=(time.monotonic() - started) / 60)
-    return Quantized(student, teacher, card, found, job)
+    return Quantized(job.student, job.teacher, card, found, job)
 
 
 def _require_finite(student: nn.Module) -> None:

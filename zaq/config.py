@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from zaq.errors import BitsError, SourceError, unknown
 
-__all__ = ["EFFORTS", "NORMALIZATIONS", "Card", "QConfig"]
+__all__ = ["EFFORTS", "NORMALIZATIONS", "PLACEMENTS", "WEIGHT_GRIDS", "Card", "Preset", "QConfig"]
 
 EFFORTS = ("fast", "default", "best")
 # name: (mean, std) of x/255, per channel
@@ -25,31 +25,93 @@ NORMALIZATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
 NORMALIZED_REACH = 3.0  # standard deviations an input of unknown normalisation is taken to span
 
 
+# How a weight's grid lies: a scale for each output channel or one for all; symmetric (signed), or affine with a zero point.
+WEIGHT_GRIDS = ("per_channel", "per_channel_affine", "per_tensor", "per_tensor_affine")
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Which tensors a protocol quantizes, and its usual choices for the rest."""
+
+    image: int | None  # bits of the input; None: float
+    reads: bool  # what a convolution or linear layer reads
+    merges: bool  # operands and results of add, mul, cat, average pooling; what a convolution writes
+    clamps: bool  # what a ReLU or its like writes, and nothing else
+    second: int | None  # bits of what the first layer writes, where it differs
+    weights: str
+    first_last: int | None
+
+
+# `integer` runs on integer kernels; the other two are the protocols of the literature, for comparison only:
+# `gdfq` that of ZeroQ, GDFQ, Qimera, IntraQ, ..., SynQ and ZAQ's code, `brecq` that of BRECQ, QDrop, Genie.
+PLACEMENTS = {
+    "integer": Preset(8, True, True, False, None, "per_channel", 8),
+    "gdfq": Preset(None, False, False, True, None, "per_channel_affine", None),
+    "brecq": Preset(None, True, False, False, 8, "per_channel_affine", 8),
+}
+
+
 @dataclass(frozen=True)
 class QConfig:
-    """Bits of weights and activations, and of the first and the last layer (None: the same)."""
+    """Bits of weights and activations, of the first and the last layer (None: the same), and where they go.
+
+    `layer_bits` names weights with bits of their own. `target_size` (bytes of all weights) asks for a search of them.
+    """
 
     weight_bits: int
     act_bits: int
     first_last: int | None = 8
+    placement: str = "integer"
+    weights: str = "per_channel"
+    layer_bits: dict[str, int] = field(default_factory=dict)
+    target_size: int | None = None
 
     def __post_init__(self) -> None:
-        for what, bits in (("weight", self.weight_bits), ("activation", self.act_bits)):
+        for what, bits in (("weight", self.weight_bits), ("activation", self.act_bits), *self.layer_bits.items()):
             if not 2 <= bits <= 8:
                 raise BitsError(f"bits: {what}s of {bits} bits; 2 to 8 are supported, as in w4a4 or w8a8.")
         if self.first_last is not None and not 2 <= self.first_last <= 8:
             raise BitsError(f"first-last: {self.first_last} bits; 2 to 8 are supported, or 'same'.")
+        if self.placement not in PLACEMENTS:
+            raise BitsError("placement: " + unknown("placement", self.placement, PLACEMENTS))
+        if self.weights not in WEIGHT_GRIDS:
+            raise BitsError("weights: " + unknown("weight grid", self.weights, WEIGHT_GRIDS))
 
     @classmethod
-    def parse(cls, text: str, first_last: int | None = 8) -> "QConfig":
-        """`w4a4` and the like. Raises BitsError for anything else."""
+    def parse(
+        cls,
+        text: str,
+        first_last: int | str | None = "",
+        placement: str = "integer",
+        weights: str | None = None,
+        target_size: int | None = None,
+    ) -> "QConfig":
+        """`w4a4` and the like; `mixed` or `mixeda6` for weights whose bits are searched (activations 8 bits, or 6).
+
+        first_last "" and weights None: as the placement has them. Raises BitsError for anything else.
+        """
+        if placement not in PLACEMENTS:
+            raise BitsError("placement: " + unknown("placement", placement, PLACEMENTS))
+        preset = PLACEMENTS[placement]
+        end = preset.first_last if isinstance(first_last, str) else first_last
+        mixed = re.fullmatch(r"mixed(?:a(\d+))?", text.strip().lower())
+        if mixed:
+            if target_size is None:
+                raise BitsError("bits: 'mixed' needs a size to reach: --target-size 0.3MB.")
+            return cls(8, int(mixed[1] or 8), end, placement, weights or preset.weights, target_size=target_size)
+        if target_size is not None:
+            raise BitsError(f"target-size goes with --bits mixed, not with {text}.")
         match = re.fullmatch(r"w(\d+)a(\d+)", text.strip().lower())
         if not match:
             raise BitsError(f"bits: {text!r} is not of the form w<bits>a<bits>, as in w4a4 or w8a8.")
-        return cls(int(match[1]), int(match[2]), first_last)
+        return cls(int(match[1]), int(match[2]), end, placement, weights or preset.weights)
+
+    @property
+    def preset(self) -> Preset:
+        return PLACEMENTS[self.placement]
 
     def __str__(self) -> str:
-        return f"w{self.weight_bits}a{self.act_bits}"
+        return f"w{self.weight_bits}a{self.act_bits}" if self.target_size is None else f"mixeda{self.act_bits}"
 
 
 @dataclass(frozen=True)

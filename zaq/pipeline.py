@@ -6,9 +6,11 @@ from typing import Any
 from zaq import report as reporting
 from zaq.api import Quantized, quantize_graph
 from zaq.config import QConfig
+from zaq.data import shuffled
 from zaq.export.onnx import program_of, to_onnx
 from zaq.export.verify import compare
 from zaq.graph import attribute
+from zaq.methods import reads_data
 from zaq.methods.job import Log
 from zaq.page import render
 from zaq.progress import Progress
@@ -16,6 +18,8 @@ from zaq.run import Run, disk_errors
 from zaq.sources import Source
 
 __all__ = ["quantize_run"]
+
+FT_BATCH = 64
 
 
 def quantize_run(
@@ -28,19 +32,23 @@ def quantize_run(
     overwrite: bool = False,
     int8_weights: bool = False,
     progress: Progress | None = None,
+    data: str | None = None,
 ) -> dict[str, Any]:
     """Quantize a loaded model into a run directory and return the report. See `zaq.run` for what lies there after.
 
+    `data` is for a method that reads real images, which is `ft` alone; the report says so.
     The student is saved as soon as it is trained, so that nothing computed is lost if a later step fails.
     """
     progress = progress or Progress()
     run = Run.create(folder, overwrite)
     source = {"name": model.name, "sha256": model.sha256}
     log = Log(run / "log.jsonl")
+    real = shuffled(data, model.card, FT_BATCH, seed) if data and reads_data(method) else None
     with disk_errors(folder):  # the log grows with every step
         quantized = quantize_graph(
-            model.graph, qconfig, method, card=model.card, effort=effort, seed=seed, progress=progress, log=log, source=source
+            model.graph, qconfig, method, card=model.card, effort=effort, seed=seed, progress=progress, log=log, source=source, real=real
         )
+    quantized.report["options"]["data"] = data
     report = quantized.report
     run.write_json("options.json", report["options"])
     progress.say("saving and verifying")

@@ -49,6 +49,8 @@ def onnx_metadata(report: dict[str, Any]) -> dict[str, Any]:
         "version": report["zaq"],
         "bits": options["bits"],
         "first_last": options["qconfig"]["first_last"],
+        "placement": options["qconfig"]["placement"],
+        "real_images_read": options["data"],
         "method": options["method"],
         "effort": options["effort"],
         "seed": options["seed"],

@@ -9,10 +9,13 @@ from torch import nn
 from zoo import SHAPE, ZOO, build, images
 
 import zaq
-from zaq.config import Card
+from zaq.config import Card, QConfig
+from zaq.graph import trace
 from zaq.methods.job import Job
-from zaq.methods.loop import Game, StepAdam, play
+from zaq.methods.loop import Game, play
+from zaq.methods.training import StepAdam
 from zaq.methods.zaq import ZAQ
+from zaq.passes.fold import fold
 
 CARD = Card(input=SHAPE, mean=(0.5,) * 3, std=(0.25,) * 3)
 QUICK = ZAQ(warm_up=4, rounds=3, latent=16, width=16)
@@ -86,9 +89,10 @@ class Fixture:
     def __init__(self) -> None:
         torch.manual_seed(0)
         self.student, self.generator = nn.Linear(2, 2), nn.Linear(2, 2)
+        teacher, _ = fold(trace(build("no_batch_norm"), images(1)))
         optimizers = [torch.optim.Adam(m.parameters(), 0.1) for m in (self.student, self.generator)]
         self.game = Game(self.student, self.generator, *optimizers)
-        self.job = Job(teacher=None, student=self.student, placement=None, card=CARD)  # type: ignore[arg-type]
+        self.job = Job(teacher, QConfig.parse("w4a4"), CARD)
 
     def loss(self) -> float:
         return float(self.student.weight.detach().abs().sum())

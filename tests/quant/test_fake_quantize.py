@@ -5,7 +5,7 @@ import torch
 from torch.ao.quantization import FakeQuantizeBase, HistogramObserver, MinMaxObserver
 
 from zaq.quant.fake_quantize import BiasQuantize, FakeQuantize
-from zaq.quant.observers import MSEObserver, RangeObserver
+from zaq.quant.observers import OBSERVERS, MSEObserver, RangeObserver
 
 
 @pytest.mark.parametrize("observer", [MSEObserver, RangeObserver, MinMaxObserver, HistogramObserver])
@@ -25,23 +25,28 @@ def test_takes_any_observer(observer: type) -> None:
     assert torch.equal(before, quantizer.scale)
 
 
+@pytest.mark.parametrize("name", OBSERVERS)
+def test_watches_with_any_of_ours(name: str) -> None:
+    torch.manual_seed(0)
+    quantizer, x = FakeQuantize(8), torch.randn(4000).clamp(-3, 3)
+    quantizer.watch(name)
+    assert torch.equal(quantizer(x), x)
+    quantizer.calibrate()
+    assert (quantizer(x) - x).pow(2).mean() < 1e-3
+
+
 @pytest.mark.parametrize("bits", range(2, 9))
 def test_uses_no_more_levels_than_its_bits(bits: int) -> None:
-    for quantizer in (FakeQuantize(bits, observer=RangeObserver), FakeQuantize(bits, axis=0, channels=1, signed=True)):
-        x = torch.randn(1, 5000)
-        if quantizer.axis < 0:
-            quantizer.enable_observer()
-            quantizer(x)
-            quantizer.calibrate()
-        else:
-            quantizer.fit_weight(x)
-        levels = quantizer(x).detach().unique()
-        assert 2 ** (bits - 1) <= len(levels) <= 2**bits
+    x = torch.randn(1, 5000)
+    for quantizer in [FakeQuantize(bits, axis, signed=signed) for axis in (-1, 0) for signed in (True, False)]:
+        for search in (True, False):
+            quantizer.fit_weight(x, search)
+            assert 2 ** (bits - 1) <= len(quantizer(x).detach().unique()) <= 2**bits
 
 
 def test_limits_hold_the_observed_range() -> None:
-    quantizer = FakeQuantize(8, observer=RangeObserver, limits=(0.0, 6.0))
-    quantizer.enable_observer()
+    quantizer = FakeQuantize(8, limits=(0.0, 6.0))
+    quantizer.watch("minmax")
     quantizer(torch.tensor([-3.0, 9.0]))
     quantizer.calibrate()
     low, high = quantizer.limits()

@@ -1,10 +1,13 @@
 """Grids: zero is exact, both ends are covered, the searched range beats the whole one."""
 
+from collections.abc import Callable
+
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zaq.quant.qparams import affine_qparams, quant_range, search_range, search_symmetric, symmetric_qparams
+from zaq.quant.qparams import affine_qparams, quant_range, search_range, symmetric_qparams
 
 
 @settings(deadline=None)
@@ -27,27 +30,32 @@ def test_pixels_of_a_symmetric_normalisation_do_not_fall_between_steps() -> None
     assert ((position - position.floor() - 0.5).abs() > 1e-3).float().mean() > 0.99
 
 
+def searched(values: torch.Tensor, quant_max: int) -> float:
+    rows = values[None]
+    return float(search_range(rows, rows.amin(1), rows.amax(1), 0, quant_max, affine_qparams)[1])
+
+
 def test_search_clips_an_outlier_and_keeps_what_fits() -> None:
     torch.manual_seed(0)
-    values = torch.cat([torch.rand(10000), torch.tensor([30.0])])
-    _, high = search_range(values, values.min(), values.max(), 0, 15)
-    assert high < 20
-    even = torch.linspace(0, 1, 4097)
-    assert search_range(even, even.min(), even.max(), 0, 255)[1] > 0.95
+    assert searched(torch.cat([torch.rand(10000), torch.tensor([30.0])]), 15) < 20
+    assert searched(torch.linspace(0, 1, 4097), 255) > 0.95
 
 
-def test_symmetric_search_beats_the_largest_value() -> None:
+@pytest.mark.parametrize("grid", [symmetric_qparams, affine_qparams])
+def test_search_beats_the_largest_value(grid: Callable[..., tuple[torch.Tensor, torch.Tensor]]) -> None:
     torch.manual_seed(0)
-    weight = torch.distributions.Laplace(0.0, 1.0).sample((8, 16, 3, 3)) * torch.logspace(-3, 1, 8).view(-1, 1, 1, 1)
+    rows = torch.distributions.Laplace(0.0, 1.0).sample((8, 144)) * torch.logspace(-3, 1, 8).view(-1, 1)
+    ends = (-8, 7) if grid is symmetric_qparams else (0, 15)
 
-    def error(reach: torch.Tensor) -> torch.Tensor:
-        scale = symmetric_qparams(reach, 7)[0].view(-1, 1, 1, 1)
-        return ((weight / scale).round().clamp(-8, 7) * scale - weight).abs().pow(2.4).flatten(1).sum(1)
+    def error(low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
+        scale, zero = (v[:, None] for v in grid(low, high, *ends))
+        return (((rows / scale).round() + zero).clamp(*ends).sub(zero) * scale - rows).abs().pow(2.4).sum(1)
 
-    found, largest = search_symmetric(weight, -8, 7, 0), weight.abs().flatten(1).amax(1)
-    assert (error(found) < error(largest)).all()
+    low, high = rows.amin(1), rows.amax(1)
+    assert (error(*search_range(rows, low, high, *ends, grid)) < error(low, high)).all()
 
 
 def test_a_channel_of_zeros_has_a_grid() -> None:
-    scale, _ = symmetric_qparams(search_symmetric(torch.zeros(2, 3), -8, 7, 0), 7)
+    zeros = torch.zeros(2)
+    scale, _ = symmetric_qparams(*search_range(torch.zeros(2, 3), zeros, zeros, -8, 7, symmetric_qparams), -8, 7)
     assert torch.isfinite(scale).all() and (scale > 0).all()

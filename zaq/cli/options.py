@@ -1,5 +1,6 @@
 """What verbs share: flags about the input, `-s key=value` typed by a method's fields, the progress bar."""
 
+import re
 import sys
 import types
 import typing
@@ -10,7 +11,7 @@ import click
 
 from zaq.errors import BitsError, UserError, unknown
 
-__all__ = ["PATH", "card_options", "card_overrides", "method_of", "progress"]
+__all__ = ["PATH", "card_options", "card_overrides", "ends", "method_of", "progress", "size_in_bytes"]
 
 PATH = click.Path(path_type=Path)
 
@@ -49,6 +50,23 @@ def card_overrides(flags: dict[str, Any]) -> dict[str, Any]:
     if ("mean" in found) != ("std" in found):
         raise UserError("--mean and --std go together; one of them is missing.")
     return found
+
+
+def ends(text: str) -> int | str | None:
+    """`--first-last`: bits, None for 'same', "" for what the placement has."""
+    if text and text != "same" and not text.isdigit():
+        raise BitsError(f"--first-last {text}: a number of bits is expected, or 'same'.")
+    return None if text == "same" else int(text) if text else ""
+
+
+def size_in_bytes(text: str | None) -> int | None:
+    """`0.3MB`, `300KB` or a number of bytes; MB and KB count in 1024."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+\.?\d*|\.\d+)\s*([KM]?)I?B?", text.strip().upper())
+    if not match:
+        raise BitsError(f"--target-size {text}: a size is expected, as 0.3MB or 300KB.")
+    return int(float(match[1]) * {"": 1, "K": 2**10, "M": 2**20}[match[2]])
 
 
 def method_of(name: str, settings: tuple[str, ...]) -> Any:

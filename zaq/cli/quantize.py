@@ -7,39 +7,47 @@ from typing import Any
 
 import click
 
-from zaq.cli.options import PATH, card_options, card_overrides, method_of, progress
-from zaq.errors import BitsError, Interrupted, unknown
+from zaq.cli.options import PATH, card_options, card_overrides, ends, method_of, progress, size_in_bytes
+from zaq.errors import BitsError, Interrupted, UserError, unknown
 
 __all__ = ["quantize"]
 
 
 @click.command()
 @click.argument("source", default="zoo:resnet20_cifar10")
-@click.option("--bits", default="w4a4", show_default=True, help="Bits of weights and activations, w2a2 to w8a8.")
-@click.option("--first-last", default="8", show_default=True, help="Bits of the first and the last layer, or 'same'.")
+@click.option("--bits", default="w4a4", show_default=True, help="Bits of weights and activations, w2a2 to w8a8; or mixed.")
+@click.option("--target-size", help="With --bits mixed: bytes that all weights may take, as 0.3MB.")
+@click.option("--placement", default="integer", show_default=True, help="What is quantized: integer, or a protocol: gdfq, brecq.")
+@click.option("--weights", help="Grids of weights: per_channel (default), per_tensor, and both with _affine.")
+@click.option("--first-last", default="", help="Bits of the first and the last layer, or 'same'; 8, and same for gdfq.")
 @click.option("--int8-weights", is_flag=True, help="Never store weights as uint8: faster, but wrong on x86 without VNNI.")
 @click.option("--method", default="zaq", show_default=True, help="The algorithm.")
 @click.option("-s", "settings", multiple=True, metavar="KEY=VALUE", help="A constant of the method; repeatable.")
 @click.option("--effort", default="default", show_default=True, help="fast, default or best.")
+@click.option("--data", help="Real training images, for --method ft alone: cifar10:DIR, ... No other method reads any.")
 @click.option("--seed", default=0, show_default=True, help="The same seed repeats a CPU run bit for bit.")
 @click.option("-o", "--output", type=PATH, help="Folder for the run; <model>-<bits> by default.")
 @click.option("--overwrite", is_flag=True, help="Replace a run that is there.")
 @click.option("--dry-run", is_flag=True, help="Print what would happen, write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @card_options
-def quantize(source: str, bits: str, first_last: str, int8_weights: bool, method: str, settings: tuple[str, ...], effort: str,
-             seed: int, output: Path | None, overwrite: bool, dry_run: bool, as_json: bool, **card: Any) -> None:  # fmt: skip
+def quantize(source: str, bits: str, target_size: str | None, placement: str, weights: str | None, first_last: str,
+             int8_weights: bool, method: str, settings: tuple[str, ...], effort: str, data: str | None, seed: int,
+             output: Path | None, overwrite: bool, dry_run: bool, as_json: bool, **card: Any) -> None:  # fmt: skip
     """Quantize SOURCE, a .pt2 file or zoo:NAME; the shipped CIFAR-10 ResNet-20 if none is named."""
     from zaq.config import EFFORTS, QConfig
+    from zaq.methods import reads_data
     from zaq.pipeline import quantize_run
     from zaq.sources import load
 
-    if first_last != "same" and not first_last.isdigit():
-        raise BitsError(f"--first-last {first_last}: a number of bits is expected, or 'same'.")
     if effort not in EFFORTS:
         raise BitsError("--effort: " + unknown("effort", effort, EFFORTS))
-    qconfig = QConfig.parse(bits, None if first_last == "same" else int(first_last))
+    qconfig = QConfig.parse(bits, ends(first_last), placement, weights, size_in_bytes(target_size))
     algorithm = method_of(method, settings)
+    if reads_data(algorithm) != (data is not None):
+        raise UserError(
+            f"--method {method} " + ("reads real images: name them with --data." if data is None else "reads no data; only ft does.")
+        )
     model = load(source, card_overrides(card))
     folder = output or Path(f"{model.name}-{qconfig}")
     if dry_run:
@@ -48,15 +56,20 @@ def quantize(source: str, bits: str, first_last: str, int8_weights: bool, method
         click.echo(describe_model(model, qconfig))
         click.echo(f"\nwould run {dataclasses.asdict(algorithm)}\nwith effort {effort}, seed {seed}, into {folder}{'/'}")
         return
-    report = quantize_run(model, qconfig, algorithm, effort, seed, folder, overwrite, int8_weights, progress())
+    report = quantize_run(model, qconfig, algorithm, effort, seed, folder, overwrite, int8_weights, progress(), data)
     click.echo(json.dumps(report, indent=1) if as_json else _summary(folder, report))
     if report["interrupted"]:
         raise Interrupted(f"interrupted; what was finished is in {folder}/ and says so.")
 
 
+def _data_read(report: dict[str, Any]) -> str:
+    data = report["options"]["data"]
+    return click.style(f"REAL IMAGES READ: {data}", fg="red") if data else "no data read"
+
+
 def _summary(folder: Path, report: dict[str, Any]) -> str:
     options, agreement, sizes = report["options"], report["agreement"], report["sizes"]
-    lines = [f"{options['source']['name']} at {options['bits']}, {report['minutes']:.1f} min, no data read"]
+    lines = [f"{options['source']['name']} at {options['bits']}, {report['minutes']:.1f} min, " + _data_read(report)]
     lines += [f"  note: {note}" for note in report["notes"]]
     lines += [f"  note: {s['name']}: {s['note']}" for s in report["stages"] if s["note"]]
     if "top1_agreement" in agreement:

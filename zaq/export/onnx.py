@@ -168,7 +168,12 @@ def _store_integers(model: ModelProto) -> None:
             integers = integers.clip(*[constants[i] for i in chain[0].input[1:3]])
         # Initializers of their own, even of a shared weight: onnxruntime's x64quantprecision mode rewrites them in place.
         name, zero = f"{node.output[0]}_quantized", f"{node.output[0]}_zero_point"
-        added[name], added[zero] = integers, constants[node.input[2]]
+        integers, zero_point = _one_zero_point(integers, constants[node.input[2]], node.attribute[0].i)
+        if integers.dtype == np.int16:  # fits no 8-bit type: a comparison's grid, kept as the floats it stands for
+            constants[node.output[0]] = added[node.output[0]] = _dequantize(integers, scale, zero_point, node.attribute[0].i)
+            dead += [node, *(n for n in chain if n is not None)]
+            continue
+        added[name], added[zero] = integers, zero_point
         node.input[0], node.input[2] = name, zero
         dequantized[node.output[0]] = (constants[node.input[1]], integers)
         dead += [n for n in chain if n is not None]
@@ -193,14 +198,14 @@ def _store_biases(
             continue
         if node.input[0] not in dequantized or node.input[1] not in dequantized:
             continue
-        scale = (dequantized[node.input[0]][0] * dequantized[node.input[1]][0]).astype(np.float32).reshape(-1)
+        scale = (dequantized[node.input[0]][0] * dequantized[node.input[1]][0]).astype(np.float32)
         bias = constants[node.input[2]]
         name = f"{node.input[2]}_int32"
         added[name] = np.rint(bias / scale).astype(np.int32)
         added[f"{name}_scale"] = scale
         output = f"{name}_dequantized"
         new = helper.make_node("DequantizeLinear", [name, f"{name}_scale"], [output], output)
-        if len(scale) > 1:
+        if scale.ndim:
             new.attribute.append(helper.make_attribute("axis", 0))
         graph.node.insert(index, new)
         node.input[2] = output
@@ -235,6 +240,28 @@ def _quantize(x: NDArray[Any], scale: NDArray[Any], zero: NDArray[Any], axis: in
     q = np.rint(x / scale) + zero
     integers: NDArray[Any] = q.clip(info.min, info.max).astype(zero.dtype)
     return integers
+
+
+def _dequantize(q: NDArray[Any], scale: NDArray[Any], zero: NDArray[Any], axis: int) -> NDArray[Any]:
+    """What DequantizeLinear computes."""
+    if scale.ndim:
+        shape = [-1 if d == axis else 1 for d in range(q.ndim)]
+        scale, zero = scale.reshape(shape), zero.reshape(shape)
+    x: NDArray[Any] = ((q.astype(np.float32) - zero) * scale).astype(np.float32)
+    return x
+
+
+def _one_zero_point(integers: NDArray[Any], zero: NDArray[Any], axis: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Weights whose channels have different zero points as int8 around 0, or as int16 where 8 bits do not hold that.
+
+    onnxruntime's QLinearConv takes one zero point a weight, whatever the file says.
+    """
+    if not zero.ndim or (zero == zero.flat[0]).all():
+        return integers, zero
+    shape = [-1 if d == axis else 1 for d in range(integers.ndim)]
+    shifted = integers.astype(np.int16) - zero.reshape(shape).astype(np.int16)
+    kind = np.int8 if shifted.min() >= -128 and shifted.max() <= 127 else np.int16
+    return shifted.astype(kind), np.zeros_like(zero, dtype=kind)
 
 
 def _drop_unread(model: ModelProto) -> None:

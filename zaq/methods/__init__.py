@@ -6,6 +6,11 @@ from typing import Any
 from zaq.methods.job import Job
 from zaq.methods.zaq import ZAQ
 
-__all__ = ["METHODS", "Job"]
+__all__ = ["METHODS", "Job", "reads_data"]
 
 METHODS: dict[str, Callable[..., Any]] = {"zaq": ZAQ}
+
+
+def reads_data(method: Any) -> bool:
+    """Whether a method is called with real images beside its job. One is: fine-tuning, the reference line."""
+    return bool(getattr(method, "reads_data", False))

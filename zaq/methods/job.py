@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from zaq.config import Card
-from zaq.graph import output_nodes, shape_of, taps, with_taps
+from zaq.config import Card, QConfig
+from zaq.graph import attribute, output_nodes, shape_of, taps, with_taps
 from zaq.passes.fold import BatchNormStats
 from zaq.progress import Progress
-from zaq.quant.placement import Placement, make_room_for_biases
+from zaq.quant.placement import Placement, make_room_for_biases, place
 
 __all__ = ["Job", "Log", "Stage"]
 
@@ -54,8 +54,7 @@ class Job:
     """One model to quantize. The student is trained in place; `stages`, `samples` and `notes` go into the report."""
 
     teacher: GraphModule  # folded, frozen
-    student: GraphModule
-    placement: Placement
+    qconfig: QConfig
     card: Card
     effort: str = "default"
     progress: Progress = field(default_factory=Progress)
@@ -64,6 +63,18 @@ class Job:
     notes: list[str] = field(default_factory=list)
     samples: Tensor | None = None
     interrupted: bool = False
+    student: GraphModule = field(init=False)
+    placement: Placement = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.use(self.teacher)
+
+    def use(self, teacher: GraphModule, qconfig: QConfig | None = None) -> None:
+        """Go on with a teacher that computes the same, or with other bits: the student is placed anew, uncalibrated."""
+        self.qconfig = qconfig or self.qconfig
+        self.teacher = teacher.requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.student, self.placement = place(self.teacher, self.qconfig, self.card)
+        self.student.requires_grad_(True)
 
     @property
     def batch(self) -> int:
@@ -90,16 +101,18 @@ class Job:
         return with_taps(self.student if student else self.teacher, self.taps)
 
     @contextmanager
-    def calibrating(self) -> Iterator[None]:
-        """Inside, activations pass unrounded and are watched; afterwards their ranges are frozen."""
-        quantizers = list(self.placement.activations.values())
-        for quantizer in quantizers:
-            quantizer.disable_fake_quant()
-            quantizer.enable_observer()
+    def calibrating(self, observer: str = "mse") -> Iterator[None]:
+        """Inside, activations pass unrounded and are watched by one of OBSERVERS; afterwards their ranges are frozen."""
+        for quantizer in self.placement.activations.values():
+            quantizer.watch(observer)
         try:
             yield
         finally:
-            for quantizer in quantizers:
+            for quantizer in self.placement.activations.values():
                 quantizer.calibrate()
-                quantizer.enable_fake_quant()
             make_room_for_biases(self.student)
+
+    def fit_weights(self, search: bool) -> None:
+        """Set every weight's grid anew: see `FakeQuantize.fit_weight`. A student has them searched."""
+        for name, quantizer in self.placement.weights.items():
+            quantizer.fit_weight(attribute(self.student, name), search)

@@ -12,29 +12,11 @@ from torch.optim import Optimizer
 
 from zaq.methods.job import Job, Stage
 
-__all__ = ["Game", "StepAdam", "play"]
+__all__ = ["Game", "play"]
 
 CHECKS = 8  # times the held-out loss is looked at during a game
 LIVES = 2  # times a loss may become NaN before the game stops
 SMALLER = 0.1  # the factor on every learning rate after a NaN
-
-
-class StepAdam(torch.optim.Adam):
-    """Adam whose learning rate counts in steps of each channel's grid: scale-free, whatever folding did to a channel.
-
-    `units` maps a parameter to a tensor that broadcasts to it; an update is multiplied by it.
-    """
-
-    def __init__(self, groups: list[dict[str, Any]], units: dict[nn.Parameter, Tensor]) -> None:
-        super().__init__(groups)
-        self.units = units
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        before = {p: p.clone() for p in self.units}
-        super().step(closure)
-        for p, unit in self.units.items():
-            p.sub_(before[p]).mul_(unit).add_(before[p])
 
 
 @dataclass

@@ -12,19 +12,17 @@ statistics where the teacher has them, and on its classes where it is a classifi
 """
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zaq.errors import BitsError, unknown
-from zaq.graph import attribute, with_taps
+from zaq.graph import with_taps
 from zaq.methods.job import Job, Stage
-from zaq.methods.loop import Game, StepAdam, play
+from zaq.methods.loop import Game, play
+from zaq.methods.training import frozen, step, student_optimizer
 from zaq.synth.generators import DCGAN, GENERATORS
 from zaq.synth.losses import RELATIONS, activation_loss, batch_norm_loss, output_discrepancy, relation_gaps
 
@@ -101,7 +99,7 @@ class ZAQ:
                 if not math.isfinite(float(loss.detach())):
                     stage.note = f"stopped at step {i} of {steps}: the loss became NaN"
                     break
-                _step(optimizer, loss)
+                step(optimizer, loss)
                 stage.steps = i + 1
                 job.log("warm-up", i, **{k: float(v.detach()) for k, v in losses.items()})
         except KeyboardInterrupt:
@@ -118,7 +116,7 @@ class ZAQ:
         teacher, student = job.tapped(student=False), job.tapped(student=True)
         stats = job.batch_norms() if self.bns else {}
         watched = with_taps(job.teacher, list(stats)) if stats else None
-        optimizer = self._student_optimizer(job, self._rate(rounds))
+        optimizer = student_optimizer(job, self._rate(rounds), self.lr_bias, self.learn_scales)
         game = Game(job.student, generator, optimizer, _adam(generator, self.lr_generator))
 
         def discrepancy(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -135,16 +133,16 @@ class ZAQ:
                 images = _draw(job, generator)
                 d_o, d_f, _ = discrepancy(images)
                 loss = d_o + self.alpha * d_f
-                _step(game.optimizer_q, loss)
+                step(game.optimizer_q, loss)
                 losses = {"d_o": float(d_o.detach()), "d_f": float(d_f.detach()), "loss_q": float(loss.detach())}
-            with _frozen(job.student):
+            with frozen(job.student):
                 for _ in range(self.g_steps):
                     images, _ = generator.sample(job.batch)
                     d_o, d_f, last = discrepancy(images)
                     loss = -d_o - self.alpha * d_f + self.beta * activation_loss(last)
                     if watched is not None:
                         loss = loss + self.bns * batch_norm_loss(watched(images)[1], list(stats.values()))
-                    _step(game.optimizer_g, loss)
+                    step(game.optimizer_g, loss)
                     losses["loss_g"] = float(loss.detach())
             return losses
 
@@ -173,51 +171,11 @@ class ZAQ:
         game.layer_gaps = now if game.layer_gaps is None else self.ema * game.layer_gaps + (1 - self.ema) * now
         return torch.softmax(game.layer_gaps, 0)
 
-    def _student_optimizer(self, job: Job, lr: float) -> torch.optim.Optimizer:
-        units: dict[nn.Parameter, Tensor] = {}
-        groups: list[dict[str, Any]] = []
-        for target, quantizer in job.placement.weights.items():
-            weight = attribute(job.student, target)
-            shape = [-1 if d == quantizer.axis else 1 for d in range(weight.dim())]
-            units[cast(nn.Parameter, weight)] = quantizer.scale.detach().clone().view(shape)
-        for quantizer in (*job.placement.weights.values(), *job.placement.activations.values()):
-            quantizer.scale.requires_grad_(self.learn_scales and not quantizer.guaranteed)
-            units[cast(nn.Parameter, quantizer.scale)] = quantizer.scale.detach() / quantizer.quant_max
-        known = {id(p) for p in units}
-        scales = [p for p in units if p.requires_grad and p.dim() == 1]
-        biases = [p for p in job.student.parameters() if id(p) not in known]
-        groups = [
-            {"params": [p for p in units if p.dim() > 1], "lr": lr},
-            {"params": scales, "lr": lr},
-            {"params": biases, "lr": self.lr_bias},
-        ]
-        units = {p: u for p, u in units.items() if p.requires_grad}
-        return StepAdam([g for g in groups if g["params"]], units)
-
 
 def _adam(module: nn.Module, lr: float) -> torch.optim.Optimizer:
     return torch.optim.Adam(module.parameters(), lr)
 
 
-def _step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
-
-
 @torch.no_grad()
 def _draw(job: Job, generator: DCGAN) -> Tensor:
     return generator.sample(job.batch)[0]
-
-
-@contextmanager
-def _frozen(module: nn.Module) -> Iterator[None]:
-    """Inside, the module's parameters take no gradient, which saves the generator's step a third of its time."""
-    learned = [p for p in module.parameters() if p.requires_grad]
-    for p in learned:
-        p.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for p in learned:
-            p.requires_grad_(True)

@@ -1,5 +1,6 @@
 """`FakeQuantize`: the one concept of quantization, a module on an edge of the graph, for weights and activations."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -7,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.ao.quantization import FakeQuantizeBase, ObserverBase
 
-from zaq.quant.observers import MSEObserver
+from zaq.quant.observers import OBSERVERS
 from zaq.quant.op import fake_quantize
-from zaq.quant.qparams import quant_range, search_symmetric, symmetric_qparams
+from zaq.quant.qparams import affine_qparams, quant_range, search_range, symmetric_qparams
 
 __all__ = ["BiasQuantize", "FakeQuantize"]
 
@@ -20,8 +21,8 @@ class FakeQuantize(FakeQuantizeBase):
     """Rounds a tensor to the grid of `scale` and `zero_point`; watches it first, while its observer is enabled.
 
     A citizen of torch.ao.quantization: takes any of its observers, answers to enable_observer, disable_observer,
-    enable_fake_quant, disable_fake_quant and calculate_qparams. `axis` >= 0: one scale for each index of that
-    dimension, symmetric, which is for weights; else one scale and zero point for the tensor.
+    enable_fake_quant, disable_fake_quant and calculate_qparams. `axis` >= 0: one scale and zero point for each index
+    of that dimension, which is for weights; else one for the tensor. `signed` grids are symmetric, their zero point 0.
     """
 
     scale: Tensor
@@ -33,18 +34,17 @@ class FakeQuantize(FakeQuantizeBase):
         axis: int = -1,
         channels: int = 1,
         signed: bool = False,
-        observer: Callable[..., ObserverBase] = MSEObserver,
-        **observer_kwargs: Any,
+        observer: Callable[..., ObserverBase] | None = None,
+        limits: tuple[float, float] = (-math.inf, math.inf),
     ) -> None:
         super().__init__()
         self.bits, self.axis, self.signed = bits, axis, signed
         self.quant_min, self.quant_max = quant_range(bits, signed)
         self.scale = nn.Parameter(torch.ones(channels))
         self.register_buffer("zero_point", torch.zeros(channels, dtype=torch.int32))
+        self.known = limits  # no value lies outside, whatever was observed
         self.guaranteed = False  # a range that the graph itself guarantees, which nothing should learn away
-        self.observer: ObserverBase | None = None
-        if axis < 0:
-            self.observer = observer(quant_min=self.quant_min, quant_max=self.quant_max, **observer_kwargs)
+        self.observer: ObserverBase | None = observer(quant_min=self.quant_min, quant_max=self.quant_max) if observer else None
         # Plain attributes beside torch.ao's buffers: reading a buffer would be a data-dependent branch in torch.export.
         self.observing, self.quantizing = True, True
         self.disable_observer()
@@ -65,6 +65,13 @@ class FakeQuantize(FakeQuantizeBase):
         y: Tensor = fake_quantize(x, self.scale, self.zero_point, self.axis, self.quant_min, self.quant_max)
         return y
 
+    def watch(self, observer: str) -> None:
+        """Observe from now on, with one of OBSERVERS, and round nothing; unless the range is guaranteed."""
+        self.disable_fake_quant()
+        if not self.guaranteed:
+            self.observer = OBSERVERS[observer](quant_min=self.quant_min, quant_max=self.quant_max, limits=self.known)
+            self.enable_observer()
+
     def calculate_qparams(self, **_: Any) -> tuple[Tensor, Tensor]:
         """scale and zero_point as the observer would set them now."""
         if self.observer is None:
@@ -78,15 +85,25 @@ class FakeQuantize(FakeQuantizeBase):
         self.zero_point.copy_(zero_point)
 
     def calibrate(self) -> None:
-        """Freeze the range at what was observed: set scale and zero point, forget what was seen."""
+        """Freeze the range at what was observed: set scale and zero point, forget what was seen, round from now on."""
         self.set_qparams(*self.calculate_qparams())
         self.disable_observer()
         self.observer = None
+        self.enable_fake_quant()
 
-    def fit_weight(self, weight: Tensor) -> None:
-        """Set the scales to those with the least error on a weight (p = 2.4), one a channel."""
-        reach = search_symmetric(weight, self.quant_min, self.quant_max, self.axis)
-        self.set_qparams(*symmetric_qparams(reach, self.quant_max))
+    def set_range(self, low: float, high: float) -> None:
+        """Quantize [low, high], as far as values can lie there (per tensor)."""
+        ends = [torch.tensor([min(max(v, self.known[0]), self.known[1])]) for v in (low, high)]
+        self.set_qparams(*affine_qparams(ends[0], ends[1], self.quant_min, self.quant_max))
+
+    def fit_weight(self, weight: Tensor, search: bool = True) -> None:
+        """Set the grid to a weight: with the least error (p = 2.4), or with `search=False` from its least to its greatest value."""
+        grid = symmetric_qparams if self.signed else affine_qparams
+        rows = weight.detach().transpose(0, self.axis).flatten(1) if self.axis >= 0 else weight.detach().reshape(1, -1)
+        low, high = rows.amin(1), rows.amax(1)
+        if search:
+            low, high = search_range(rows, low, high, self.quant_min, self.quant_max, grid)
+        self.set_qparams(*grid(low, high, self.quant_min, self.quant_max))
 
     def limits(self) -> tuple[float, float]:
         """The least and the greatest value the grid holds (per tensor)."""

@@ -1,14 +1,16 @@
 """Observers: what an activation range is read from. Any of torch.ao's fits beside these."""
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.ao.quantization import ObserverBase
 
+from zaq.quant.aciq import clip_range
 from zaq.quant.qparams import affine_qparams, search_range
 
-__all__ = ["MSEObserver", "RangeObserver"]
+__all__ = ["OBSERVERS", "EMAObserver", "GaussObserver", "LaplaceObserver", "MSEObserver", "RangeObserver"]
 
 KEPT_PER_BATCH = 16384  # values of a batch that the search looks at
 
@@ -56,4 +58,60 @@ class MSEObserver(RangeObserver):
 
     def range(self) -> tuple[Tensor, Tensor]:
         low, high = super().range()
-        return search_range(torch.cat(self.seen), low, high, self.quant_min, self.quant_max) if self.seen else (low, high)
+        if not self.seen:
+            return low, high
+        found = search_range(torch.cat(self.seen)[None], low[None], high[None], self.quant_min, self.quant_max, affine_qparams)
+        return found[0][0], found[1][0]
+
+
+class EMAObserver(RangeObserver):
+    """A moving average of each batch's least and greatest value (GDFQ; its code divides by 1 - 0.9^t again and again)."""
+
+    DECAY = 0.9
+
+    def forward(self, x: Tensor) -> Tensor:
+        low, high = (v.float() for v in torch.aminmax(x.detach()))
+        first = not torch.isfinite(self.low)
+        self.low = low if first else self.DECAY * self.low + (1 - self.DECAY) * low
+        self.high = high if first else self.DECAY * self.high + (1 - self.DECAY) * high
+        return x
+
+
+class LaplaceObserver(RangeObserver):
+    """ACIQ: the range that a Laplace distribution with the mean and the mean deviation seen is best clipped to."""
+
+    DISTRIBUTION = "laplace"
+
+    def __init__(self, quant_min: int = 0, quant_max: int = 255, **kwargs: Any) -> None:
+        super().__init__(quant_min, quant_max, **kwargs)
+        self.sums = torch.zeros(3, dtype=torch.double)  # batches, their mean, their deviation
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean, std = x.detach().mean(), x.detach().std()
+        deviation = (x.detach() - mean).abs().mean() if self.DISTRIBUTION == "laplace" else std
+        self.sums += torch.stack([torch.ones(()), mean, deviation]).double()
+        return super().forward(x)
+
+    def range(self) -> tuple[Tensor, Tensor]:
+        low, high = super().range()
+        count, mean, deviation = self.sums.tolist()
+        if not count:
+            return low, high
+        bits = round(math.log2(self.quant_max - self.quant_min + 1))
+        found = clip_range(mean / count, deviation / count, bits, float(low), float(high), self.DISTRIBUTION)
+        return torch.tensor(found[0]), torch.tensor(found[1])
+
+
+class GaussObserver(LaplaceObserver):
+    """The same for a normal distribution."""
+
+    DISTRIBUTION = "gauss"
+
+
+OBSERVERS: dict[str, type[RangeObserver]] = {
+    "minmax": RangeObserver,
+    "ema": EMAObserver,
+    "mse": MSEObserver,
+    "laplace": LaplaceObserver,
+    "gauss": GaussObserver,
+}

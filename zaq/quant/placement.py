@@ -1,4 +1,6 @@
-"""Where quantization goes. `integer`: every edge that an integer kernel reads or writes.
+"""Where quantization goes: the presets of `config.PLACEMENTS`, worked out on a graph.
+
+`integer`, every edge that an integer kernel reads or writes:
 
 | edge                                                   | bits                         |
 |--------------------------------------------------------|------------------------------|
@@ -9,6 +11,10 @@
 | output of a convolution that no clamp follows          | 8, where nothing above reads it |
 | weight, one scale per output channel                   | weight bits; first and last layer: `first_last` |
 | bias                                                   | int32, in steps of s_x s_w   |
+
+`gdfq`: what a ReLU writes, and the weights of all layers; `brecq`: the inputs of all layers but the first. Both leave
+the rest in float: they are here to compare with what was published, not to be deployed. (Biases are float there. Here
+they are int32 where the layer's input is quantized, which costs nothing, and which onnxruntime would do unasked.)
 
 A tensor has one quantizer, shared by all its readers, at the bits of the most demanding one. A clamp behind a kernel
 is part of it: the quantizer stands behind the clamp. A linear layer whose result leaves the graph writes floats, as
@@ -39,7 +45,6 @@ from zaq.graph import (
     output_nodes,
 )
 from zaq.quant.fake_quantize import BiasQuantize, FakeQuantize
-from zaq.quant.observers import MSEObserver, RangeObserver
 from zaq.quant.ranges import Bounds, bounds
 
 __all__ = ["Placement", "make_room_for_biases", "place", "weighted_layers"]
@@ -73,9 +78,8 @@ def place(gm: GraphModule, qconfig: QConfig, card: Card) -> tuple[GraphModule, P
         _insert_after(gm, node, quantizer)
     first, last = _ends(gm)
     for node in weighted_layers(gm):
-        end = qconfig.first_last is not None and (node in first or node in last)
-        width = qconfig.first_last if end and qconfig.first_last else qconfig.weight_bits
-        _quantize_layer(gm, node, width, placed)
+        width = qconfig.first_last if qconfig.first_last and (node in first or node in last) else qconfig.weight_bits
+        _quantize_layer(gm, node, width, qconfig, placed)
     placed.in_float = _left_in_float(gm)
     gm.recompile()
     return gm, placed
@@ -96,29 +100,33 @@ def weighted_layers(gm: GraphModule) -> list[Node]:
 
 def _activation_bits(gm: GraphModule, qconfig: QConfig) -> dict[Node, int]:
     """The tensors to quantize, by the node that makes them, and their bits."""
+    preset = qconfig.preset
     live = {input_node(gm), *activations(gm)}
-    layers = weighted_layers(gm)
-    _, last = _ends(gm)
-    bits: dict[Node, int] = {input_node(gm): HIGH}
+    layers, outputs = weighted_layers(gm), output_nodes(gm)
+    first, last = _ends(gm)
+    bits: dict[Node, int] = {input_node(gm): preset.image} if preset.image else {}
 
     def ask(node: Node, width: int) -> None:
         maker = _maker(node)
         if maker in live and maker is not input_node(gm):
             bits[maker] = min(width, bits.get(maker, width))
 
-    outputs = output_nodes(gm)
     for node in live:
         if node in layers:
-            is_last = qconfig.first_last is not None and node in last
             assert isinstance(node.args[0], Node)
-            ask(node.args[0], qconfig.first_last if is_last and qconfig.first_last else qconfig.act_bits)
-            if node.target not in LINEARS or node not in outputs:
+            if preset.reads:
+                ask(node.args[0], qconfig.first_last if qconfig.first_last and node in last else qconfig.act_bits)
+            if preset.merges and (node.target not in LINEARS or node not in outputs):
                 ask(_behind_clamp(node), HIGH)
-        elif node.target in MERGES | POOLS and _is_merge_or_pool(node, live):
+        elif preset.merges and node.target in MERGES | POOLS and _is_merge_or_pool(node, live):
             for operand in node.all_input_nodes:
                 if operand in live:
                     ask(operand, HIGH)
             ask(_behind_clamp(node), HIGH)
+        elif preset.clamps and node.target in CLAMPS:
+            ask(node, qconfig.act_bits)
+    if preset.second:
+        bits |= {n: preset.second for n in map(_behind_clamp, first) if n in bits}
     order = {n: i for i, n in enumerate(gm.graph.nodes)}
     return dict(sorted(bits.items(), key=lambda item: order[item[0]]))
 
@@ -167,14 +175,11 @@ def _ends(gm: GraphModule) -> tuple[set[Node], set[Node]]:
 
 
 def _activation_quantizer(bits: int, known: Bounds) -> FakeQuantize:
+    quantizer = FakeQuantize(bits, limits=(known.low, known.high))
     if bits >= HIGH and known.tight:
-        quantizer = FakeQuantize(bits, observer=RangeObserver, limits=(known.low, known.high))
-        observer = quantizer.observer
-        assert observer is not None
-        observer(torch.tensor([known.low, known.high]))
+        quantizer.set_range(known.low, known.high)
         quantizer.guaranteed = True
-        return quantizer
-    return FakeQuantize(bits, observer=MSEObserver, limits=(known.low, known.high))
+    return quantizer
 
 
 def _insert_after(gm: GraphModule, node: Node, quantizer: FakeQuantize) -> None:
@@ -196,7 +201,7 @@ def _insert_after(gm: GraphModule, node: Node, quantizer: FakeQuantize) -> None:
         todo += [u for u in readers if u.target in MOVES or (u.target in PADS and not any(r.target in CONVS for r in u.users))]
 
 
-def _quantize_layer(gm: GraphModule, node: Node, bits: int, placed: Placement) -> None:
+def _quantize_layer(gm: GraphModule, node: Node, bits: int, qconfig: QConfig, placed: Placement) -> None:
     module = gm.get_submodule("quant")
     weight = node.args[1]
     source = node.args[0]
@@ -204,9 +209,11 @@ def _quantize_layer(gm: GraphModule, node: Node, bits: int, placed: Placement) -
     name = str(weight.target)
     reads = _source_quantizer(gm, source)
     if name not in placed.weights:
-        axis = 1 if node.target in TRANSPOSED else 0
+        axis = -1 if "tensor" in qconfig.weights else 1 if node.target in TRANSPOSED else 0
         value = attribute(gm, name)
-        placed.weights[name] = FakeQuantize(bits, axis, value.shape[axis], signed=True)
+        channels = value.shape[axis] if axis >= 0 else 1
+        signed = "affine" not in qconfig.weights
+        placed.weights[name] = FakeQuantize(qconfig.layer_bits.get(name, bits), axis, channels, signed)
         placed.weights[name].fit_weight(value)
         module[_key(name)] = placed.weights[name]
     with gm.graph.inserting_before(node):

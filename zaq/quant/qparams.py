@@ -1,9 +1,11 @@
 """From a range to a grid: scale and zero point (Jacob et al. 2018, section 2.1), and the search for a good range."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-__all__ = ["affine_qparams", "quant_range", "search_range", "search_symmetric", "symmetric_qparams"]
+__all__ = ["affine_qparams", "quant_range", "search_range", "symmetric_qparams"]
 
 SMALLEST_SCALE = 2.0**-24  # a channel of zeros still needs a grid
 CANDIDATES = 100
@@ -29,33 +31,25 @@ def affine_qparams(low: Tensor, high: Tensor, quant_min: int, quant_max: int) ->
     return scale.clamp(min=SMALLEST_SCALE).float(), zero_point.int()
 
 
-def symmetric_qparams(reach: Tensor, quant_max: int) -> tuple[Tensor, Tensor]:
+def symmetric_qparams(low: Tensor, high: Tensor, quant_min: int, quant_max: int) -> tuple[Tensor, Tensor]:
     """scale = max|x| / (2^(k-1) - 1) and zero_point 0 (ZAQ's uniform quantizer)."""
-    scale = (reach / quant_max).clamp(min=SMALLEST_SCALE).float()
+    scale = (torch.maximum(-low, high) / quant_max).clamp(min=SMALLEST_SCALE).float()
     return scale, torch.zeros_like(scale, dtype=torch.int32)
 
 
-def search_range(values: Tensor, low: Tensor, high: Tensor, quant_min: int, quant_max: int) -> tuple[Tensor, Tensor]:
-    """The part of [low, high], both ends shrunk alike, whose grid has the least sum |x^ - x|^2.4 over `values` (n,)."""
-    best, kept = torch.tensor(torch.inf), (low, high)
-    for ratio in torch.linspace(1.0, 1.0 / CANDIDATES, CANDIDATES):
-        scale, zero_point = affine_qparams(low * ratio, high * ratio, quant_min, quant_max)
-        q = torch.clamp((values / scale).round() + zero_point, quant_min, quant_max)
-        error = ((q - zero_point) * scale - values).abs().pow(NORM).sum()
-        if error < best:
-            best, kept = error, (low * ratio, high * ratio)
-    return kept
+Grid = Callable[[Tensor, Tensor, int, int], tuple[Tensor, Tensor]]
+# What part of the range is tried. Beyond 1: a symmetric grid has one step more below zero than above.
+SHRINK: dict[Grid, tuple[float, float]] = {affine_qparams: (1.0, 0.01), symmetric_qparams: (1.2, 0.2)}
 
 
-def search_symmetric(weight: Tensor, quant_min: int, quant_max: int, axis: int) -> Tensor:
-    """Per index of `axis`, the reach (C,) whose symmetric grid has the least sum |w^ - w|^2.4."""
-    rows = weight.detach().transpose(0, axis).flatten(1)  # (C, n)
-    largest = rows.abs().amax(1)
-    best, kept = torch.full_like(largest, torch.inf), largest.clone()
-    for ratio in torch.linspace(1.2, 0.2, CANDIDATES):  # beyond 1: the grid has one step more below zero than above
-        scale, _ = symmetric_qparams(largest * ratio, quant_max)
-        q = (rows / scale[:, None]).round().clamp(quant_min, quant_max)
-        error = (q * scale[:, None] - rows).abs().pow(NORM).sum(1)
+def search_range(rows: Tensor, low: Tensor, high: Tensor, quant_min: int, quant_max: int, grid: Grid) -> tuple[Tensor, Tensor]:
+    """Per row of `rows` (R, n), the part of [low, high] (R,), both ends shrunk alike, with the least sum |x^ - x|^2.4."""
+    best, kept = torch.full_like(low, torch.inf), (low, high)
+    for ratio in torch.linspace(*SHRINK[grid], CANDIDATES):
+        scale, zero_point = grid(low * ratio, high * ratio, quant_min, quant_max)
+        q = torch.clamp((rows / scale[:, None]).round() + zero_point[:, None], quant_min, quant_max)
+        error = ((q - zero_point[:, None]) * scale[:, None] - rows).abs().pow(NORM).sum(1)
         better = error < best
-        best, kept = torch.where(better, error, best), torch.where(better, largest * ratio, kept)
+        best = torch.where(better, error, best)
+        kept = torch.where(better, low * ratio, kept[0]), torch.where(better, high * ratio, kept[1])
     return kept

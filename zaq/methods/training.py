@@ -1,0 +1,71 @@
+"""What methods that train a student share: its optimizers, one step, and how it is held still."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from zaq.graph import attribute
+from zaq.methods.job import Job
+
+__all__ = ["StepAdam", "frozen", "step", "student_optimizer"]
+
+
+class StepAdam(torch.optim.Adam):
+    """Adam whose learning rate counts in steps of each channel's grid: scale-free, whatever folding did to a channel.
+
+    `units` maps a parameter to a tensor that broadcasts to it; an update is multiplied by it.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], units: dict[nn.Parameter, Tensor]) -> None:
+        super().__init__(groups)
+        self.units = units
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        before = {p: p.clone() for p in self.units}
+        super().step(closure)
+        for p, unit in self.units.items():
+            p.sub_(before[p]).mul_(unit).add_(before[p])
+
+
+def student_optimizer(job: Job, lr: float, lr_bias: float, learn_scales: bool = True) -> torch.optim.Optimizer:
+    """StepAdam over a calibrated student: weights and scales at `lr` steps of their grid, biases at `lr_bias`."""
+    units: dict[nn.Parameter, Tensor] = {}
+    for target, quantizer in job.placement.weights.items():
+        weight = attribute(job.student, target)
+        shape = [-1 if d == quantizer.axis else 1 for d in range(weight.dim())]
+        units[cast(nn.Parameter, weight)] = quantizer.scale.detach().clone().view(shape)
+    for quantizer in (*job.placement.weights.values(), *job.placement.activations.values()):
+        quantizer.scale.requires_grad_(learn_scales and not quantizer.guaranteed)
+        units[cast(nn.Parameter, quantizer.scale)] = quantizer.scale.detach() / quantizer.quant_max
+    known = {id(p) for p in units}
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in units if p.dim() > 1], "lr": lr},
+        {"params": [p for p in units if p.requires_grad and p.dim() == 1], "lr": lr},
+        {"params": [p for p in job.student.parameters() if id(p) not in known], "lr": lr_bias},
+    ]
+    units = {p: u for p, u in units.items() if p.requires_grad}
+    return StepAdam([g for g in groups if g["params"]], units)
+
+
+def step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    """One step down a loss."""
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+
+
+@contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """Inside, the module's parameters take no gradient, which saves a generator's step a third of its time."""
+    learned = [p for p in module.parameters() if p.requires_grad]
+    for p in learned:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in learned:
+            p.requires_grad_(True)
