@@ -25,6 +25,7 @@ LAYERS = (
     {"export", "data", "report"},
     {"evaluate", "inspect", "page", "api", "run"},
     {"pipeline"},
+    {"benchmark"},
     {"cli"},
 )
 RANKS = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}

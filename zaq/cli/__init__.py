@@ -4,6 +4,7 @@ from typing import Any
 
 import click
 
+from zaq.cli.benchmark import benchmark
 from zaq.cli.evaluate import evaluate
 from zaq.cli.inspect import inspect_model
 from zaq.cli.quantize import quantize
@@ -38,5 +39,5 @@ def main() -> None:
     """Make a trained vision model small without its training data: 8 to 2 bits, as an integer ONNX file."""
 
 
-for verb in (quantize, inspect_model, verify, evaluate):
+for verb in (quantize, inspect_model, verify, evaluate, benchmark):
     main.add_command(verb)

@@ -1,0 +1,198 @@
+"""The folder of a benchmark: a cell's claim, its run in a process of its own, its result. Several processes may share it.
+
+cells/<id>/claim         locked by the process that runs the cell; the kernel frees it if that dies
+cells/<id>/result.json   its row, moved into place when the cell is finished
+cells/<id>/run/          what zaq quantize wrote; only report.json is left of it, unless --keep
+teachers/                the float models' predictions
+"""
+
+import datetime
+import fcntl
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import zaq
+from zaq.benchmark.plan import Cell
+from zaq.errors import OutputError, SourceError
+from zaq.run import disk_errors
+
+__all__ = ["Folder", "Measure", "finish", "locked", "version", "write_text"]
+
+LAUNCH = Path(__file__).with_name("launch.py")
+Measure = Callable[[Cell, Path], dict[str, Any]]  # a cell and its run folder -> the measured part of its row
+
+
+@dataclass(frozen=True)
+class Folder:
+    """Where a benchmark lies on disk."""
+
+    path: Path
+
+    @classmethod
+    def create(cls, path: Path) -> "Folder":
+        """Raises OutputError if the path cannot become a folder."""
+        if path.exists() and not path.is_dir():
+            raise OutputError(f"{path}: is a file; -o names a folder.")
+        with disk_errors(path):
+            (path / "cells").mkdir(parents=True, exist_ok=True)
+        return cls(path)
+
+    @classmethod
+    def open(cls, path: Path) -> "Folder":
+        """Raises SourceError if no benchmark has ever been there."""
+        if not (path / "cells").is_dir():
+            raise SourceError(f"{path}: is no folder of zaq benchmark (it has no cells/).")
+        return cls(path)
+
+    def describe(self, command: str, plan: str | None) -> None:
+        """Keep what was asked for, for the page."""
+        write_text(self / "benchmark.json", json.dumps({"command": command, "plan": plan}, indent=1) + "\n")
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Every finished cell, whoever ran it."""
+        return [json.loads(p.read_text()) for p in sorted((self / "cells").glob("*/result.json"))]
+
+    def results(self, cells: list[Cell]) -> list[dict[str, Any]]:
+        """The rows of those of the cells that are finished."""
+        return [json.loads(self.result(c).read_text()) for c in cells if self.result(c).is_file()]
+
+    def result(self, cell: Cell) -> Path:
+        return self / "cells" / cell.id / "result.json"
+
+    def open_cells(self, cells: list[Cell], failed_before: float | None = None) -> list[Cell]:
+        """Those without a result; with `failed_before` also those that failed before that time."""
+        return [c for c in cells if not self._done(c, failed_before)]
+
+    def _done(self, cell: Cell, failed_before: float | None) -> bool:
+        path = self.result(cell)
+        if not path.is_file():
+            return False
+        old = failed_before is not None and path.stat().st_mtime < failed_before
+        return not (old and json.loads(path.read_text())["error"])
+
+    @contextmanager
+    def claim(self, cell: Cell, failed_before: float | None = None) -> Iterator[bool]:
+        """Whether the cell is ours until the block ends: nobody else holds it, and nobody has finished it meanwhile."""
+        with locked(self / "cells" / cell.id / "claim", wait=False) as ours:
+            yield ours and not self._done(cell, failed_before)
+
+
+@contextmanager
+def locked(path: Path, wait: bool = True) -> Iterator[bool]:
+    """An exclusive lock on a file, made if need be; without `wait`, whether it was to be had."""
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        stream = path.open("a")
+    with stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write to a temporary name of this process's own, then move the file into place."""
+    with disk_errors(path), tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as stream:
+        temporary = Path(stream.name)
+        try:
+            stream.write(text)
+            stream.flush()
+            temporary.chmod(0o644)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def finish(cell: Cell, folder: Folder, measure: Measure, timeout: float | None = None, keep: bool = False) -> dict[str, Any]:
+    """Run a claimed cell, measure it, leave its row in result.json. What goes wrong is a row with `error`."""
+    run = folder / "cells" / cell.id / "run"
+    _clear(run)
+    row: dict[str, Any] = {
+        "model": cell.model_name,
+        "data": f"{cell.data}" + (f", first {cell.limit}" if cell.limit else ""),
+        "method": cell.name,
+        "algorithm": cell.method,
+        "settings": " ".join(cell.settings),
+        "bits": cell.bits,
+        "placement": cell.placement or "integer",
+        "weights": cell.weights or "",
+        "first_last": cell.first_last or "",
+        "effort": cell.effort,
+        "seed": cell.seed,
+        "zaq": version(),
+        "machine": f"{platform.node()}, {platform.machine()}, {os.cpu_count()} cores",
+    }
+    row |= _quantize(cell, run, timeout)
+    if not row["error"]:
+        try:
+            row |= measure(cell, run)
+        except Exception as error:  # of whatever kind: a cell that fails is a row, not the end of the benchmark
+            row["error"] = f"measuring: {error or type(error).__name__}"
+    if not keep:
+        _clear(run, but="report.json")
+    row["date"] = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    write_text(folder.result(cell), json.dumps(row, indent=1) + "\n")
+    return row
+
+
+def _quantize(cell: Cell, run: Path, timeout: float | None) -> dict[str, Any]:
+    """`zaq quantize` the way a user runs it: minutes, peak memory, and the last line of what it had to say."""
+    command = [sys.executable, "-I", str(LAUNCH), sys.executable, "-m", "zaq", *cell.command(run)]
+    reading, writing = os.pipe()  # our end of it is what tells the launcher that we are gone
+    start = time.monotonic()
+    pipes: dict[str, Any] = {"stdin": reading, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, **pipes, text=True, errors="replace", start_new_session=True) as process:
+        os.close(reading)
+        try:
+            out, err = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            return {"error": f"stopped after {timeout:.0f} seconds (--timeout)", "minutes": (time.monotonic() - start) / 60}
+        finally:  # Ctrl-C comes by here too
+            os.close(writing)
+            process.wait()
+    process_error = (err.strip().splitlines() or [""])[-1]
+    try:
+        found = json.loads(out)
+    except ValueError:
+        return {"error": process_error or "the process that ran it was killed"}
+    seen = {"minutes": found["seconds"] / 60, "peak_mb": found["peak_mb"], "error": ""}
+    if found["code"] < 0:
+        seen["error"] = f"killed by signal {-found['code']}" + (f": {process_error}" if process_error else "")
+    elif found["code"]:
+        seen["error"] = process_error or f"exit code {found['code']}"
+    return seen
+
+
+def _clear(run: Path, but: str = "") -> None:
+    for file in run.iterdir() if run.is_dir() else ():
+        if file.name != but:
+            file.unlink()
+
+
+@cache
+def version() -> str:
+    """The version of zaq, and the commit where it runs from a checkout."""
+    package = Path(zaq.__file__).parent
+    git = ["git", "-C", str(package)]
+    try:
+        subprocess.run([*git, "ls-files", "--error-unmatch", "__init__.py"], check=True, capture_output=True)  # else it is another's
+        commit = subprocess.run([*git, "describe", "--always", "--dirty"], check=True, capture_output=True, text=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return zaq.__version__
+    return f"{zaq.__version__} ({commit})"

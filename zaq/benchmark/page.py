@@ -1,0 +1,95 @@
+"""The benchmark as one HTML file with its plots inside."""
+
+import base64
+import io
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from zaq.benchmark.plan import READS_IMAGES
+from zaq.benchmark.table import HEADS, Group, facts, sections
+
+__all__ = ["render"]
+
+TEMPLATE = Path(__file__).with_name("benchmark.html.j2")
+
+
+def render(rows: list[dict[str, Any]], about: dict[str, Any]) -> str:
+    """The page for rows in order; `about`: the command or plan they came from."""
+    parts = []
+    for (model, data), found in sections(rows).items():
+        plots = {"accuracy over bits": _over_bits(found), "accuracy over minutes": _over_minutes(found)}
+        table = [{"text": g.cells(), "real": g["algorithm"] == READS_IMAGES, "failed": not g.finished} for g in found]
+        parts.append({"model": model, "data": data, "facts": facts(found), "plots": plots, "rows": table})
+    seen = {key: list(dict.fromkeys(r[key] for r in rows)) for key in ("zaq", "machine")}
+    dates = sorted(r["date"] for r in rows)
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    page = environment.from_string(TEMPLATE.read_text())
+    reads = any(r["algorithm"] == READS_IMAGES for r in rows)
+    return page.render(sections=parts, heads=HEADS, seen=seen, dates=dates, about=about, cells=len(rows), reads_images=reads)
+
+
+def _over_bits(found: list[Group]) -> str | None:
+    """A panel a placement, a line a method, bars for the deviation over seeds."""
+    placements = list(dict.fromkeys(g["placement"] for g in found if g.finished))
+    figure = Figure(figsize=(5.5 * max(len(placements), 1), 3.6))
+    for index, placement in enumerate(placements):
+        axes = figure.add_subplot(1, len(placements), index + 1)
+        shown = [g for g in found if g.finished and g["placement"] == placement]
+        order = list(dict.fromkeys(g["bits"] for g in shown))[::-1]  # fewest first
+        for name, line in _lines(shown).items():
+            line = sorted(line, key=lambda g: order.index(g["bits"]))
+            spread = [g.deviation("onnx_top1") or 0 for g in line]
+            at = [order.index(g["bits"]) for g in line]
+            axes.errorbar(at, [g.mean("onnx_top1") for g in line], spread, label=name, marker="o", capsize=2, **_style(line[0]))
+        axes.set_xticks(range(len(order)), order)
+        _finish(axes, shown, f"{placement}: top-1 over bits")
+    return _image(figure) if placements else None
+
+
+def _over_minutes(found: list[Group]) -> str | None:
+    """What a minute buys: a point a method and bits."""
+    shown = [g for g in found if g.finished]
+    if not shown:
+        return None
+    figure = Figure(figsize=(7, 3.6))
+    axes = figure.add_subplot()
+    for name, line in _lines(shown).items():
+        minutes, top1 = [g.mean("minutes") for g in line], [g.mean("onnx_top1") for g in line]
+        axes.plot(minutes, top1, marker="o", linestyle="", label=name, **_style(line[0]))
+        for x, y, group in zip(minutes, top1, line, strict=True):
+            axes.annotate(group["bits"], (x, y), fontsize=6, xytext=(3, 3), textcoords="offset points")
+    axes.set_xscale("log")
+    axes.set_xlabel("minutes")
+    _finish(axes, shown, "top-1 over minutes")
+    return _image(figure)
+
+
+def _lines(found: list[Group]) -> dict[str, list[Group]]:
+    """Groups by what a line of a plot is: a method at its settings and effort, on its grid."""
+    lines: dict[str, list[Group]] = {}
+    for group in found:
+        text = group.cells()
+        lines.setdefault(" ".join((text["method"], *text["placement"].split()[1:], text["effort"])), []).append(group)
+    return lines
+
+
+def _style(group: Group) -> dict[str, Any]:
+    return {"color": "red"} if group["algorithm"] == READS_IMAGES else {}
+
+
+def _finish(axes: Axes, shown: list[Group], title: str) -> None:
+    axes.axhline(shown[0].mean("float_top1"), color="black", linestyle="--", linewidth=1, label="float")
+    axes.set_title(title, fontsize=9)
+    axes.set_ylabel("top-1 %")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=7)
+
+
+def _image(figure: Figure) -> str:
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=110, bbox_inches="tight")
+    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()

@@ -1,0 +1,228 @@
+"""What a benchmark runs: cells, from flags or from a YAML file. Nothing here runs anything.
+
+A plan is a list of `runs`, each a block of the keys in `KEYS`; the same keys beside `runs` are their defaults.
+"""
+
+import hashlib
+import itertools
+import json
+import os
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from zaq.config import EFFORTS, QConfig
+from zaq.errors import UserError, unknown
+
+__all__ = ["KEYS", "READS_IMAGES", "Cell", "cells_of", "read_plan", "shard"]
+
+KEYS = ("models", "data", "bits", "methods", "placements", "seeds", "effort", "settings", "weights", "first_last", "limit")
+READS_IMAGES = "ft"  # the one method that is given the data: a bar to compare with
+METHOD_KEYS = ("name", "method", "effort", "settings", "seeds")
+
+Identify = Callable[[str], tuple[str, str]]  # a model as it is named -> its short name, and a hash of all it consists of
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One quantization, which is run and measured once."""
+
+    model: str
+    model_name: str
+    model_hash: str
+    data: str
+    bits: str
+    method: str
+    name: str  # of the method, in tables
+    settings: tuple[str, ...] = ()  # key=value, as -s takes them
+    placement: str | None = None
+    weights: str | None = None
+    first_last: str | None = None
+    seed: int = 0
+    effort: str = "default"
+    limit: int | None = None
+
+    @property
+    def id(self) -> str:
+        """A folder's name: readable, and different wherever anything that defines the cell is."""
+        facts = {k: v for k, v in asdict(self).items() if k not in ("model", "model_name", "name")}
+        digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
+        words = (self.model_name, self.name, self.bits, self.placement or "integer", f"s{self.seed}", digest)
+        return "-".join(re.sub(r"[^\w.+=]+", "_", word).strip("_") for word in words)
+
+    def command(self, output: Path) -> list[str]:
+        """The arguments of `zaq` that run it, as a user would type them."""
+        words = ["quantize", self.model, "--method", self.method, "--bits", self.bits, "--seed", str(self.seed), "--effort", self.effort]
+        for flag in ("placement", "weights", "first_last"):
+            value = getattr(self, flag)
+            words += [] if value is None else [f"--{flag.replace('_', '-')}", value]
+        words += [word for setting in self.settings for word in ("-s", setting)]
+        words += ["--data", self.data] if self.method == READS_IMAGES else []
+        return [*words, "-o", str(output)]
+
+
+def read_plan(path: Path, identify: Identify, limit: int | None = None) -> list[Cell]:
+    """The cells of a YAML file; its relative paths are relative to it, and `limit` goes before its own.
+
+    Raises UserError naming the run that is wrong.
+    """
+    try:
+        plan = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}).") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: is not readable as YAML ({' '.join(str(error).split())}).") from error
+    if not isinstance(plan, dict):
+        raise UserError(f"{path}: a plan is a mapping with the key runs, not a {type(plan).__name__}.")
+    defaults = {k: v for k, v in plan.items() if k != "runs"}
+    _check_keys(defaults, (*KEYS, "runs"), str(path))
+    runs = plan.get("runs", [{}])
+    if not isinstance(runs, list) or not runs or not all(isinstance(run, dict) for run in runs):
+        raise UserError(f"{path}: runs is a list of mappings, each with some of: {', '.join(KEYS)}.")
+    cells: list[Cell] = []
+    for index, run in enumerate(runs):
+        where = f"{path}, runs[{index}]"
+        _check_keys(run, KEYS, where)
+        settings = {**_mapping(defaults.get("settings"), where), **_mapping(run.get("settings"), where)}
+        block = {**defaults, **run, "settings": settings}
+        cells += cells_of(block if limit is None else {**block, "limit": limit}, path.parent, where, identify)
+    return _unique(cells)
+
+
+def cells_of(block: dict[str, Any], folder: Path, where: str, identify: Identify) -> list[Cell]:
+    """Every combination that a block asks for. `folder`: of relative paths; `where`: what an error names."""
+    for key in ("models", "data"):
+        if not block.get(key):
+            raise UserError(f"{where}: {key} missing; say what to {'quantize' if key == 'models' else 'measure on'}.")
+    effort, limit, end = block.get("effort", "default"), block.get("limit"), block.get("first_last")
+    if limit is not None and (not isinstance(limit, int) or limit < 1):
+        raise UserError(f"{where}: limit {limit!r}: a number of images is expected.")
+    end = None if end is None else str(end)
+    data = _data(_text(block["data"], "data", where), folder)
+    methods = [_method(m, block, where) for m in _list(block.get("methods", "zaq"), "methods", where)]
+    cells = []
+    for model, placement, bits in itertools.product(
+        [_model(m, folder) for m in _texts(block["models"], "models", where)],
+        _texts(block["placements"], "placements", where) if block.get("placements") else [None],
+        _texts(block.get("bits", "w4a4"), "bits", where),
+    ):
+        _check_bits(bits, end, placement, block.get("weights"), where)
+        name, digest = identify(model)
+        for method in methods:
+            if method.get("effort", effort) not in EFFORTS:
+                raise UserError(f"{where}: " + unknown("effort", str(method.get("effort", effort)), EFFORTS))
+            for seed in _seeds(method.get("seeds", block.get("seeds", 1)), where):
+                cells.append(
+                    Cell(model, name, digest, data, bits.lower(), method["method"], method["name"], method["settings"], placement,
+                         block.get("weights"), end, seed, method.get("effort", effort), limit)
+                )  # fmt: skip
+    return _unique(cells)
+
+
+def shard(cells: list[Cell], text: str) -> list[Cell]:
+    """Every N-th cell for `I/N`, counted from 0; N/N is 0/N, so that job arrays that count from 1 miss none."""
+    match = re.fullmatch(r"(\d+)/(\d+)", text.strip())
+    if not match or int(match[2]) < 1 or int(match[1]) > int(match[2]):
+        raise UserError(f"--shard {text}: I/N is expected with I from 0 to N - 1, as in 0/4 (N/N counts as 0/N).")
+    return cells[int(match[1]) % int(match[2]) :: int(match[2])]
+
+
+def _method(entry: Any, block: dict[str, Any], where: str) -> dict[str, Any]:
+    """`zaq`, `zaq[alpha=0,relation=gram]` or a mapping of METHOD_KEYS, as a mapping with name, method and settings."""
+    settings = _mapping(block.get("settings"), where)
+    if isinstance(entry, str):
+        match = re.fullmatch(r"\s*([\w-]+)\s*(?:\[(.*)\])?\s*", entry)
+        if not match:
+            raise UserError(f"{where}: methods: {entry!r} is not of the form name or name[key=value,...].")
+        # a comma inside a value (milestones=0.5,0.75) has no key behind it
+        given = [re.sub(r"\s*=\s*", "=", s.strip(), count=1) for s in re.split(r",(?=\s*\w+\s*=)", match[2] or "") if s.strip()]
+        common = [s for s in _spelled(settings) if s.partition("=")[0] not in {g.partition("=")[0] for g in given}]
+        return {"name": entry.strip(), "method": match[1], "settings": tuple(sorted((*common, *given)))}
+    if not isinstance(entry, dict) or not isinstance(entry.get("method", entry.get("name")), str):
+        raise UserError(f"{where}: methods: {entry!r} is neither a name nor a mapping with the key method.")
+    _check_keys(entry, METHOD_KEYS, f"{where}, methods")
+    spelled = _spelled({**settings, **_mapping(entry.get("settings"), where)})
+    name = entry.get("method", entry.get("name"))
+    return {**entry, "name": str(entry.get("name", name)), "method": name, "settings": spelled}
+
+
+def _spelled(settings: dict[str, Any]) -> tuple[str, ...]:
+    """Settings as -s takes them: true, none, 0.5,0.75."""
+
+    def spell(value: Any) -> str:
+        if isinstance(value, list):
+            return ",".join(map(spell, value))
+        return str(value).lower() if value is None or isinstance(value, bool) else str(value)
+
+    return tuple(sorted(f"{key}={spell(value)}" for key, value in settings.items()))
+
+
+def _check_bits(bits: str, end: str | None, placement: str | None, weights: str | None, where: str) -> None:
+    if end is not None and end != "same" and not end.isdigit():
+        raise UserError(f"{where}: first_last {end}: a number of bits is expected, or 'same'.")
+    first_last = "" if end is None else None if end == "same" else int(end)
+    try:
+        QConfig.parse(bits, first_last, placement or "integer", weights)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+
+
+def _check_keys(values: dict[Any, Any], known: Iterable[str], where: str) -> None:
+    for key in values:
+        if key not in known:
+            raise UserError(f"{where}: " + unknown("key", str(key), known))
+
+
+def _mapping(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value or {}, dict):
+        raise UserError(f"{where}: settings is a mapping of a method's constants, not {value!r}.")
+    return dict(value or {})
+
+
+def _list(value: Any, key: str, where: str) -> list[Any]:
+    """A list as it is; a text cut at the commas that stand in no brackets."""
+    if isinstance(value, str):
+        value = [part for part in re.split(r",(?![^\[]*\])", value) if part.strip()]
+    if not isinstance(value, list) or not value:
+        raise UserError(f"{where}: {key}: a list is expected, not {value!r}.")
+    return value
+
+
+def _texts(value: Any, key: str, where: str) -> list[str]:
+    return [_text(v, key, where).strip() for v in _list(value, key, where)]
+
+
+def _text(value: Any, key: str, where: str) -> str:
+    if not isinstance(value, str):
+        raise UserError(f"{where}: {key}: a text is expected, not {value!r}.")
+    return value
+
+
+def _seeds(value: Any, where: str) -> list[int]:
+    seeds = list(range(value)) if isinstance(value, int) else value
+    if not isinstance(seeds, list) or not seeds or not all(isinstance(s, int) for s in seeds):
+        raise UserError(f"{where}: seeds {value!r}: their number is expected, at least 1, or a list of them.")
+    return seeds
+
+
+def _model(spec: str, folder: Path) -> str:
+    """zoo:NAME and the like as they are; a file with ~ and variables in place, relative to `folder`."""
+    return spec if re.match(r"[a-z_-]{2,}:", spec) else str(_path(spec, folder))
+
+
+def _data(spec: str, folder: Path) -> str:
+    kind, colon, place = spec.partition(":")
+    return f"{kind}:{_path(place, folder).resolve()}" if colon else spec
+
+
+def _path(text: str, folder: Path) -> Path:
+    return (folder / Path(os.path.expandvars(text)).expanduser()).absolute()
+
+
+def _unique(cells: list[Cell]) -> list[Cell]:
+    """Each cell once, and seed after seed, so that a benchmark that is not finished has something of everything."""
+    return sorted({cell.id: cell for cell in cells}.values(), key=lambda cell: cell.seed)

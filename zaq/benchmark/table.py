@@ -1,0 +1,143 @@
+"""Rows as a tidy CSV file, and as a Markdown table over seeds."""
+
+import csv
+import io
+import itertools
+import statistics
+from dataclasses import dataclass
+from typing import Any
+
+from zaq.benchmark.published import best_drop, published
+
+__all__ = ["COLUMNS", "HEADS", "Group", "as_csv", "as_markdown", "facts", "groups", "in_order", "sections"]
+
+COLUMNS = (
+    "model", "data", "method", "algorithm", "settings", "bits", "placement", "weights", "first_last", "effort", "seed",
+    "float_top1", "onnx_top1", "fake_quant_top1", "drop", "interval", "agreement", "minutes", "peak_mb", "file_kb",
+    "published_top1", "published_float", "published_protocol", "published_source", "images", "error", "zaq", "machine", "date",
+)  # fmt: skip
+SAME = ("model", "data", "placement", "weights", "first_last", "bits", "method", "algorithm", "settings", "effort")
+DIGITS = {"peak_mb": 0, "file_kb": 0, "minutes": 3, "interval": 3}  # of numbers in the CSV file; 2 elsewhere
+
+
+@dataclass(frozen=True)
+class Group:
+    """What differs in nothing but the seed."""
+
+    rows: list[dict[str, Any]]
+
+    def __getitem__(self, key: str) -> Any:
+        """What the rows have in common."""
+        return self.rows[0][key]
+
+    @property
+    def finished(self) -> list[dict[str, Any]]:
+        return [r for r in self.rows if not r["error"]]
+
+    def mean(self, column: str) -> float:
+        return float(statistics.mean(r[column] for r in self.finished))
+
+    def deviation(self, column: str) -> float | None:
+        """The sample standard deviation over seeds; of one seed there is none."""
+        return statistics.stdev(r[column] for r in self.finished) if len(self.finished) > 1 else None
+
+    def cells(self) -> dict[str, str]:
+        """The row of a table, as text."""
+        failed = [r["error"] for r in self.rows if r["error"]]
+        ends = f"first-last {self['first_last']}" if self["first_last"] else ""
+        text = {
+            "method": self["method"] + (f" ({self['settings']})" if self["settings"] and "[" not in self["method"] else ""),
+            "bits": self["bits"],
+            "placement": " ".join(filter(None, (self["placement"], self["weights"], ends))),
+            "effort": self["effort"],
+        }
+        if self.finished:
+            spread = self.deviation("onnx_top1")
+            top1 = f"{self.mean('onnx_top1'):.2f}" + (f" ± {spread:.2f}" if spread is not None else "") + f" ({len(self.finished)})"
+            text |= {"top-1": top1 + (f", {len(failed)} failed" if failed else ""), "drop": f"{self.mean('drop'):.2f}"}
+            text |= {"fake-quant": f"{self.mean('fake_quant_top1'):.2f}", "agrees %": f"{self.mean('agreement'):.2f}"}
+            text |= {
+                "minutes": f"{self.mean('minutes'):.1f}",
+                "peak MB": f"{self.mean('peak_mb'):.0f}",
+                "KB": f"{self.mean('file_kb'):.0f}",
+            }
+        else:
+            text |= {"top-1": f"failed: {failed[0]}"}
+        found = published(self.rows[0])
+        if found:
+            gap = found["published_float"] - found["published_top1"]
+            text["published drop"] = f"{gap:.2f} ({found['published_protocol']}) {found['published_source']}"
+        return text | {"best published drop": best_drop(self.rows[0])}
+
+
+HEADS = ("method", "bits", "placement", "effort", "top-1", "drop", "fake-quant", "agrees %", "minutes", "peak MB", "KB",
+         "published drop", "best published drop")  # fmt: skip
+
+
+def in_order(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """By model, placement and bits (most first), then method and seed."""
+
+    def key(row: dict[str, Any]) -> tuple[Any, ...]:
+        bits = [-int(b) if b.isdigit() else 0 for b in row["bits"][1:].split("a")]
+        return (
+            row["model"],
+            row["data"],
+            row["placement"],
+            bits,
+            row["weights"],
+            row["first_last"],
+            *(row[k] for k in SAME[6:]),
+            row["seed"],
+        )
+
+    return sorted(rows, key=key)
+
+
+def groups(rows: list[dict[str, Any]]) -> list[Group]:
+    """Rows in order, those that differ in the seed alone together."""
+    return [Group(list(found)) for _, found in itertools.groupby(rows, lambda r: tuple(r[k] for k in SAME))]
+
+
+def sections(rows: list[dict[str, Any]]) -> dict[tuple[str, str], list[Group]]:
+    """Groups by model and data set, each of which has one float accuracy."""
+    found = groups(rows)
+    return {key: [g for g in found if (g["model"], g["data"]) == key] for key in dict.fromkeys((g["model"], g["data"]) for g in found)}
+
+
+def facts(found: list[Group]) -> dict[str, Any]:
+    """A section's float accuracy, its images, and how sure so many make of a number."""
+    row = next((r for g in found for r in g.finished), None)
+    widest = max((r["interval"] for g in found for r in g.finished), default=0)
+    return {} if row is None else {"float_top1": row["float_top1"], "images": row["images"], "interval": widest}
+
+
+def as_csv(rows: list[dict[str, Any]]) -> str:
+    """One row a cell, with the literature's numbers beside it."""
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, COLUMNS, restval="", extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        full = {**row, **published(row)}
+        writer.writerow({k: round(v, DIGITS.get(k, 2)) if isinstance(v, float) else v for k, v in full.items()})
+    return stream.getvalue()
+
+
+def as_markdown(rows: list[dict[str, Any]]) -> str:
+    """A table a model and data set: mean ± standard deviation (number) over seeds."""
+    lines = ["# Results", "", "Top-1 in percent of the ONNX file in onnxruntime: mean ± standard deviation over seeds (their number)."]
+    for (model, data), found in sections(rows).items():
+        about = facts(found)
+        lines += ["", f"## {model}, {data}", ""]
+        if about:
+            lines += [f"{about['images']} images: a single number is sure to ±{about['interval']:.2f} points (95 %).", ""]
+        lines += [_line(HEADS), _line("---" for _ in HEADS)]
+        if about:
+            lines.append(_line(["float", *[""] * 3, f"{about['float_top1']:.2f}", *[""] * 8]))
+        for group in found:
+            text = group.cells()
+            lines.append(_line(text.get(head, "") for head in HEADS))
+    return "\n".join([*lines, ""])
+
+
+def _line(words: Any) -> str:
+    return "| " + " | ".join(str(w).replace("|", "\\|").replace("\n", " ") for w in words) + " |"
