@@ -2,10 +2,27 @@
 
 import pytest
 import torch
+from torch import Tensor, nn
 from torch.nn import functional as F
+from zoo import build, images
 
-from zaq.passes.fold import BatchNormStats
-from zaq.synth.losses import RELATIONS, activation_loss, batch_norm_loss, crm, gram, output_discrepancy, relation_gaps
+from zaq.graph import trace, with_taps
+from zaq.passes.fold import BatchNormStats, fold
+from zaq.synth.losses import (
+    RELATIONS,
+    activation_loss,
+    batch_norm_loss,
+    batch_statistics_loss,
+    crm,
+    gram,
+    jensen_shannon,
+    l2_prior,
+    output_discrepancy,
+    relation_gaps,
+    sample_statistics_loss,
+    standard,
+    total_variation,
+)
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
@@ -52,3 +69,70 @@ def test_batch_norm_loss_is_zero_on_its_own_statistics() -> None:
     assert float(batch_norm_loss([f, f], [own, own])) < 1e-8
     shifted = batch_norm_loss([f + std.view(1, -1, 1, 1)], [own])
     assert float(shifted) == pytest.approx(1.0, rel=1e-3)  # one deviation off
+
+
+def unfolded(x: Tensor) -> tuple[list[Tensor], list[nn.BatchNorm2d], list[Tensor], list[BatchNormStats]]:
+    """Batch norm's inputs in the network as it came, and the outputs of the layers of the folded one, with statistics.
+
+    One channel is negative, one is dead.
+    """
+    model = build("residual")
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    with torch.no_grad():
+        for norm in norms:
+            norm.weight[1], norm.weight[2] = -0.7, 1e-12
+    folded, _ = fold(trace(model, x))
+    stats = {n.name: n.meta["bn"] for n in folded.graph.nodes if "bn" in n.meta}
+    inputs: list[Tensor] = []
+    for norm in norms:
+        norm.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
+    with torch.no_grad():
+        model(x)
+        return inputs, norms, with_taps(folded, list(stats))(x)[1], list(stats.values())
+
+
+def test_statistics_of_the_folded_network_are_those_of_batch_norms_input() -> None:
+    """ZeroQ's loss and DeepInversion's, as their papers have them, on the network before folding."""
+    x = images(4)
+    inputs, norms, features, stats = unfolded(x)
+    alive = [0, 1, *range(3, 8)]
+    zeroq = deep = 0.0
+    for value, norm in zip(inputs, norms, strict=True):
+        live = [*alive, *range(8, value.shape[1])]
+        value, running_mean, running_var = value[:, live], norm.running_mean[live], norm.running_var[live] + norm.eps  # type: ignore[index]
+        mean, std = value.mean((2, 3)), (value.var((2, 3)) + 1e-6).sqrt()
+        zeroq += float(((mean - running_mean) ** 2 + (std - running_var.sqrt()) ** 2).sum() / len(value))
+        var = value.var((0, 2, 3), unbiased=False)
+        deep += float((value.mean((0, 2, 3)) - running_mean).norm() + (var - running_var).norm())
+    assert float(sample_statistics_loss(features, stats)) == pytest.approx(zeroq, rel=1e-4)
+    assert float(batch_statistics_loss(features, stats)) == pytest.approx(deep, rel=1e-4)
+
+
+def test_statistics_of_single_pixels_are_over_the_batch() -> None:
+    x = torch.randn(512, 3)
+    assert float(sample_statistics_loss([x, x[:, :, None, None]], [standard(3)] * 2)) < 0.05
+    assert float(sample_statistics_loss([x + 2], [standard(3)])) == pytest.approx(12, rel=0.1)
+
+
+def test_image_priors() -> None:
+    x = torch.randn(2, 3, 4, 5)
+    sums = [0.0] * 4
+    for i in range(4):
+        for j in range(5):
+            for k, (di, dj) in enumerate([(0, 1), (1, 0), (1, -1), (1, 1)]):
+                if i + di < 4 and 0 <= j + dj < 5:
+                    sums[k] += float((x[:, :, i + di, j + dj] - x[:, :, i, j]).pow(2).sum())
+    assert float(total_variation(x)) == pytest.approx(sum(s**0.5 for s in sums), rel=1e-5)
+    assert float(total_variation(torch.ones(2, 3, 4, 4))) == 0
+    assert float(l2_prior(x)) == pytest.approx(float(x.pow(2).sum().sqrt()), rel=1e-5)
+
+
+def test_jensen_shannon() -> None:
+    p, q = torch.randn(6, 10), torch.randn(6, 10)
+    a, b = (p / 3).softmax(1), (q / 3).softmax(1)
+    m = (a + b) / 2
+    expected = 0.5 * (a * (a / m).log()).sum(1) + 0.5 * (b * (b / m).log()).sum(1)
+    assert float(jensen_shannon(p, q)) == pytest.approx(float(expected.mean()), rel=1e-4)
+    assert float(jensen_shannon(p, p)) == pytest.approx(0, abs=1e-6)
+    far = 1e4 * torch.eye(2)
+    assert float(jensen_shannon(far, far.flip(0))) == pytest.approx(0.6931, abs=1e-3)  # ln 2, and finite

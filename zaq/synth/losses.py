@@ -1,14 +1,32 @@
 """The losses of the data-free game, each with its equation."""
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from zaq.passes.fold import BatchNormStats
 
-__all__ = ["RELATIONS", "activation_loss", "batch_norm_loss", "crm", "gram", "output_discrepancy", "relation_gaps", "scrm"]
+__all__ = [
+    "RELATIONS",
+    "activation_loss",
+    "batch_norm_loss",
+    "batch_statistics_loss",
+    "crm",
+    "gram",
+    "jensen_shannon",
+    "l2_prior",
+    "output_discrepancy",
+    "relation_gaps",
+    "sample_statistics_loss",
+    "scrm",
+    "standard",
+    "total_variation",
+]
 
 SCRM_GAMMA = 0.1
+DEAD = 1e-3  # part of a layer's largest |gamma| below which a channel tells nothing of batch norm's input
 
 
 def output_discrepancy(p: list[Tensor], q: list[Tensor]) -> Tensor:
@@ -80,3 +98,76 @@ def batch_norm_loss(features: list[Tensor], stats: list[BatchNormStats]) -> Tens
         mean, std = feature.mean(dims), (feature.var(dims, unbiased=False) + 1e-8).sqrt()
         losses.append((((mean - stat.mean) / unit) ** 2 + ((std - stat.std) / unit) ** 2).mean())
     return torch.stack(losses).sum()
+
+
+def standard(channels: int) -> BatchNormStats:
+    """Mean 0 and deviation 1: what normalisation makes of images, for the statistics of the input itself."""
+    zeros, ones = torch.zeros(channels), torch.ones(channels)
+    return BatchNormStats(zeros, ones, zeros, ones)
+
+
+def _before(mean: Tensor, var: Tensor, stat: BatchNormStats) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Statistics of a folded layer's output y, (..., C), in the units of batch norm's input x = (y - beta) / gamma s + m.
+
+    Returns (mean gap, variance, running variance, alive): the first up to gamma's sign, all 0 in channels whose gamma is.
+    """
+    alive = stat.std > DEAD * stat.std.max()
+    gain = torch.where(alive, stat.running_std / stat.std.clamp(min=1e-30), 0.0)
+    return gain * (mean - stat.mean), gain**2 * var, stat.running_std**2 * alive, alive
+
+
+def sample_statistics_loss(features: list[Tensor], stats: list[BatchNormStats]) -> Tensor:
+    """ZeroQ, eq. 3, as its code has it: sum over layers of ||mu(x) - mu_BN||^2 + ||sigma(x) - sigma_BN||^2
+
+    of batch norm's input, mu and sigma over the pixels of one sample, summed over channels, averaged over the batch.
+    features: outputs of folded layers, (N, C, H, W); where there is but one pixel, statistics are over the batch.
+    """
+    losses = []
+    for feature, stat in zip(features, stats, strict=True):
+        pixels = feature.flatten(2) if feature[0, 0].numel() > 1 else feature.flatten(1).T[None]  # (N or 1, C, pixels)
+        gap, var, running_var, alive = _before(pixels.mean(2), pixels.var(2), stat)
+        deviation = (var + 1e-6).sqrt() - running_var.sqrt()
+        losses.append((gap**2 + alive * deviation**2).sum(1).mean())
+    return torch.stack(losses).sum()
+
+
+def batch_statistics_loss(features: list[Tensor], stats: list[BatchNormStats]) -> Tensor:
+    """R_feature = sum over layers of ||mu(x) - mu_BN||_2 + ||sigma^2(x) - sigma^2_BN||_2 (DeepInversion, eq. 4).
+
+    Statistics of batch norm's input over batch and pixels; features: outputs of folded layers, (N, C, ...).
+    """
+    losses = []
+    for feature, stat in zip(features, stats, strict=True):
+        dims = [0, *range(2, feature.dim())]
+        gap, var, running_var, _ = _before(feature.mean(dims), feature.var(dims, unbiased=False), stat)
+        losses.append(torch.linalg.vector_norm(gap) + torch.linalg.vector_norm(var - running_var))
+    return torch.stack(losses).sum()
+
+
+def total_variation(images: Tensor) -> Tensor:
+    """R_TV (DeepInversion, eq. 3): the L2 norms of the differences to four neighbours, over the batch. (N, C, H, W)"""
+    x = images
+    neighbours = (
+        x[..., :, 1:] - x[..., :, :-1],
+        x[..., 1:, :] - x[..., :-1, :],
+        x[..., 1:, :-1] - x[..., :-1, 1:],
+        x[..., 1:, 1:] - x[..., :-1, :-1],
+    )
+    return torch.stack([torch.linalg.vector_norm(d) for d in neighbours]).sum()
+
+
+def l2_prior(images: Tensor) -> Tensor:
+    """R_l2 = ||x||_2 over the batch (DeepInversion, eq. 3)."""
+    norm: Tensor = torch.linalg.vector_norm(images)
+    return norm
+
+
+def jensen_shannon(p: Tensor, q: Tensor, temperature: float = 3.0) -> Tensor:
+    """JS(P, Q) = (KL(P || M) + KL(Q || M)) / 2, M = (P + Q) / 2, of the softmax of logits (N, K); from 0 to ln 2.
+
+    DeepInversion's competition is 1 - JS (eq. 7): images on which teacher and student differ. T = 3 in the code, whose
+    `kl_div` takes the arguments the other way round.
+    """
+    log_p, log_q = F.log_softmax(p / temperature, 1), F.log_softmax(q / temperature, 1)
+    log_m = torch.logaddexp(log_p, log_q) - math.log(2)
+    return sum((F.kl_div(log_m, of, reduction="batchmean", log_target=True) / 2 for of in (log_p, log_q)), torch.zeros(()))
