@@ -87,6 +87,8 @@ def quantize_graph(
     """
     if effort not in EFFORTS:
         raise BitsError("effort: " + unknown("effort", effort, EFFORTS))
+    if qconfig.target_size is not None and not getattr(method, "mixes", False):
+        raise BitsError("--bits mixed goes with --method zeroq; no other method searches for bits.")
     started = time.monotonic()
     card = card.override(input=tuple(int(d) for d in input_node(graph).meta["val"].shape[1:]))
     teacher, unfolded = fold(graph)

@@ -27,6 +27,7 @@ def render(report: dict[str, Any], log: list[dict[str, Any]], samples: Tensor | 
         "samples": None if samples is None else _sheet(samples, card),
         "activations": _ranges([t for t in activations if "seen_low" in t], "activation ranges: seen (line) and grid (bar)"),
         "weights": _weights(weights),
+        "frontier": _frontier(report),
         "sqnr": _sqnr([t for t in report["tensors"] if "sqnr" in t]),
     }
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
@@ -103,6 +104,22 @@ def _weights(tensors: list[dict[str, Any]]) -> str | None:
     axes.set_xscale("log")
     axes.invert_yaxis()
     axes.set_title("weights: reach of each channel's grid (dots) and the largest weight (bar)", fontsize=9)
+    return _image(figure)
+
+
+def _frontier(report: dict[str, Any]) -> str | None:
+    """What weights of mixed bits cost: the least sum of KL sensitivities for each size, and the size that was chosen."""
+    if not report["frontier"]:
+        return None
+    figure = Figure(figsize=(6, 3))
+    axes = figure.add_subplot()
+    kilobytes, omega = zip(*[(size / 1024, total) for size, total in report["frontier"]], strict=True)
+    axes.step(kilobytes, omega, where="post", linewidth=1)
+    axes.axvline(report["weight_bytes"] / 1024, color="black", linestyle="--", linewidth=1)
+    axes.set_yscale("log")
+    axes.set_xlabel("KB of weights, packed")
+    axes.set_ylabel("sum of KL sensitivities")
+    axes.set_title("bits of each layer: the frontier, and the size taken (dashed)", fontsize=9)
     return _image(figure)
 
 

@@ -10,6 +10,7 @@ from torch.utils import _pytree as pytree
 
 from zaq.graph import attribute, input_node, with_taps
 from zaq.methods.job import Job
+from zaq.quant.mixed import packed_bytes
 
 __all__ = ["SCHEMA", "describe", "method_dict", "onnx_metadata"]
 
@@ -37,6 +38,9 @@ def describe(job: Job, options: dict[str, Any], minutes: float) -> dict[str, Any
         "stages": [dataclasses.asdict(s) for s in job.stages],
         "notes": job.notes,
         "in_float": job.placement.in_float,
+        "layer_bits": job.qconfig.layer_bits,
+        "frontier": job.frontier,
+        "weight_bytes": packed_bytes(job.teacher, job.placement.weights),
         "tensors": _tensors(job),
         "agreement": _agreement(job),
     }

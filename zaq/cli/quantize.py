@@ -67,6 +67,14 @@ def _data_read(report: dict[str, Any]) -> str:
     return click.style(f"REAL IMAGES READ: {data}", fg="red") if data else "no data read"
 
 
+def _mixture(report: dict[str, Any]) -> str:
+    """How many layers got how many bits, and what that is packed, of what was allowed."""
+    bits = list(report["layer_bits"].values())
+    counts = [f"{bits.count(b)} layer{'s' if bits.count(b) > 1 else ''} at {b}" for b in sorted(set(bits))]
+    taken, allowed = (n / 2**20 for n in (report["weight_bytes"], report["options"]["qconfig"]["target_size"]))
+    return f"bits: {', '.join(counts)}; {taken:.2f} of {allowed:.2f} MB, packed"
+
+
 def _summary(folder: Path, report: dict[str, Any]) -> str:
     options, agreement, sizes = report["options"], report["agreement"], report["sizes"]
     lines = [f"{options['source']['name']} at {options['bits']}, {report['minutes']:.1f} min, " + _data_read(report)]
@@ -75,6 +83,8 @@ def _summary(folder: Path, report: dict[str, Any]) -> str:
     if "top1_agreement" in agreement:
         share, samples = 100 * agreement["top1_agreement"], agreement["samples"]
         lines.append(f"  same top-1 as the float model on {share:.1f} % of {samples} synthetic samples (mostly harder than real ones)")
+    if report["layer_bits"]:
+        lines.append(f"  {_mixture(report)}")
     lines.append(f"  file against checkpoint: {report['parity_sentence']}")
     lines.append(f"  {sizes['model.onnx'] / 1024:.0f} KB, {sizes['float weights'] / 1024:.0f} KB as float")
     lines.append(f"  {folder}/model.onnx, and report.html beside it")

@@ -5,10 +5,11 @@ from typing import Any
 
 from zaq.methods.job import Job
 from zaq.methods.zaq import ZAQ
+from zaq.methods.zeroq import ZeroQ
 
 __all__ = ["METHODS", "Job", "reads_data"]
 
-METHODS: dict[str, Callable[..., Any]] = {"zaq": ZAQ}
+METHODS: dict[str, Callable[..., Any]] = {"zeroq": ZeroQ, "zaq": ZAQ}
 
 
 def reads_data(method: Any) -> bool:

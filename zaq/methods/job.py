@@ -61,6 +61,7 @@ class Job:
     log: Log = field(default_factory=Log)
     stages: list[Stage] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    frontier: list[tuple[int, float]] = field(default_factory=list)  # mixed precision: (bytes, least sensitivity)
     samples: Tensor | None = None
     interrupted: bool = False
     student: GraphModule = field(init=False)

@@ -1,0 +1,88 @@
+"""ZeroQ (Cai, Yao, Dong, Gholami, Mahoney, Keutzer; CVPR 2020).
+
+One batch of images is optimised from noise until it has the statistics that the teacher's batch norms remember,
+
+    min over x of  sum_i ||mu_i(x) - mu_i||^2 + ||sigma_i(x) - sigma_i||^2,
+
+and activation ranges are read from it; weights are rounded to nearest. With `--bits mixed` each weight gets bits of its
+own, from how much it disturbs the teacher on that batch (`quant.mixed`), which the paper has and its code never had.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from zaq.errors import SourceError
+from zaq.graph import with_taps
+from zaq.methods.job import Job, Stage
+from zaq.quant.mixed import allocate, sensitivities, sizes
+from zaq.quant.placement import place
+from zaq.synth.distil import distil
+from zaq.synth.losses import sample_statistics_loss, standard
+
+__all__ = ["ZeroQ"]
+
+STEPS = {"fast": 60, "default": 250, "best": 500}  # effort: iterations; best is the paper's
+LEAST_BITS = 2
+
+
+@dataclass(frozen=True)
+class ZeroQ:
+    """The paper's constants, as its code has them. `None`: set by the effort."""
+
+    batch: int = 32  # images (readme: 64); fewer where they are large, but for effort best
+    steps: int | None = None
+    lr: float = 0.5  # Adam, on pixels
+    patience: int = 100  # steps without progress after which the rate is a tenth, down to 1e-4
+    noise: float = 255 / 5418.75  # width of the uniform noise at the start: its variance, where a deviation was meant
+    search: bool = False  # True: weight grids of the least error instead of the whole range
+    observer: str = "minmax"  # one of OBSERVERS
+
+    mixes = True  # finds bits for `--bits mixed`
+
+    def __call__(self, job: Job) -> None:
+        """Quantize `job.student` in place: distil, choose bits if asked to, round, calibrate."""
+        images = self._distil(job)
+        low, high = job.card.bounds()
+        job.samples = images.maximum(low).minimum(high)  # as the file stores them, and as an image is
+        if job.qconfig.target_size is not None:
+            self._mix(job, images, job.qconfig.target_size)
+        job.fit_weights(self.search)
+        parts = images.split(job.batch)
+        with job.calibrating(self.observer), torch.no_grad():
+            for i in job.progress.track("calibrate", len(parts)):
+                job.student(parts[i])
+        job.stages.append(Stage("calibrate", len(parts)))
+
+    def _distil(self, job: Job) -> Tensor:
+        stats = job.batch_norms()
+        if not stats:
+            raise SourceError(
+                "zeroq lives on the statistics of batch norms, and this model has none that folds into a layer; --method zaq needs none."
+            )
+        teacher, pixels = with_taps(job.teacher, list(stats)), standard(job.card.input[0])
+
+        def losses(x: Tensor) -> dict[str, Tensor]:
+            features = teacher(x)[1]
+            return {"layers": sample_statistics_loss(features, list(stats.values())), "input": sample_statistics_loss([x], [pixels])}
+
+        count = self.batch if job.effort == "best" else min(self.batch, job.batch)
+        start = self.noise * (torch.rand(count, *job.card.input) - 0.5)
+        steps = STEPS[job.effort] if self.steps is None else self.steps
+        found = distil(start, losses, steps, self.lr, patience=self.patience, progress=job.progress, log=job.log)
+        job.interrupted |= found.interrupted
+        job.stages.append(Stage("distil", found.steps, note=found.note))
+        return found.images
+
+    def _mix(self, job: Job, images: Tensor, target: int) -> None:
+        """Place the student anew at the bits that disturb the teacher least, in no more than `target` bytes."""
+        fewest = place(job.teacher, replace(job.qconfig, weight_bits=LEAST_BITS, layer_bits={}), job.card)[1].weights
+        size, biases = sizes(job.teacher, fewest)
+        nothing = {name: dict.fromkeys(choices, 0.0) for name, choices in size.items()}
+        allocate(nothing, size, target, biases)  # says at once what cannot be reached
+        omega = sensitivities(job.teacher, fewest, images, self.search, job.batch, job.progress)
+        choice = allocate(omega, size, target, biases)
+        job.frontier = choice.frontier
+        job.use(job.teacher, replace(job.qconfig, layer_bits=choice.bits))
+        job.stages.append(Stage("mixed", len(size), note=f"sum of KL sensitivities {choice.omega:.3g}"))
