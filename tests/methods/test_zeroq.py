@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from conftest import zaq as command
-from zoo import SHAPE, ZOO, build, images
+from zoo import SHAPE, build, images
 
 import zaq
 from zaq.config import Card, QConfig
@@ -18,8 +18,8 @@ CARD = Card(input=SHAPE, mean=(0.5,) * 3, std=(0.25,) * 3)
 QUICK = ZeroQ(batch=8, steps=20)
 
 
-@pytest.mark.parametrize("name", sorted(set(ZOO) - {"no_batch_norm"}))
-def test_every_structure_with_batch_norm_can_be_quantized(name: str) -> None:
+@pytest.mark.parametrize("name", ["residual", "concat", "depthwise", "functional_batch_norm", "shared_weight", "signed", "transposed"])
+def test_structures_with_batch_norm_can_be_quantized(name: str) -> None:
     quantized = zaq.quantize(build(name), images(1), "w8a8", ZeroQ(batch=8, steps=8), card=CARD)
     assert [s["name"] for s in quantized.report["stages"]] == ["distil", "calibrate"]
     assert quantized.report["agreement"]["output_sqnr"] > 15

@@ -3,13 +3,14 @@
 from collections.abc import Callable
 from typing import Any
 
+from zaq.methods.deepinversion import DeepInversion
 from zaq.methods.job import Job
 from zaq.methods.zaq import ZAQ
 from zaq.methods.zeroq import ZeroQ
 
 __all__ = ["METHODS", "Job", "reads_data"]
 
-METHODS: dict[str, Callable[..., Any]] = {"zeroq": ZeroQ, "zaq": ZAQ}
+METHODS: dict[str, Callable[..., Any]] = {"zeroq": ZeroQ, "deepinversion": DeepInversion, "zaq": ZAQ}
 
 
 def reads_data(method: Any) -> bool:
