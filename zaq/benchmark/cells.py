@@ -2,6 +2,7 @@
 
 cells/<id>/claim         locked by the process that runs the cell; the kernel frees it if that dies
 cells/<id>/result.json   its row, moved into place when the cell is finished
+cells/<id>/stderr.txt    what zaq quantize had to say, where it failed
 cells/<id>/run/          what zaq quantize wrote; only report.json is left of it, unless --keep
 teachers/                the float models' predictions
 """
@@ -11,12 +12,14 @@ import fcntl
 import json
 import os
 import platform
+import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -27,8 +30,9 @@ from zaq.benchmark.plan import Cell
 from zaq.errors import OutputError, SourceError
 from zaq.run import disk_errors
 
-__all__ = ["Folder", "Measure", "finish", "locked", "version", "write_text"]
+__all__ = ["Folder", "finish", "locked", "version", "write_text"]
 
+ZAQ = (sys.executable, "-m", "zaq")
 LAUNCH = Path(__file__).with_name("launch.py")
 Measure = Callable[[Cell, Path], dict[str, Any]]  # a cell and its run folder -> the measured part of its row
 
@@ -153,35 +157,42 @@ def finish(cell: Cell, folder: Folder, measure: Measure, timeout: float | None =
 
 def _quantize(cell: Cell, run: Path, timeout: float | None) -> dict[str, Any]:
     """`zaq quantize` the way a user runs it: minutes, peak memory, and the last line of what it had to say."""
-    command = [sys.executable, "-I", str(LAUNCH), sys.executable, "-m", "zaq", *cell.command(run)]
+    command = [sys.executable, "-I", str(LAUNCH), *ZAQ, *cell.command(run)]
     reading, writing = os.pipe()  # our end of it is what tells the launcher that we are gone
     start = time.monotonic()
-    pipes: dict[str, Any] = {"stdin": reading, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(command, **pipes, text=True, errors="replace", start_new_session=True) as process:
+    said = run.parent / "stderr.txt"
+    with (
+        said.open("w") as stderr,
+        subprocess.Popen(command, stdin=reading, stdout=subprocess.PIPE, stderr=stderr, text=True, start_new_session=True) as process,
+    ):
         os.close(reading)
         try:
-            out, err = process.communicate(timeout=timeout)
+            out, _ = process.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:
-            return {"error": f"stopped after {timeout:.0f} seconds (--timeout)", "minutes": (time.monotonic() - start) / 60}
+            return {"error": f"stopped after {timeout:g} seconds (--timeout)", "minutes": (time.monotonic() - start) / 60}
         finally:  # Ctrl-C comes by here too
             os.close(writing)
             process.wait()
-    process_error = (err.strip().splitlines() or [""])[-1]
-    try:
-        found = json.loads(out)
-    except ValueError:
-        return {"error": process_error or "the process that ran it was killed"}
+    last = (said.read_text(errors="replace").strip().splitlines() or [""])[-1]
+    if not out:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        return {"error": f"the process that watched it was killed. {last}".strip()}
+    found = json.loads(out)
     seen = {"minutes": found["seconds"] / 60, "peak_mb": found["peak_mb"], "error": ""}
-    if found["code"] < 0:
-        seen["error"] = f"killed by signal {-found['code']}" + (f": {process_error}" if process_error else "")
-    elif found["code"]:
-        seen["error"] = process_error or f"exit code {found['code']}"
+    if found["code"]:
+        ended = f"killed by signal {-found['code']}" if found["code"] < 0 else f"exit code {found['code']}"
+        seen["error"] = f"{ended}: {last}" if last else ended
+    else:
+        said.unlink()
     return seen
 
 
 def _clear(run: Path, but: str = "") -> None:
     for file in run.iterdir() if run.is_dir() else ():
-        if file.name != but:
+        if file.is_dir():
+            shutil.rmtree(file)
+        elif file.name != but:
             file.unlink()
 
 

@@ -2,6 +2,7 @@
 
 import base64
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from zaq.benchmark.plan import READS_IMAGES
-from zaq.benchmark.table import HEADS, Group, facts, sections
+from zaq.benchmark.table import HEADS, LEGEND, Group, facts, sections
 
 __all__ = ["render"]
 
@@ -21,7 +22,7 @@ def render(rows: list[dict[str, Any]], about: dict[str, Any]) -> str:
     """The page for rows in order; `about`: the command or plan they came from."""
     parts = []
     for (model, data), found in sections(rows).items():
-        plots = {"accuracy over bits": _over_bits(found), "accuracy over minutes": _over_minutes(found)}
+        plots = {"accuracy over bits": _panels(found, _over_bits), "accuracy over minutes": _panels(found, _over_minutes)}
         table = [{"text": g.cells(), "real": g["algorithm"] == READS_IMAGES, "failed": not g.finished} for g in found]
         parts.append({"model": model, "data": data, "facts": facts(found), "plots": plots, "rows": table})
     seen = {key: list(dict.fromkeys(r[key] for r in rows)) for key in ("zaq", "machine")}
@@ -29,43 +30,44 @@ def render(rows: list[dict[str, Any]], about: dict[str, Any]) -> str:
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     page = environment.from_string(TEMPLATE.read_text())
     reads = any(r["algorithm"] == READS_IMAGES for r in rows)
-    return page.render(sections=parts, heads=HEADS, seen=seen, dates=dates, about=about, cells=len(rows), reads_images=reads)
+    return page.render(sections=parts, heads=HEADS, legend=LEGEND, seen=seen, dates=dates, about=about, cells=len(rows), reads_images=reads)
 
 
-def _over_bits(found: list[Group]) -> str | None:
-    """A panel a placement, a line a method, bars for the deviation over seeds."""
-    placements = list(dict.fromkeys(g["placement"] for g in found if g.finished))
+def _panels(found: list[Group], draw: Callable[[Axes, list[Group]], None]) -> str | None:
+    """A panel a placement, as what one placement reaches says nothing about another; None where nothing is finished."""
+    shown = [g for g in found if g.finished]
+    placements = list(dict.fromkeys(g["placement"] for g in shown))
     figure = Figure(figsize=(5.5 * max(len(placements), 1), 3.6))
     for index, placement in enumerate(placements):
         axes = figure.add_subplot(1, len(placements), index + 1)
-        shown = [g for g in found if g.finished and g["placement"] == placement]
-        order = list(dict.fromkeys(g["bits"] for g in shown))[::-1]  # fewest first
-        for name, line in _lines(shown).items():
-            line = sorted(line, key=lambda g: order.index(g["bits"]))
-            spread = [g.deviation("onnx_top1") or 0 for g in line]
-            at = [order.index(g["bits"]) for g in line]
-            axes.errorbar(at, [g.mean("onnx_top1") for g in line], spread, label=name, marker="o", capsize=2, **_style(line[0]))
-        axes.set_xticks(range(len(order)), order)
-        _finish(axes, shown, f"{placement}: top-1 over bits")
+        axes.axhline(shown[0].mean("float_top1"), color="black", linestyle="--", linewidth=1, label="float")
+        draw(axes, [g for g in shown if g["placement"] == placement])
+        axes.set_title(placement, fontsize=9)
+        axes.set_ylabel("top-1 %")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=7)
     return _image(figure) if placements else None
 
 
-def _over_minutes(found: list[Group]) -> str | None:
+def _over_bits(axes: Axes, shown: list[Group]) -> None:
+    """A line a method, bars for the deviation over seeds."""
+    order = list(dict.fromkeys(g["bits"] for g in shown))[::-1]  # fewest first
+    for name, line in _lines(shown).items():
+        line = sorted(line, key=lambda g: order.index(g["bits"]))
+        at, spread = [order.index(g["bits"]) for g in line], [g.deviation("onnx_top1") or 0 for g in line]
+        axes.errorbar(at, [g.mean("onnx_top1") for g in line], spread, label=name, marker="o", capsize=2, **_style(line[0]))
+    axes.set_xticks(range(len(order)), order)
+
+
+def _over_minutes(axes: Axes, shown: list[Group]) -> None:
     """What a minute buys: a point a method and bits."""
-    shown = [g for g in found if g.finished]
-    if not shown:
-        return None
-    figure = Figure(figsize=(7, 3.6))
-    axes = figure.add_subplot()
     for name, line in _lines(shown).items():
         minutes, top1 = [g.mean("minutes") for g in line], [g.mean("onnx_top1") for g in line]
         axes.plot(minutes, top1, marker="o", linestyle="", label=name, **_style(line[0]))
         for x, y, group in zip(minutes, top1, line, strict=True):
             axes.annotate(group["bits"], (x, y), fontsize=6, xytext=(3, 3), textcoords="offset points")
-    axes.set_xscale("log")
+    axes.set_xlim(left=0)
     axes.set_xlabel("minutes")
-    _finish(axes, shown, "top-1 over minutes")
-    return _image(figure)
 
 
 def _lines(found: list[Group]) -> dict[str, list[Group]]:
@@ -79,14 +81,6 @@ def _lines(found: list[Group]) -> dict[str, list[Group]]:
 
 def _style(group: Group) -> dict[str, Any]:
     return {"color": "red"} if group["algorithm"] == READS_IMAGES else {}
-
-
-def _finish(axes: Axes, shown: list[Group], title: str) -> None:
-    axes.axhline(shown[0].mean("float_top1"), color="black", linestyle="--", linewidth=1, label="float")
-    axes.set_title(title, fontsize=9)
-    axes.set_ylabel("top-1 %")
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=7)
 
 
 def _image(figure: Figure) -> str:

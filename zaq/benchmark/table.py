@@ -9,7 +9,7 @@ from typing import Any
 
 from zaq.benchmark.published import best_drop, published
 
-__all__ = ["COLUMNS", "HEADS", "Group", "as_csv", "as_markdown", "facts", "groups", "in_order", "sections"]
+__all__ = ["COLUMNS", "HEADS", "LEGEND", "Group", "as_csv", "as_markdown", "facts", "groups", "in_order", "sections"]
 
 COLUMNS = (
     "model", "data", "method", "algorithm", "settings", "bits", "placement", "weights", "first_last", "effort", "seed",
@@ -18,6 +18,13 @@ COLUMNS = (
 )  # fmt: skip
 SAME = ("model", "data", "placement", "weights", "first_last", "bits", "method", "algorithm", "settings", "effort")
 DIGITS = {"peak_mb": 0, "file_kb": 0, "minutes": 3, "interval": 3}  # of numbers in the CSV file; 2 elsewhere
+
+LEGEND = (
+    "Published numbers: P1 is the protocol of GDFQ and its successors (placement gdfq: every layer at the same bits, activations after "
+    "ReLU only), P2 that of BRECQ and Genie (placement brecq: first and last layer at 8 bits), SQ that of SQuant. They are of other "
+    "checkpoints, so compare drops. T: a table of that paper; readme: the official repository; note, mem: second-hand, unverified. "
+    "Best: without real data."
+)
 
 
 @dataclass(frozen=True)
@@ -129,14 +136,14 @@ def as_markdown(rows: list[dict[str, Any]]) -> str:
         about = facts(found)
         lines += ["", f"## {model}, {data}", ""]
         if about:
-            lines += [f"{about['images']} images: a single number is sure to ±{about['interval']:.2f} points (95 %).", ""]
+            lines += [f"{about['images']} images, whose number alone leaves a top-1 open by ±{about['interval']:.2f} points (95 %).", ""]
         lines += [_line(HEADS), _line("---" for _ in HEADS)]
         if about:
             lines.append(_line(["float", *[""] * 3, f"{about['float_top1']:.2f}", *[""] * 8]))
         for group in found:
             text = group.cells()
             lines.append(_line(text.get(head, "") for head in HEADS))
-    return "\n".join([*lines, ""])
+    return "\n".join([*lines, "", LEGEND, ""])
 
 
 def _line(words: Any) -> str:

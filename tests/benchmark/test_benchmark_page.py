@@ -1,0 +1,29 @@
+"""The page holds the table, the plots, where it came from, and says in red what reads real images."""
+
+import base64
+import re
+
+from test_table import failed, row
+
+from zaq.benchmark.page import render
+from zaq.benchmark.table import in_order
+
+ABOUT = {"command": "zaq benchmark <PLAN>.yaml", "plan": "runs: []"}
+
+
+def test_the_page() -> None:
+    rows = [row(bits=b, method=m, algorithm=m, onnx_top1=v) for m, v in (("zaq", 90.0), ("ft", 91.0)) for b in ("w4a4", "w3a3")]
+    page = render(in_order([*rows, row(placement="integer"), failed(method="rtn", algorithm="rtn")]), ABOUT)
+    assert "http" not in page and "zaq benchmark &lt;PLAN&gt;.yaml" in page and "runs: []" in page
+    assert "0.1.0 (abc)" in page and "here, 2 cores" in page and "2026-01-01" in page
+    assert page.count('<tr class="real"><td>ft</td>') == 2 and "ft reads real images" in page
+    assert page.count('<tr class="failed"><td>rtn</td>') == 1
+    pictures = re.findall(r'alt="([\w -]+)" src="data:image/png;base64,([^"]+)"', page)
+    assert [name for name, _ in pictures] == ["accuracy over bits", "accuracy over minutes"]
+    assert all(base64.b64decode(data).startswith(b"\x89PNG") for _, data in pictures)
+
+
+def test_a_page_of_nothing_yet_and_of_failures() -> None:
+    assert "0 cells" in render([], {})
+    page = render([failed()], {})
+    assert "exit code 1" in page and "<img" not in page and "real images" not in page
