@@ -23,9 +23,8 @@ from onnx import ModelProto, NodeProto, helper, numpy_helper
 from onnxscript import opset18
 from torch.fx import GraphModule, Node
 
-from zaq.graph import CLAMPS, attribute, export_program, quiet, set_parameter
+from zaq.graph import CLAMPS, attribute, channel_limits, export_program, quiet, set_parameter
 from zaq.quant.fake_quantize import BiasQuantize, FakeQuantize
-from zaq.quant.ranges import clamp_limits
 
 __all__ = ["program_of", "to_onnx", "write_onnx"]
 
@@ -103,7 +102,8 @@ def _repeats(quantizer: FakeQuantize, clamp: Node) -> bool:
     """Whether quantizing alone does what the clamp before it does: what lies outside rounds to the grid's own ends."""
     if clamp.target not in CLAMPS or len(clamp.users) > 1:
         return False
-    low, high = clamp_limits(clamp)
+    limits = channel_limits(clamp)
+    low, high = float(limits[0].max()), float(limits[1].min())
     scale, zero_point = quantizer.scale.detach()[0].item(), int(quantizer.zero_point[0])
     return low / scale + zero_point <= quantizer.quant_min + 0.49 and high / scale + zero_point >= quantizer.quant_max - 0.49
 

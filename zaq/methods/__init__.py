@@ -4,13 +4,25 @@ from collections.abc import Callable
 from typing import Any
 
 from zaq.methods.deepinversion import DeepInversion
+from zaq.methods.dfq import DFQ
+from zaq.methods.ft import FineTune
+from zaq.methods.gdfq import GDFQ
 from zaq.methods.job import Job
+from zaq.methods.rtn import RTN
 from zaq.methods.zaq import ZAQ
 from zaq.methods.zeroq import ZeroQ
 
 __all__ = ["METHODS", "Job", "reads_data"]
 
-METHODS: dict[str, Callable[..., Any]] = {"zeroq": ZeroQ, "deepinversion": DeepInversion, "zaq": ZAQ}
+METHODS: dict[str, Callable[..., Any]] = {
+    "rtn": RTN,
+    "dfq": DFQ,
+    "zeroq": ZeroQ,
+    "deepinversion": DeepInversion,
+    "gdfq": GDFQ,
+    "zaq": ZAQ,
+    "ft": FineTune,
+}
 
 
 def reads_data(method: Any) -> bool:

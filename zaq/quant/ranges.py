@@ -7,7 +7,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from zaq.config import Card
-from zaq.graph import CLAMPS, MOVES, PADS, POOLS, activations, input_node
+from zaq.graph import CLAMPS, MOVES, PADS, POOLS, activations, clamp_limits, input_node
 
 __all__ = ["Bounds", "bounds"]
 
@@ -42,8 +42,8 @@ def _bounds_of(node: Node, parts: list[Bounds]) -> Bounds:
     first = parts[0]
     if node.target in CLAMPS:
         low, high = clamp_limits(node)
-        merged = Bounds(max(low, first.low), min(high, first.high))
-        return Bounds(merged.low, merged.high, tight=(math.isfinite(low) and math.isfinite(high)) or first.tight)
+        made_for_it = math.isfinite(low) and math.isfinite(high) and node.target is not aten.clamp.Tensor
+        return Bounds(max(low, first.low), min(high, first.high), tight=made_for_it or first.tight)
     if node.target in UNIT:
         return Bounds(0.0, 1.0, tight=True)
     if node.target is aten.tanh.default:
@@ -57,16 +57,3 @@ def _bounds_of(node: Node, parts: list[Bounds]) -> Bounds:
     if node.target is aten.add.Tensor and len(parts) == 2:
         return Bounds(parts[0].low + parts[1].low, parts[0].high + parts[1].high)
     return Bounds()
-
-
-def clamp_limits(node: Node) -> tuple[float, float]:
-    """The ends a clamp node was given: (0, inf) for ReLU, (0, 6) for ReLU6; infinite where an end is computed."""
-    if node.target is aten.relu.default:
-        return 0.0, INF
-    default = (-1.0, 1.0) if node.target is aten.hardtanh.default else (None, None)
-    given = [*node.args[1:3], *default[len(node.args) - 1 :]]
-    low, high = (given[i] if i < len(given) else None for i in (0, 1))
-    return (
-        float(low) if isinstance(low, int | float) else -INF,
-        float(high) if isinstance(high, int | float) else INF,
-    )

@@ -1,0 +1,273 @@
+"""Cross-layer equalization (DFQ; Nagel, van Baalen, Blankevoort, Welling, 2019).
+
+What a positive scale per channel passes through unchanged (ReLU, additions, poolings, ...) can carry one: dividing what
+writes a channel by s and multiplying what reads it by s leaves the function as it is,
+
+    W1_i' = W1_i / s_i,  b1_i' = b1_i / s_i,  W2_:i' = W2_:i s_i,      s_i = sqrt(r1_i / r2_i)         (eq. 11)
+
+with r1_i the range of the weights that write channel i and r2_i of those that read it. Channels that are added or
+multiplied with one another share a scale: they are found by union-find over (tensor, channel), so that residual,
+depthwise, grouped and concatenated structures need no rules of their own. Of several writers or readers the geometric
+mean counts. A clip moves with its channel: min(x, 6) becomes min(x, 6 / s_i).
+
+Where a tensor leaves the network, enters it, or goes through an operation that is not homogeneous, its scale is 1.
+"""
+
+import copy
+import math
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
+from zaq.graph import (
+    CLAMPS,
+    CONVS,
+    LINEARS,
+    MOVES,
+    PADS,
+    POOLS,
+    activations,
+    attribute,
+    channel_limits,
+    input_node,
+    output_nodes,
+    set_limits,
+    set_parameter,
+    shape_of,
+)
+
+__all__ = ["columns", "equalize", "relax_relu6"]
+
+aten = torch.ops.aten
+CLOSE = 1e-4  # largest relative change of a scale at which equalization has converged
+DEAD = 1e-5  # of its layer's largest weight: a channel whose weights are smaller than that carries no signal
+HOMOGENEOUS = {aten.relu.default, aten.leaky_relu.default, aten.prelu.default, aten.clone.default, aten.alias.default}
+RENUMBERS = {
+    aten.slice.Tensor, aten.select.int, aten.permute.default, aten.transpose.int, aten.expand.default,
+    aten.channel_shuffle.default, aten.pixel_shuffle.default,
+}  # fmt: skip
+REARRANGES = {aten.flatten.using_ints, aten.reshape.default}
+
+
+@dataclass
+class _Channels:
+    """Union-find over the channels of all tensors; number 0 is the channel whose scale is 1."""
+
+    parents: list[int] = field(default_factory=lambda: [0])
+    of: dict[Node, list[int]] = field(default_factory=dict)
+
+    def new(self, node: Node, count: int) -> None:
+        self.of[node] = list(range(len(self.parents), len(self.parents) + count))
+        self.parents += self.of[node]
+
+    def root(self, i: int) -> int:
+        while self.parents[i] != i:
+            self.parents[i] = self.parents[self.parents[i]]
+            i = self.parents[i]
+        return i
+
+    def join(self, a: list[int], b: list[int]) -> None:
+        for i, j in zip(a, b, strict=True):
+            i, j = self.root(i), self.root(j)
+            self.parents[max(i, j)] = min(i, j)
+
+    def fix(self, node: Node) -> None:
+        self.join(self.of[node], [0] * len(self.of[node]))
+
+    def roots(self, node: Node) -> Tensor:
+        return torch.tensor([self.root(i) for i in self.of[node]])
+
+
+def equalize(gm: GraphModule, iterations: int = 20) -> tuple[GraphModule, list[str]]:
+    """A copy of a folded graph whose channels have alike ranges before and behind each region, and what stayed as it was.
+
+    Batch-norm statistics (`node.meta["bn"]`) follow their channels. Raises nothing: what cannot carry a scale has 1.
+    """
+    gm = copy.deepcopy(gm)
+    channels, reasons = _regions(gm)
+    layers = [n for n in activations(gm) if n.target in CONVS | LINEARS and n in channels.of and n.all_input_nodes[0] in channels.of]
+    read = {n: channels.roots(n.all_input_nodes[0]) for n in layers}
+    written = {n: channels.roots(n) for n in layers}
+    weights = {n: attribute(gm, _name(n.args[1])).detach().double() for n in layers}
+    scale = torch.ones(len(channels.parents), dtype=torch.double)
+    for _ in range(iterations):
+        change = _step(layers, weights, read, written, scale)
+        if float(change) < CLOSE:
+            break
+    for node in layers:
+        _rescale_layer(gm, node, scale[read[node]], scale[written[node]])
+    for node in list(activations(gm)):
+        if node.target in CLAMPS and node in channels.of and bool((scale[channels.roots(node)] != 1).any()):
+            _rescale_clamp(gm, node, scale[channels.roots(node)])
+    gm.recompile()
+    return gm, reasons
+
+
+def _step(layers: list[Node], weights: dict[Node, Tensor], read: dict[Node, Tensor], written: dict[Node, Tensor], scale: Tensor) -> Tensor:
+    """One pass of eq. 11 over all regions at once (in place); the largest change of a scale's logarithm."""
+    writers, readers = torch.zeros(2, len(scale)).double(), torch.zeros(2, len(scale)).double()  # sum of log ranges, count
+    for node in layers:
+        weight = weights[node].abs() * scale[read[node]][columns(node, weights[node])] / _rows(scale[written[node]], weights[node])
+        _add(writers, written[node], weight.flatten(1).amax(1))
+        _add(readers, read[node], _per_input(node, weight))
+    both = (writers[1] > 0) & (readers[1] > 0)
+    both[0] = False
+    ratio = torch.where(both, writers[0] / writers[1].clamp(min=1) - readers[0] / readers[1].clamp(min=1), 0.0) / 2
+    before = scale.clone()
+    scale.mul_(ratio.exp())
+    return (scale / before).log().abs().max()
+
+
+def _add(sums: Tensor, index: Tensor, ranges: Tensor) -> None:
+    """Add up logarithms; a dead channel has no range to equalize, and would make everybody else's small."""
+    alive = ranges > DEAD * ranges.max()
+    sums[0].index_add_(0, index[alive], ranges[alive].log())
+    sums[1].index_add_(0, index[alive], torch.ones_like(ranges[alive]))
+
+
+def _groups(node: Node) -> int:
+    groups = node.args[6] if node.target in CONVS and len(node.args) > 6 else 1
+    assert isinstance(groups, int)
+    return groups
+
+
+def columns(node: Node, weight: Tensor) -> Tensor:
+    """Which input channel each (row, column) of a layer's weight reads, shaped (O, I / groups, 1, ...)."""
+    groups = _groups(node)
+    rows, columns = weight.shape[:2]
+    first = torch.arange(rows) // (rows // groups) * columns
+    return (first[:, None] + torch.arange(columns)).view(rows, columns, *[1] * (weight.dim() - 2))
+
+
+def _rows(values: Tensor, weight: Tensor) -> Tensor:
+    return values.view(-1, *[1] * (weight.dim() - 1))
+
+
+def _per_input(node: Node, weight: Tensor) -> Tensor:
+    """The range of the weights that read each input channel, (I,)."""
+    largest = weight.abs().flatten(2).amax(2) if weight.dim() > 2 else weight.abs()  # (O, I / groups)
+    return largest.view(_groups(node), -1, weight.shape[1]).amax(1).flatten()
+
+
+def _rescale_layer(gm: GraphModule, node: Node, s_in: Tensor, s_out: Tensor) -> None:
+    name = _name(node.args[1])
+    weight = attribute(gm, name)
+    new = weight.detach().double() * s_in[columns(node, weight)] / _rows(s_out, weight)
+    set_parameter(gm, name, new.to(weight.dtype))
+    if len(node.args) > 2 and isinstance(node.args[2], Node):
+        bias = attribute(gm, _name(node.args[2]))
+        set_parameter(gm, _name(node.args[2]), (bias.detach().double() / s_out).to(bias.dtype))
+    if "bn" in node.meta:
+        s, stats = s_out.float(), node.meta["bn"]
+        node.meta["bn"] = replace(stats, mean=stats.mean / s, std=stats.std / s)
+
+
+def _rescale_clamp(gm: GraphModule, node: Node, s: Tensor) -> None:
+    """min(x, 6) of channel i becomes min(x, 6 / s_i); a ReLU stays what it is."""
+    low, high = (v.double() / s for v in channel_limits(node))
+    if node.target is not aten.relu.default:
+        set_limits(gm, node, low, high)
+
+
+def _name(argument: object) -> str:
+    assert isinstance(argument, Node)
+    return str(argument.target)
+
+
+def _regions(gm: GraphModule) -> tuple[_Channels, list[str]]:
+    """Which channels must share a scale, and a sentence for each operation that lets none through."""
+    channels, reasons = _Channels(), []
+    uses = [str(n.args[1].target) for n in activations(gm) if n.target in CONVS | LINEARS and isinstance(n.args[1], Node)]
+    for node in [input_node(gm), *activations(gm)]:
+        shape = shape_of(node)
+        if shape is None or len(shape) not in (1, 3):
+            for source in node.all_input_nodes:
+                if source in channels.of:
+                    channels.fix(source)
+            continue
+        channels.new(node, shape[0])
+        sources = [n for n in node.all_input_nodes if n in channels.of]
+        reason = _join(gm, channels, node, sources, uses)
+        if reason:
+            reasons.append(f"{node.name} carries no scale: {reason}")
+            for fixed in (node, *sources):
+                channels.fix(fixed)
+    for node in (input_node(gm), *output_nodes(gm)):
+        if node in channels.of:
+            channels.fix(node)
+    return channels, reasons
+
+
+def _join(gm: GraphModule, channels: _Channels, node: Node, sources: list[Node], uses: list[str]) -> str | None:
+    """Join a node's channels with those of what it reads; or say why they must not carry a scale."""
+    if not sources:
+        return "what makes it carries none" if node.op != "placeholder" else None
+    first, count = channels.of[sources[0]], len(channels.of[node])
+    if node.target in CONVS | LINEARS:
+        name = str(node.args[1].target) if isinstance(node.args[1], Node) and node.args[1].op == "get_attr" else ""
+        if not name or uses.count(name) > 1:
+            return f"{name or 'its weight'} is shared or computed"
+        return None if node.target in CONVS or len(shape_of(node) or ()) == 1 else "a linear layer over a map"
+    if node.target in CLAMPS | HOMOGENEOUS | POOLS and len(first) == count:
+        channels.join(channels.of[node], first)
+        return None
+    if node.target is aten.add.Tensor and len(sources) == 2 and all(len(channels.of[s]) == count for s in sources):
+        for source in sources:
+            channels.join(channels.of[node], channels.of[source])
+        return None
+    if node.target is aten.mul.Tensor and len(sources) == 2:
+        return _join_product(channels, node, sources)
+    if node.target is aten.cat.default and node.args[1:] == (1,):
+        channels.join(channels.of[node], [c for s in node.all_input_nodes for c in channels.of[s]])
+        return None
+    padding = _channel_padding(node)
+    if padding:
+        own = channels.of[node]  # channels of zeros may carry any scale
+        channels.join(own, [*own[: padding[0]], *first, *own[count - padding[1] :]])
+        return None
+    if node.target in MOVES | PADS and len(first) == count and node.target not in REARRANGES:
+        if node.target in PADS and len(node.args) > 2 and isinstance(node.args[-1], int | float) and node.args[-1] != 0:
+            return "it pads with a constant"
+        if node.target in RENUMBERS and not _spatial_slice(node):
+            return f"{node.target} may move channels"
+        channels.join(channels.of[node], first)
+        return None
+    if node.target in REARRANGES and len(shape_of(node) or ()) == 1 and count == math.prod(shape_of(sources[0]) or ()):
+        each = count // len(first)
+        channels.join(channels.of[node], [c for c in first for _ in range(each)])
+        return None
+    return f"{node.target} is not homogeneous, or moves channels"
+
+
+def _channel_padding(node: Node) -> tuple[int, int] | None:
+    """How many channels of zeros a padding puts before and behind, as in ResNet's shortcut A."""
+    amounts, value = (node.args[1], node.args[-1]) if node.target in PADS and len(node.args) > 1 else (None, None)
+    if not isinstance(amounts, list) or len(amounts) != 6 or (isinstance(value, int | float) and value != 0):
+        return None
+    before, behind = amounts[4:]
+    return (before, behind) if isinstance(before, int) and isinstance(behind, int) else None
+
+
+def _spatial_slice(node: Node) -> bool:
+    return node.target is aten.slice.Tensor and len(node.args) > 1 and isinstance(node.args[1], int) and node.args[1] > 1
+
+
+def _join_product(channels: _Channels, node: Node, sources: list[Node]) -> str | None:
+    """x times a gate: the product has x's scale if the gate's is 1, as a sigmoid's is."""
+    for x, gate in (sources, sources[::-1]):
+        if not any(channels.root(c) for c in channels.of[gate]) and len(channels.of[x]) == len(channels.of[node]):
+            channels.join(channels.of[node], channels.of[x])
+            return None
+    return "two tensors with scales of their own are multiplied"
+
+
+def relax_relu6(gm: GraphModule) -> GraphModule:
+    """A copy in which clips at 6 and the like are plain ReLUs, as DFQ's paper has it. This changes the function."""
+    gm = copy.deepcopy(gm)
+    for node in gm.graph.nodes:
+        if node.target in (aten.hardtanh.default, aten.clamp.default) and len(node.args) > 1 and node.args[1] == 0:
+            node.target, node.args = aten.relu.default, node.args[:1]
+    gm.recompile()
+    return gm
