@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 
-from zaq.benchmark.table import COLUMNS, Group, as_csv, as_markdown, groups, in_order
+from zaq.benchmark.table import COLUMNS, Group, as_csv, as_markdown, groups, in_order, sections
 
 
 def row(**values: Any) -> dict[str, Any]:
     """A finished cell as result.json has it."""
     given = {
-        "model": "resnet20_cifar10", "data": "cifar10:/data", "method": "zaq", "algorithm": "zaq", "settings": "", "bits": "w4a4",
+        "model": "resnet20_cifar10", "source": "zoo:resnet20_cifar10", "model_hash": "1234",
+        "data": "cifar10:/data", "method": "zaq", "algorithm": "zaq", "settings": "", "bits": "w4a4",
         "placement": "gdfq", "weights": "", "first_last": "", "effort": "fast", "seed": 0, "float_top1": 93.0, "onnx_top1": 90.0,
         "fake_quant_top1": 90.1, "drop": 3.0, "interval": 0.588, "agreement": 95.0, "minutes": 0.5, "peak_mb": 700.0, "file_kb": 300.0,
         "images": 10000, "error": "", "zaq": "0.1.0 (abc)", "machine": "here, 2 cores", "date": "2026-01-01T00:00:00+00:00",
@@ -35,9 +36,15 @@ def test_mean_and_sample_deviation_over_seeds() -> None:
 
 
 def test_only_seeds_are_put_together() -> None:
-    others = [{"bits": "w3a3"}, {"settings": "alpha=0"}, {"effort": "best"}, {"placement": "integer"}, {"data": "csv:/x"}, {"method": "b"}]
+    others = [{"bits": "w3a3"}, {"settings": "alpha=0"}, {"effort": "best"}, {"placement": "integer"}, {"data": "csv:/x"}, {"method": "b"},
+              {"model_hash": "5678", "source": "my/resnet20_cifar10.pt2"}]  # fmt: skip
     rows = in_order([row(), *(row(**o) for o in others), row(seed=1)])
-    assert sorted(len(g.rows) for g in groups(rows)) == [1] * 6 + [2]
+    assert list(sections(rows)) == [
+        "resnet20_cifar10 (zoo:resnet20_cifar10), cifar10:/data",
+        "resnet20_cifar10 (zoo:resnet20_cifar10), csv:/x",
+        "resnet20_cifar10 (my/resnet20_cifar10.pt2), cifar10:/data",
+    ]
+    assert sorted(len(g.rows) for g in groups(rows)) == [1] * 7 + [2]
 
 
 def test_more_bits_come_first() -> None:

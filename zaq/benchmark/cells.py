@@ -129,6 +129,8 @@ def finish(cell: Cell, folder: Folder, measure: Measure, timeout: float | None =
     _clear(run)
     row: dict[str, Any] = {
         "model": cell.model_name,
+        "source": cell.model,
+        "model_hash": cell.model_hash[:8],
         "data": f"{cell.data}" + (f", first {cell.limit}" if cell.limit else ""),
         "method": cell.name,
         "algorithm": cell.method,

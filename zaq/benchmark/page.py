@@ -21,10 +21,10 @@ TEMPLATE = Path(__file__).with_name("benchmark.html.j2")
 def render(rows: list[dict[str, Any]], about: dict[str, Any]) -> str:
     """The page for rows in order; `about`: the command or plan they came from."""
     parts = []
-    for (model, data), found in sections(rows).items():
+    for title, found in sections(rows).items():
         plots = {"accuracy over bits": _panels(found, _over_bits), "accuracy over minutes": _panels(found, _over_minutes)}
         table = [{"text": g.cells(), "real": g["algorithm"] == READS_IMAGES, "failed": not g.finished} for g in found]
-        parts.append({"model": model, "data": data, "facts": facts(found), "plots": plots, "rows": table})
+        parts.append({"title": title, "facts": facts(found), "plots": plots, "rows": table})
     seen = {key: list(dict.fromkeys(r[key] for r in rows)) for key in ("zaq", "machine")}
     dates = sorted(r["date"] for r in rows)
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)

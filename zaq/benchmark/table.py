@@ -12,11 +12,11 @@ from zaq.benchmark.published import best_drop, published
 __all__ = ["COLUMNS", "HEADS", "LEGEND", "Group", "as_csv", "as_markdown", "facts", "groups", "in_order", "sections"]
 
 COLUMNS = (
-    "model", "data", "method", "algorithm", "settings", "bits", "placement", "weights", "first_last", "effort", "seed",
-    "float_top1", "onnx_top1", "fake_quant_top1", "drop", "interval", "agreement", "minutes", "peak_mb", "file_kb",
+    "model", "source", "model_hash", "data", "method", "algorithm", "settings", "bits", "placement", "weights", "first_last", "effort",
+    "seed", "float_top1", "onnx_top1", "fake_quant_top1", "drop", "interval", "agreement", "minutes", "peak_mb", "file_kb",
     "published_top1", "published_float", "published_protocol", "published_source", "images", "error", "zaq", "machine", "date",
 )  # fmt: skip
-SAME = ("model", "data", "placement", "weights", "first_last", "bits", "method", "algorithm", "settings", "effort")
+SAME = ("model", "model_hash", "data", "placement", "weights", "first_last", "bits", "method", "algorithm", "settings", "effort")
 DIGITS = {"peak_mb": 0, "file_kb": 0, "minutes": 3, "interval": 3}  # of numbers in the CSV file; 2 elsewhere
 
 LEGEND = (
@@ -86,16 +86,7 @@ def in_order(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
     def key(row: dict[str, Any]) -> tuple[Any, ...]:
         bits = [-int(b) if b.isdigit() else 0 for b in row["bits"][1:].split("a")]
-        return (
-            row["model"],
-            row["data"],
-            row["placement"],
-            bits,
-            row["weights"],
-            row["first_last"],
-            *(row[k] for k in SAME[6:]),
-            row["seed"],
-        )
+        return *(row[k] for k in SAME[:4]), bits, *(row[k] for k in SAME[4:]), row["seed"]
 
     return sorted(rows, key=key)
 
@@ -105,10 +96,12 @@ def groups(rows: list[dict[str, Any]]) -> list[Group]:
     return [Group(list(found)) for _, found in itertools.groupby(rows, lambda r: tuple(r[k] for k in SAME))]
 
 
-def sections(rows: list[dict[str, Any]]) -> dict[tuple[str, str], list[Group]]:
-    """Groups by model and data set, each of which has one float accuracy."""
-    found = groups(rows)
-    return {key: [g for g in found if (g["model"], g["data"]) == key] for key in dict.fromkeys((g["model"], g["data"]) for g in found)}
+def sections(rows: list[dict[str, Any]]) -> dict[str, list[Group]]:
+    """Groups by model and data set, each of which has one float accuracy, under a title."""
+    by_model: dict[tuple[str, str], list[Group]] = {}
+    for group in groups(rows):
+        by_model.setdefault((group["model_hash"], group["data"]), []).append(group)
+    return {f"{g[0]['model']} ({g[0]['source']}), {g[0]['data']}": g for g in by_model.values()}
 
 
 def facts(found: list[Group]) -> dict[str, Any]:
@@ -132,9 +125,9 @@ def as_csv(rows: list[dict[str, Any]]) -> str:
 def as_markdown(rows: list[dict[str, Any]]) -> str:
     """A table a model and data set: mean ± standard deviation (number) over seeds."""
     lines = ["# Results", "", "Top-1 in percent of the ONNX file in onnxruntime: mean ± standard deviation over seeds (their number)."]
-    for (model, data), found in sections(rows).items():
+    for title, found in sections(rows).items():
         about = facts(found)
-        lines += ["", f"## {model}, {data}", ""]
+        lines += ["", f"## {title}", ""]
         if about:
             lines += [f"{about['images']} images, whose number alone leaves a top-1 open by ±{about['interval']:.2f} points (95 %).", ""]
         lines += [_line(HEADS), _line("---" for _ in HEADS)]
