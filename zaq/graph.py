@@ -185,6 +185,15 @@ def clamp_limits(node: Node) -> tuple[float, float]:
     )
 
 
+def channel_padding(node: Node) -> tuple[int, int] | None:
+    """How many channels of zeros a padding puts before and behind, as in ResNet's shortcut A."""
+    amounts, value = (node.args[1], node.args[-1]) if node.target in PADS and len(node.args) > 1 else (None, None)
+    if not isinstance(amounts, list) or len(amounts) != 6 or (isinstance(value, int | float) and value != 0):
+        return None
+    before, behind = amounts[4:]
+    return (before, behind) if isinstance(before, int) and isinstance(behind, int) else None
+
+
 def set_limits(gm: GraphModule, node: Node, low: Tensor, high: Tensor) -> None:
     """Give a clamp node ends for each channel, (C,) each; infinite ones are left out."""
     ends: list[Node | None] = []

@@ -11,6 +11,7 @@ import torch
 
 from zaq.errors import BitsError
 from zaq.methods.job import Job, Stage
+from zaq.methods.zeroq import ZeroQ
 from zaq.passes.absorb import absorb, absorb_constants
 from zaq.passes.equalize import equalize, relax_relu6
 from zaq.quant.bias import correct_analytically, correct_empirically
@@ -31,7 +32,7 @@ class DFQ:
     absorb: bool = True
     absorb_deviations: float = 3.0
     range_deviations: float = 6.0  # activation ranges: beta +- 6 gamma
-    bias_correction: str = "analytic"  # analytic, empirical (on noise drawn to the statistics), none
+    bias_correction: str = "analytic"  # analytic, empirical (on a batch of ZeroQ's images), none
     search: bool = False  # True: weight grids of the least error; the paper takes the whole range
 
     def __post_init__(self) -> None:
@@ -47,6 +48,8 @@ class DFQ:
             layers = correct_analytically(job.teacher, job.student, job.placement, job.card)
             job.stages.append(Stage("bias correction", layers, note="analytic"))
         elif self.bias_correction == "empirical":
+            low, high = job.card.bounds()
+            job.samples = ZeroQ().images(job).maximum(low).minimum(high)
             layers = correct_empirically(job.teacher, job.student, job.samples)
             job.stages.append(Stage("bias correction", layers, note="empirical"))
         make_room_for_biases(job.student)

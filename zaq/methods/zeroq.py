@@ -43,7 +43,7 @@ class ZeroQ:
 
     def __call__(self, job: Job) -> None:
         """Quantize `job.student` in place: distil, choose bits if asked to, round, calibrate."""
-        images = self._distil(job)
+        images = self.images(job)
         low, high = job.card.bounds()
         job.samples = images.maximum(low).minimum(high)  # as the file stores them, and as an image is
         if job.qconfig.target_size is not None:
@@ -55,7 +55,8 @@ class ZeroQ:
                 job.student(parts[i])
         job.stages.append(Stage("calibrate", len(parts)))
 
-    def _distil(self, job: Job) -> Tensor:
+    def images(self, job: Job) -> Tensor:
+        """One batch (n, C, H, W) with the teacher's statistics; raises SourceError where it has none."""
         stats = job.batch_norms()
         if not stats:
             raise SourceError(

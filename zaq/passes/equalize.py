@@ -31,6 +31,7 @@ from zaq.graph import (
     activations,
     attribute,
     channel_limits,
+    channel_padding,
     input_node,
     output_nodes,
     set_limits,
@@ -107,12 +108,12 @@ def equalize(gm: GraphModule, iterations: int = 20) -> tuple[GraphModule, list[s
 
 def _step(layers: list[Node], weights: dict[Node, Tensor], read: dict[Node, Tensor], written: dict[Node, Tensor], scale: Tensor) -> Tensor:
     """One pass of eq. 11 over all regions at once (in place); the largest change of a scale's logarithm."""
-    writers, readers = torch.zeros(2, len(scale)).double(), torch.zeros(2, len(scale)).double()  # sum of log ranges, count
+    writers, readers = torch.zeros(2, 3, len(scale), dtype=torch.double)  # each: sum of log ranges, count, count of the living
     for node in layers:
         weight = weights[node].abs() * scale[read[node]][columns(node, weights[node])] / _rows(scale[written[node]], weights[node])
         _add(writers, written[node], weight.flatten(1).amax(1))
         _add(readers, read[node], _per_input(node, weight))
-    both = (writers[1] > 0) & (readers[1] > 0)
+    both = (writers[1] > 0) & (readers[1] > 0) & (writers[2] + readers[2] > 0)
     both[0] = False
     ratio = torch.where(both, writers[0] / writers[1].clamp(min=1) - readers[0] / readers[1].clamp(min=1), 0.0) / 2
     before = scale.clone()
@@ -121,10 +122,13 @@ def _step(layers: list[Node], weights: dict[Node, Tensor], read: dict[Node, Tens
 
 
 def _add(sums: Tensor, index: Tensor, ranges: Tensor) -> None:
-    """Add up logarithms; a dead channel has no range to equalize, and would make everybody else's small."""
+    """Add up logarithms. A dead channel has no range of its own: it takes the mean of its layer's, so that whatever stands
+    on its other side comes down, or up, to what is usual there."""
     alive = ranges > DEAD * ranges.max()
-    sums[0].index_add_(0, index[alive], ranges[alive].log())
-    sums[1].index_add_(0, index[alive], torch.ones_like(ranges[alive]))
+    logs = torch.where(alive, ranges.clamp(min=1e-30).log(), 0.0)
+    logs = torch.where(alive, logs, logs.sum() / alive.sum().clamp(min=1))
+    for row, values in enumerate((logs, torch.ones_like(logs), alive.double())):
+        sums[row].index_add_(0, index, values)
 
 
 def _groups(node: Node) -> int:
@@ -222,7 +226,7 @@ def _join(gm: GraphModule, channels: _Channels, node: Node, sources: list[Node],
     if node.target is aten.cat.default and node.args[1:] == (1,):
         channels.join(channels.of[node], [c for s in node.all_input_nodes for c in channels.of[s]])
         return None
-    padding = _channel_padding(node)
+    padding = channel_padding(node)
     if padding:
         own = channels.of[node]  # channels of zeros may carry any scale
         channels.join(own, [*own[: padding[0]], *first, *own[count - padding[1] :]])
@@ -239,15 +243,6 @@ def _join(gm: GraphModule, channels: _Channels, node: Node, sources: list[Node],
         channels.join(channels.of[node], [c for c in first for _ in range(each)])
         return None
     return f"{node.target} is not homogeneous, or moves channels"
-
-
-def _channel_padding(node: Node) -> tuple[int, int] | None:
-    """How many channels of zeros a padding puts before and behind, as in ResNet's shortcut A."""
-    amounts, value = (node.args[1], node.args[-1]) if node.target in PADS and len(node.args) > 1 else (None, None)
-    if not isinstance(amounts, list) or len(amounts) != 6 or (isinstance(value, int | float) and value != 0):
-        return None
-    before, behind = amounts[4:]
-    return (before, behind) if isinstance(before, int) and isinstance(behind, int) else None
 
 
 def _spatial_slice(node: Node) -> bool:

@@ -50,7 +50,7 @@ def clip_range(mean: float, deviation: float, bits: int, low: float, high: float
     return start, min(high, start + 2 * alpha)
 
 
-def allocate_bits(deviation: Tensor, bits: int, most: int = 8) -> Tensor:
+def allocate_bits(deviation: Tensor, bits: int, least: int = 1, most: int = 8) -> Tensor:
     """Bits for each channel, (C,) int64, whose mean is `bits`: the number of steps grows with deviation^(2/3) (ACIQ, eq. 11).
 
     Bits are whole; what rounding leaves over goes to the channels that it robbed most.
@@ -58,10 +58,10 @@ def allocate_bits(deviation: Tensor, bits: int, most: int = 8) -> Tensor:
     share = deviation.double().clamp(min=1e-12) ** (2 / 3)
     budget = bits * len(share)
     scale = 2.0**bits * len(share) / share.sum()
-    for _ in range(20):  # a channel cannot have fewer than one bit or more than `most`: scale until the mean fits
-        exact = torch.log2(scale * share).clamp(1, most)
+    for _ in range(20):  # a channel has `least` to `most` bits: scale until the mean fits
+        exact = torch.log2(scale * share).clamp(least, most)
         scale = scale * 2.0 ** ((budget - exact.sum()) / len(share))
     found = exact.floor()
     order = torch.argsort(exact - found, descending=True)
     found[order[: max(int(budget - found.sum()), 0)]] += 1
-    return found.clamp(1, most).long()
+    return found.clamp(least, most).long()

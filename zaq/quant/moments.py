@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
+from torch.nn import functional as F
 
 from zaq.config import Card
 from zaq.graph import (
@@ -130,7 +131,10 @@ def _after(gm: GraphModule, node: Node, inputs: list[Clipped | None]) -> Clipped
 
 def _after_move(node: Node, known: Clipped) -> Clipped | None:
     """Channels stay where they are; flattening a map repeats each of them."""
-    shape = shape_of(node)
+    shape, padding = shape_of(node), channel_padding(node)
+    if padding:
+        fields = (known.mu, known.sigma, known.low, known.high)
+        return Clipped(*(F.pad(v, padding, value=fill) for v, fill in zip(fields, (0.0, 1e-12, 0.0, 0.0), strict=True)))
     if shape is None or shape[0] == len(known.mu):
         return known
     if len(shape) == 1 and shape[0] % len(known.mu) == 0 and node.target in (aten.flatten.using_ints, aten.reshape.default):

@@ -1,0 +1,102 @@
+"""ACIQ: post-training 4-bit quantization (Banner, Nahshan, Soudry; NeurIPS 2019).
+
+Activations are clipped where clipping and rounding together cost least, in closed form for a Laplace or a normal
+distribution (`quant.aciq`); a tensor's bits are shared out among the channels of a weight; and a rounded channel gets
+back the deviation and the mean that rounding took from it. No training, and no image: statistics come from batch norm.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from zaq.errors import BitsError, unknown
+from zaq.graph import attribute, set_parameter
+from zaq.methods.job import Job, Stage
+from zaq.methods.zeroq import ZeroQ
+from zaq.quant.aciq import allocate_bits, clip_range
+from zaq.quant.bias import correct_analytically
+from zaq.quant.fake_quantize import FakeQuantize
+from zaq.quant.moments import Clipped, moments
+from zaq.quant.placement import make_room_for_biases
+from zaq.quant.qparams import affine_qparams, quant_range, symmetric_qparams
+
+__all__ = ["ACIQ"]
+
+LEAST, MOST = 2, 8  # bits of a weight's channel
+
+
+@dataclass(frozen=True)
+class ACIQ:
+    """The paper's choices. It shares out the bits of activations among channels too, which no integer kernel can take."""
+
+    distribution: str = "laplace"  # or gauss
+    statistics: str = "batch_norm"  # or synthetic: of one batch of ZeroQ's images
+    allocate: bool = True  # bits for each channel of a weight, so many on average
+    correct: bool = True  # give channels back their deviation and mean
+
+    def __post_init__(self) -> None:
+        for what, name, known in (
+            ("distribution", self.distribution, ("laplace", "gauss")),
+            ("statistics", self.statistics, ("batch_norm", "synthetic")),
+        ):
+            if name not in known:
+                raise BitsError(f"{what}: " + unknown(what, name, known))
+
+    def __call__(self, job: Job) -> None:
+        low, high = job.card.bounds()
+        job.samples = torch.randn(job.batch, *job.card.input).maximum(low).minimum(high)
+        if self.statistics == "synthetic":
+            job.samples = ZeroQ().images(job).maximum(low).minimum(high)
+        self._set_ranges(job)
+        job.fit_weights(search=False)
+        for name, quantizer in job.placement.weights.items():
+            self._quantize_weight(job, name, quantizer)
+        if self.correct:
+            layers = correct_analytically(job.teacher, job.student, job.placement, job.card, mean_only=True)
+            job.stages.append(Stage("bias correction", layers))
+        if self.allocate:
+            job.notes.append("weights have their bits on average: 2 to 8 a channel")
+        make_room_for_biases(job.student)
+
+    def _set_ranges(self, job: Job) -> None:
+        """Every range from synthetic samples; or, where batch norm's statistics reach a tensor, from those."""
+        assert job.samples is not None
+        with job.calibrating(self.distribution), torch.no_grad():
+            for part in job.samples.split(job.batch):
+                job.student(part)
+        known = moments(job.teacher, job.card) if self.statistics == "batch_norm" else {}
+        for name, quantizer in job.placement.activations.items():
+            if name in known and not quantizer.guaranteed:
+                quantizer.set_range(*self._range(known[name], quantizer.bits))
+        job.stages.append(Stage("ranges", len(known) or len(job.placement.activations)))
+
+    def _range(self, known: Clipped, bits: int) -> tuple[float, float]:
+        """The range of a tensor whose channels are distributed as known: their mixture's mean and deviation count."""
+        mean = known.mean.mean()
+        std = float((known.variance.mean() + known.mean.var(unbiased=False)).sqrt())
+        deviation = std * math.sqrt(2 / math.pi) if self.distribution == "laplace" else std
+        low, high = known.reach(6.0)
+        return clip_range(float(mean), deviation, bits, float(low.min()), float(high.max()), self.distribution)
+
+    @torch.no_grad()
+    def _quantize_weight(self, job: Job, name: str, quantizer: FakeQuantize) -> None:
+        weight = attribute(job.student, name)
+        if quantizer.axis < 0:
+            return
+        rows = weight.transpose(0, quantizer.axis).flatten(1)
+        if self.allocate:
+            grid = symmetric_qparams if quantizer.signed else affine_qparams
+            bits = allocate_bits(rows.std(1), quantizer.bits, LEAST, MOST)
+            for width in bits.unique().tolist():
+                here = bits == width
+                scale, zero_point = grid(rows[here].amin(1), rows[here].amax(1), *quant_range(width, quantizer.signed))
+                quantizer.scale[here], quantizer.zero_point[here] = scale, zero_point
+            quantizer.quant_min, quantizer.quant_max = quant_range(MOST, quantizer.signed)
+        if self.correct:
+            rounded = quantizer(weight)
+            ratio = rows.std(1) / rounded.transpose(0, quantizer.axis).flatten(1).std(1)
+            ratio = torch.where(ratio.isfinite() & (ratio > 0), ratio, 1.0)
+            quantizer.scale.mul_(ratio)
+            shape = [-1 if d == quantizer.axis else 1 for d in range(weight.dim())]
+            set_parameter(job.student, name, rounded * ratio.view(shape))
