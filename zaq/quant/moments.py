@@ -31,6 +31,7 @@ from zaq.graph import (
     activations,
     attribute,
     channel_limits,
+    channel_padding,
     input_node,
     shape_of,
 )
