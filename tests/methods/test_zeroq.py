@@ -18,7 +18,7 @@ CARD = Card(input=SHAPE, mean=(0.5,) * 3, std=(0.25,) * 3)
 QUICK = ZeroQ(batch=8, steps=20)
 
 
-@pytest.mark.parametrize("name", ["residual", "concat", "depthwise", "functional_batch_norm", "shared_weight", "signed", "transposed"])
+@pytest.mark.parametrize("name", ["depthwise", "functional_batch_norm", "signed", "transposed"])
 def test_structures_with_batch_norm_can_be_quantized(name: str) -> None:
     quantized = zaq.quantize(build(name), images(1), "w8a8", ZeroQ(batch=8, steps=8), card=CARD)
     assert [s["name"] for s in quantized.report["stages"]] == ["distil", "calibrate"]
@@ -69,7 +69,7 @@ def test_sizes_that_cannot_be_and_methods_that_do_not_mix() -> None:
 
 def test_the_command_meets_the_size(tmp_path: Path) -> None:
     size = ("--bits", "mixed", "--target-size", "0.2MB")
-    done = command("quantize", *size, "--method", "zeroq", "--effort", "fast", "-s", "steps=8", "-s", "batch=8", "-o", tmp_path / "out")
+    done = command("quantize", *size, "--method", "zeroq", "--effort", "fast", "-s", "steps=4", "-s", "batch=8", "-o", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert 0.95 * 0.2 * 2**20 < report["weight_bytes"] <= 0.2 * 2**20 and "of 0.20 MB" in done.stdout

@@ -27,8 +27,8 @@ def test_the_statistics_come_closer() -> None:
     def losses(x: Tensor) -> dict[str, Tensor]:
         return {"layers": sample_statistics_loss(teacher(x)[1], list(stats.values())), "input": sample_statistics_loss([x], [standard(3)])}
 
-    found = distil(start, losses, 60, 0.5, patience=20, log=lambda name, i, **values: rows.append((name, i, values)))
-    assert found.steps == 60 and not found.note and not found.interrupted
+    found = distil(start, losses, 30, 0.5, patience=20, log=lambda name, i, **values: rows.append((name, i, values)))
+    assert found.steps == 30 and not found.note and not found.interrupted
     assert rows[0][:2] == ("distil", 0) and set(rows[0][2]) == {"layers", "input"}
     assert sum(rows[-1][2].values()) < 0.5 * sum(rows[0][2].values())
     assert torch.equal(start, 0.02 * images(4))

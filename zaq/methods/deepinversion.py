@@ -29,7 +29,7 @@ from zaq.synth.losses import batch_statistics_loss, jensen_shannon, l2_prior, ou
 __all__ = ["DeepInversion"]
 
 # effort: iterations a round, batches of images a round, steps of the student; best is the paper's where it has one
-STEPS = {"fast": (50, 1, 50), "default": (200, 2, 400), "best": (2000, 4, 2000)}
+STEPS = {"fast": (50, 1, 50), "default": (150, 2, 300), "best": (2000, 4, 2000)}
 STEPS_A_ROUND = 5  # of the student, between two looks at whether the loss is still a number
 HELD_OUT = 0.25  # part of the images
 
