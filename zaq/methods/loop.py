@@ -24,9 +24,9 @@ class Game:
     """Everything that changes while student and generator play; what is not in here does not matter across rounds."""
 
     student: nn.Module
-    generator: nn.Module
+    generator: nn.Module | None  # None: there is no one to play against (fine-tuning)
     optimizer_q: Optimizer
-    optimizer_g: Optimizer
+    optimizer_g: Optimizer | None
     layer_gaps: Tensor | None = None  # EMA of each layer's relation gap, (layers,)
     round: int = 0
     peak_lrs: list[float] = field(default_factory=list)
@@ -35,10 +35,11 @@ class Game:
         self.peak_lrs = [group["lr"] for group in self._groups()]
 
     def _groups(self) -> list[dict[str, Any]]:
-        return [*self.optimizer_q.param_groups, *self.optimizer_g.param_groups]
+        return [group for part in self._parts() if isinstance(part, Optimizer) for group in part.param_groups]
 
     def _parts(self) -> list[Any]:
-        return [self.student, self.generator, self.optimizer_q, self.optimizer_g]
+        parts = (self.student, self.generator, self.optimizer_q, self.optimizer_g)
+        return [p for p in parts if p is not None]
 
     def set_lr(self, factor: float) -> None:
         for group, peak in zip(self._groups(), self.peak_lrs, strict=True):
@@ -110,6 +111,6 @@ def play(
     stage.loss_after, stage.kept = least, best_round > 0
     if best_round < stage.steps:
         kept = f"the state after round {best_round} was kept" if best_round else "not kept"
-        stage.note = "; ".join(filter(None, [stage.note, f"{kept}: the held-out synthetic loss went up from there"]))
+        stage.note = "; ".join(filter(None, [stage.note, f"{kept}: the held-out loss went up from there"]))
     job.stages.append(stage)
     return stage

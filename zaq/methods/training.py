@@ -6,11 +6,14 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from zaq.graph import attribute
 from zaq.methods.job import Job
 
-__all__ = ["StepAdam", "frozen", "step", "student_optimizer"]
+__all__ = ["StepAdam", "distillation", "frozen", "rate", "step", "student_optimizer"]
+
+FASTEST = 2e-3  # learning rate of a student, in steps of the grid, whatever `travel` allows
 
 
 class StepAdam(torch.optim.Adam):
@@ -49,6 +52,21 @@ def student_optimizer(job: Job, lr: float, lr_bias: float, learn_scales: bool = 
     ]
     units = {p: u for p, u in units.items() if p.requires_grad}
     return StepAdam([g for g in groups if g["params"]], units)
+
+
+def rate(travel: float, steps: float) -> float:
+    """The learning rate at which a weight may travel `travel` steps of its grid. Adam moves it by about the rate at every
+    step, so their sum is the way: `steps` is the sum of the schedule's factors."""
+    return min(FASTEST, travel / max(steps, 1))
+
+
+def distillation(q: Tensor, p: Tensor, temperature: float, reduction: str = "batchmean") -> Tensor:
+    """T^2 KL(softmax(P / T) || softmax(Q / T)) of a student's and a teacher's logits, (N, K) each (Hinton et al. 2015).
+
+    "batchmean" is a mean over samples. "mean" is what torch calls so: over classes as well, so that the weight is T^2 / K.
+    """
+    kl = F.kl_div((q / temperature).log_softmax(1), (p / temperature).softmax(1), reduction="batchmean")
+    return temperature**2 * (kl / q.shape[1] if reduction == "mean" else kl)
 
 
 def step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:

@@ -22,7 +22,7 @@ from zaq.errors import BitsError, unknown
 from zaq.graph import with_taps
 from zaq.methods.job import Job, Stage
 from zaq.methods.loop import Game, play
-from zaq.methods.training import frozen, step, student_optimizer
+from zaq.methods.training import frozen, rate, step, student_optimizer
 from zaq.synth.generators import DCGAN, GENERATORS
 from zaq.synth.losses import RELATIONS, activation_loss, batch_norm_loss, output_discrepancy, relation_gaps
 
@@ -31,15 +31,14 @@ __all__ = ["ZAQ"]
 STEPS = {"fast": (16, 3), "default": (150, 85), "best": (600, 1200)}  # effort: warm-up steps of G, rounds of the game
 HELD_OUT_BATCHES = 4
 CALIBRATION_BATCHES = 8
-FASTEST = 2e-3  # learning rate of the student, in steps of the grid, whatever `travel` allows
 
 
 @dataclass(frozen=True)
 class ZAQ:
     """The paper's constants; where its released code has others they are named. `None`: set by the effort."""
 
-    alpha: float = 0.1  # weight of D_f (code: 1.0)
-    beta: float = 0.05  # weight of L_a (code: 0.1)
+    alpha: float = 0.1  # weight of D_f (code: 1.0); 0 leaves the relation maps out
+    beta: float = 0.05  # weight of L_a (code: 0.1); 0 leaves it out
     relation: str = "crm"  # crm, gram, or the code's scrm
     layer_weights: bool = True  # softmax of each layer's relation gap; False: a plain mean (code)
     ema: float = 0.9  # memory of those gaps
@@ -91,7 +90,7 @@ class ZAQ:
                 losses = {}
                 if stats:
                     losses["batch_norm"] = batch_norm_loss(features[: len(stats)], list(stats.values()))
-                else:
+                elif self.beta and features:
                     losses["activation"] = self.beta * activation_loss(features[-1])
                 if labels is not None:
                     losses["cross_entropy"] = F.cross_entropy(outputs[0], labels)
@@ -116,15 +115,16 @@ class ZAQ:
         teacher, student = job.tapped(student=False), job.tapped(student=True)
         stats = job.batch_norms() if self.bns else {}
         watched = with_taps(job.teacher, list(stats)) if stats else None
-        optimizer = student_optimizer(job, self._rate(rounds), self.lr_bias, self.learn_scales)
-        game = Game(job.student, generator, optimizer, _adam(generator, self.lr_generator))
+        optimizer_q = student_optimizer(job, self._rate(rounds), self.lr_bias, self.learn_scales)
+        optimizer_g = _adam(generator, self.lr_generator)
+        game = Game(job.student, generator, optimizer_q, optimizer_g)
 
         def discrepancy(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             """D_o, D_f and the teacher's last feature map."""
             with torch.set_grad_enabled(images.requires_grad):
                 p, features_p = teacher(images)
             q, features_q = student(images)
-            gaps = relation_gaps(features_p, features_q, self.relation) if features_p else torch.zeros(1)
+            gaps = relation_gaps(features_p, features_q, self.relation) if features_p and self.alpha else torch.zeros(1)
             return output_discrepancy(p, q), (self._weights(game, gaps) * gaps).sum(), features_p[-1] if features_p else p[0]
 
         def one_round(game: Game) -> dict[str, float]:
@@ -133,16 +133,18 @@ class ZAQ:
                 images = _draw(job, generator)
                 d_o, d_f, _ = discrepancy(images)
                 loss = d_o + self.alpha * d_f
-                step(game.optimizer_q, loss)
+                step(optimizer_q, loss)
                 losses = {"d_o": float(d_o.detach()), "d_f": float(d_f.detach()), "loss_q": float(loss.detach())}
             with frozen(job.student):
                 for _ in range(self.g_steps):
                     images, _ = generator.sample(job.batch)
                     d_o, d_f, last = discrepancy(images)
-                    loss = -d_o - self.alpha * d_f + self.beta * activation_loss(last)
+                    loss = -d_o - self.alpha * d_f
+                    if self.beta:
+                        loss = loss + self.beta * activation_loss(last)
                     if watched is not None:
                         loss = loss + self.bns * batch_norm_loss(watched(images)[1], list(stats.values()))
-                    step(game.optimizer_g, loss)
+                    step(optimizer_g, loss)
                     losses["loss_g"] = float(loss.detach())
             return losses
 
@@ -157,11 +159,9 @@ class ZAQ:
         return float(0.1 ** sum(progress >= m for m in self.milestones))
 
     def _rate(self, rounds: int) -> float:
-        """The student's learning rate. Adam moves a weight by about the rate at every step, so their sum is the way."""
         if self.lr_student is not None:
             return self.lr_student
-        steps = self.q_steps * sum(self._schedule(i / rounds) for i in range(rounds))
-        return min(FASTEST, self.travel / max(steps, 1))
+        return rate(self.travel, self.q_steps * sum(self._schedule(i / rounds) for i in range(rounds)))
 
     def _weights(self, game: Game, gaps: Tensor) -> Tensor:
         """w_l = softmax over layers of the relation gap, accumulated by an EMA (ZAQ, eq. 6)."""

@@ -10,6 +10,7 @@ from zaq.config import Card
 __all__ = ["DCGAN", "GENERATORS"]
 
 BASE = 8  # pixels a side before the first upsampling, at most
+NATURAL_REACH = 1.5  # standard deviations from the middle of a pixel's range to its end, at least, where std is the data's
 
 
 class DCGAN(nn.Module):
@@ -18,18 +19,32 @@ class DCGAN(nn.Module):
     `width` channels after the linear layer, halved at the last upsampling (paper: 128, and a quarter of it on CIFAR).
     With `classes` the latent is multiplied by an embedding of the label (GDFQ). The last batch norm has no parameters:
     it fixes contrast, and a sigmoid maps it to the range of a pixel.
+
+    The rest is as GDFQ has it: `doublings` (2: the linear layer draws a quarter of a side, whatever the size), `eps` of
+    the batch norms between convolutions, and `tanh` before the last one, whose images of mean 0 and variance 1 then are
+    the normalised pixels themselves, cut where no pixel lies.
     """
 
     low: Tensor
     high: Tensor
 
-    def __init__(self, card: Card, latent: int, width: int, classes: int | None = None) -> None:
+    def __init__(
+        self,
+        card: Card,
+        latent: int,
+        width: int,
+        classes: int | None = None,
+        doublings: int | None = None,
+        eps: float = 1e-5,
+        tanh: bool = False,
+    ) -> None:
         super().__init__()
         channels, height, self.image_width = card.input
-        self.latent, self.classes, self.height = latent, classes, height
-        doublings = 0
-        while max(height, self.image_width) > BASE * 2**doublings:
-            doublings += 1
+        self.latent, self.classes, self.height, self.tanh = latent, classes, height, tanh
+        if doublings is None:
+            doublings = 0
+            while max(height, self.image_width) > BASE * 2**doublings:
+                doublings += 1
         self.base = (-(-height // 2**doublings), -(-self.image_width // 2**doublings), width)
         self.embed = nn.Embedding(classes, latent) if classes else None
         self.project = nn.Linear(latent, width * self.base[0] * self.base[1])
@@ -38,9 +53,9 @@ class DCGAN(nn.Module):
             out = width if i < max(doublings, 1) - 1 else max(width // 2, 8)
             if i < doublings:
                 layers.append(nn.Upsample(scale_factor=2))
-            layers += [nn.Conv2d(width, out, 3, padding=1), nn.BatchNorm2d(out), nn.LeakyReLU(0.2)]
+            layers += [nn.Conv2d(width, out, 3, padding=1), nn.BatchNorm2d(out, eps), nn.LeakyReLU(0.2)]
             width = out
-        layers += [nn.Conv2d(width, channels, 3, padding=1), nn.BatchNorm2d(channels, affine=False)]
+        layers += [nn.Conv2d(width, channels, 3, padding=1), *([nn.Tanh()] if tanh else []), nn.BatchNorm2d(channels, affine=False)]
         self.body = nn.Sequential(*layers)
         low, high = card.bounds()
         self.register_buffer("low", low)
@@ -53,7 +68,17 @@ class DCGAN(nn.Module):
         height, width, channels = self.base
         x = self.project(z).view(-1, channels, height, width).contiguous(memory_format=torch.channels_last)
         x = self.body(x)[:, :, : self.height, : self.image_width]
+        if self.tanh:
+            return self._normalised(x)
         return self.low + (self.high - self.low) * torch.sigmoid(1.5 * x)
+
+    def _normalised(self, x: Tensor) -> Tensor:
+        """Images of mean 0 and variance 1 as the model reads them. Mean and std of most cards are those of photographs, so
+        that such images need nothing; a card whose std is not (pixels from 0 to 1) shifts and shrinks them."""
+        middle, reach = (self.high + self.low) / 2, (self.high - self.low) / 2
+        fits = reach >= NATURAL_REACH
+        x = torch.where(fits, x, middle + x * reach / NATURAL_REACH)
+        return x.maximum(self.low).minimum(self.high)
 
     def sample(self, n: int) -> tuple[Tensor, Tensor | None]:
         """n images and the labels they were drawn for (None where the generator knows no classes)."""
