@@ -63,6 +63,7 @@ def to_onnx(exported: torch.export.ExportedProgram, metadata: dict[str, Any], in
     model = program.model_proto
     _pool_globally(model)
     _store_integers(model)
+    _clip_integers(model)
     if not int8_weights:
         _avoid_overflow(model)
     _name_ends(model)
@@ -209,6 +210,37 @@ def _store_biases(
             new.attribute.append(helper.make_attribute("axis", 0))
         graph.node.insert(index, new)
         node.input[2] = output
+
+
+def _clip_integers(model: ModelProto) -> None:
+    """Move clips that differ from channel to channel behind the QuantizeLinear that follows them, where they clip integers
+    (in place). Rounding keeps order, so min(x, c) rounded is min(x rounded, c rounded)."""
+    graph = model.graph
+    constants = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
+    for quantize in [n for n in graph.node if n.op_type == "QuantizeLinear"]:
+        clips: list[NodeProto] = []
+        while True:
+            maker = next((n for n in graph.node if quantize.input[0] in n.output), None)
+            if maker is None or maker.op_type not in ("Min", "Max") or len(maker.input) != 2 or maker.input[1] not in constants:
+                break
+            clips.append(maker)
+            graph.node.remove(maker)
+            quantize.input[0] = maker.input[0]
+        new: list[NodeProto] = []
+        for clip in clips:
+            ends = _quantize(constants[clip.input[1]], constants[quantize.input[1]], constants[quantize.input[2]], axis=0)
+            limits = np.iinfo(ends.dtype)
+            if (ends == (limits.min if clip.op_type == "Max" else limits.max)).all():
+                continue  # what the integer type does by itself
+            graph.initializer.append(numpy_helper.from_array(ends, f"{clip.output[0]}_end"))
+            tail = new[-1].output[0] if new else quantize.output[0]
+            new.append(helper.make_node(clip.op_type, [tail, f"{clip.output[0]}_end"], [f"{clip.output[0]}_clipped"]))
+        for node in graph.node if new else ():
+            node.input[:] = [new[-1].output[0] if name == quantize.output[0] else name for name in node.input]
+        at = list(graph.node).index(quantize) + 1
+        for node in reversed(new):
+            graph.node.insert(at, node)
+    _drop_unread(model)
 
 
 def _avoid_overflow(model: ModelProto) -> None:
