@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from zaq.methods.aciq import ACIQ
 from zaq.methods.deepinversion import DeepInversion
 from zaq.methods.dfq import DFQ
 from zaq.methods.ft import FineTune
@@ -17,6 +18,7 @@ __all__ = ["METHODS", "Job", "reads_data"]
 METHODS: dict[str, Callable[..., Any]] = {
     "rtn": RTN,
     "dfq": DFQ,
+    "aciq": ACIQ,
     "zeroq": ZeroQ,
     "deepinversion": DeepInversion,
     "gdfq": GDFQ,
