@@ -56,8 +56,7 @@ class FineTune:
         job.samples = low + (high - low) * torch.rand(NOISE_BATCHES * job.batch, *job.card.input)
         held_out = [_checked(next(batches), job) for _ in range(HELD_OUT_BATCHES)]
         self._calibrate(job, batches)
-        if not job.interrupted:
-            self._train(job, batches, STEPS[job.effort] if self.steps is None else self.steps, held_out)
+        self._train(job, batches, STEPS[job.effort] if self.steps is None else self.steps, held_out)
 
     def _calibrate(self, job: Job, batches: Iterator[tuple[Tensor, Tensor]]) -> None:
         with job.calibrating("mse"), torch.no_grad():

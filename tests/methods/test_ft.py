@@ -1,0 +1,181 @@
+"""Fine-tuning: it learns from the images it is handed, says so everywhere, and stores none of them."""
+
+import functools
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import numpy as np
+import onnx
+import pytest
+import torch
+from conftest import zaq
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.fx import GraphModule
+from zoo import SHAPE, build, images
+
+from zaq.api import Quantized, quantize_graph
+from zaq.cli.quantize import _data_read
+from zaq.config import Card, QConfig
+from zaq.errors import BitsError, DataError
+from zaq.graph import quiet, trace
+from zaq.methods import ft
+from zaq.methods.ft import FineTune
+from zaq.methods.job import Job
+from zaq.methods.training import FASTEST, distillation
+from zaq.passes.fold import fold
+
+CARD = Card(input=SHAPE, mean=(0.5,) * 3, std=(0.25,) * 3)
+Batches = Iterator[tuple[Tensor, Tensor]]
+
+
+@functools.cache
+def graph(name: str) -> GraphModule:
+    return trace(build(name), images(1))
+
+
+def real(classes: int = 5, seed: int = 0) -> Batches:
+    """Endless batches as `zaq.data.shuffled` makes them."""
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        yield torch.randn(16, *SHAPE, generator=generator).clamp(-2, 2), torch.randint(classes, (16,), generator=generator)
+
+
+def quantize(method: FineTune, batches: Batches | None = None, name: str = "residual", bits: str = "w4a4", seed: int = 0) -> Quantized:
+    return quantize_graph(graph(name), QConfig.parse(bits), method, card=CARD, seed=seed, real=batches or real())
+
+
+def test_it_brings_the_student_closer() -> None:
+    quantized = quantize(FineTune(steps=100, labels=False, lr_student=0.01), bits="w3a3")
+    stage = quantized.report["stages"][-1]
+    assert [s["name"] for s in quantized.report["stages"]] == ["calibrate", "ft"]
+    assert stage["kept"] and stage["loss_after"] < 0.8 * stage["loss_before"]
+
+
+def test_a_seed_repeats_bit_for_bit() -> None:
+    a, b, c = (quantize(FineTune(steps=10), seed=s) for s in (3, 3, 4))
+    assert all(torch.equal(v, b.module.state_dict()[k]) for k, v in a.module.state_dict().items())
+    assert not torch.equal(a.job.samples, c.job.samples)  # type: ignore[arg-type]
+
+
+def test_the_loss_is_cross_entropy_and_distillation() -> None:
+    batches, job = list(zip(range(8), real(), strict=False)), Job(fold(graph("residual"))[0], QConfig.parse("w8a8"), CARD)
+    FineTune(alpha=0.5, temperature=3.0, steps=0)(job, real())
+    with torch.no_grad():
+        losses = [
+            torch.nn.functional.cross_entropy(job.student(x), y) + 0.5 * distillation(job.student(x), job.teacher(x), 3.0)
+            for _, (x, y) in batches
+        ]
+    assert job.stages[-1].loss_before == job.stages[-1].loss_after == pytest.approx(float(torch.stack(losses).mean()))
+
+
+@pytest.mark.parametrize("options", [{"labels": False}, {"learn_scales": False}, {"alpha": 0.0}, {"lr_student": 1e-3}, {"lr_bias": 0.0}])
+def test_its_constants_are_options(options: dict[str, object]) -> None:
+    quantized = quantize(FineTune(steps=10, **options))  # type: ignore[arg-type]
+    assert quantized.report["options"]["method"] | options == quantized.report["options"]["method"]
+    assert "reads_data" not in quantized.report["options"]["method"]
+    assert quantized.job.log.rows[-1]["held_out"] != plain_held_out()
+
+
+@functools.cache
+def plain_held_out() -> float:
+    return float(quantize(FineTune(steps=10)).job.log.rows[-1]["held_out"])
+
+
+def test_the_step_follows_from_the_way() -> None:
+    """Half of `travel` per half a step: the cosine's factors sum to half the steps."""
+    assert FineTune(travel=0.2)._rate(6000) == pytest.approx(0.2 / 3000, rel=1e-3)
+    assert FineTune()._rate(10) == FASTEST and FineTune()._rate(0) == FASTEST and FineTune(lr_student=0.5)._rate(10) == 0.5
+
+
+def test_no_real_image_is_kept_and_a_note_says_so() -> None:
+    seen = []
+
+    def watched() -> Batches:
+        for batch in real():
+            seen.append(batch[0])
+            yield batch
+
+    quantized = quantize(FineTune(steps=5), watched())
+    assert len(seen) == ft.HELD_OUT_BATCHES + ft.CALIBRATION_BATCHES + 5
+    samples = quantized.job.samples
+    assert samples is not None and samples.shape[1:] == SHAPE
+    low, high = CARD.bounds()
+    assert (samples >= low).all() and (samples <= high).all()
+    assert torch.cdist(samples.flatten(1), torch.cat(seen).flatten(1)).min() > 5.0
+    assert any("trained on real images" in n and "noise" in n for n in quantized.report["notes"])
+
+
+def test_ctrl_c_keeps_the_last_whole_round() -> None:
+    def interrupted() -> Batches:
+        for i, batch in enumerate(real()):
+            if i == ft.HELD_OUT_BATCHES + ft.CALIBRATION_BATCHES + 12:
+                raise KeyboardInterrupt
+            yield batch
+
+    quantized = quantize(FineTune(steps=100), interrupted())
+    assert quantized.report["interrupted"] and quantized.report["stages"][-1]["note"].startswith("interrupted after round 2 of 20")
+    assert math.isfinite(quantized.report["stages"][-1]["loss_after"])
+
+
+def test_what_it_needs_is_a_sentence() -> None:
+    with pytest.raises(DataError, match="was handed none; name them with --data"):
+        quantize_graph(graph("residual"), QConfig.parse("w8a8"), FineTune(), card=CARD)
+    with pytest.raises(BitsError, match="is no classifier; --method zaq"):
+        quantize(FineTune(), name="transposed")
+    with pytest.raises(DataError, match=r"a label of the images is \d, and the model knows the classes 0..4"):
+        quantize(FineTune(), real(classes=9))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of 16x16 pixels with its data in an .npz file, and one of 32x32 with its data as CIFAR's binary files."""
+    folder = tmp_path_factory.mktemp("ft")
+    rng = np.random.default_rng(0)
+    with quiet():
+        program = torch.export.export(build("residual"), (images(2),), dynamic_shapes=({0: torch.export.Dim.AUTO},))
+        torch.export.save(program, folder / "net.pt2")
+        program = torch.export.export(build("mean_head"), (torch.zeros(2, 3, 32, 32),), dynamic_shapes=({0: torch.export.Dim.AUTO},))
+        torch.export.save(program, folder / "net32.pt2")
+    pixels, labels = rng.integers(0, 256, (40, 16, 16, 3), dtype=np.uint8), rng.integers(0, 5, 40)
+    np.savez(folder / "data.npz", x_train=pixels, y_train=labels, x_test=pixels[:2], y_test=labels[:2])
+    (folder / "cifar").mkdir()
+    for name in (*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin"):
+        records = np.concatenate([rng.integers(0, 5, (16, 1)), rng.integers(0, 256, (16, 3072))], 1).astype(np.uint8)
+        (folder / "cifar" / name).write_bytes(records.tobytes())
+    return folder
+
+
+@pytest.mark.parametrize(("model", "data"), [("net.pt2", "npz:{}/data.npz"), ("net32.pt2", "cifar10:{}/cifar")])
+def test_a_run_says_in_red_that_real_images_were_read(folder: Path, model: str, data: str, tmp_path: Path) -> None:
+    data = data.format(folder)
+    flags = ("--bits", "w8a8", "--method", "ft", "--data", data, "-s", "steps=5", "--normalize", "cifar10", "-o", tmp_path / "out")
+    done = zaq("quantize", folder / model, *flags)
+    assert done.returncode == 0, done.stderr
+    assert f"REAL IMAGES READ: {data}" in done.stdout and "no data read" not in done.stdout and "trained on real images" in done.stdout
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["options"]["data"] == data and _data_read(report) == click.style(f"REAL IMAGES READ: {data}", fg="red")
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert f'<b class="real">Real images were read: {data}.' in page and ".real { color: #c00 }" in page and "No real image" not in page
+    properties = {p.key: p.value for p in onnx.load(tmp_path / "out" / "model.onnx").metadata_props}
+    assert data in " ".join(properties.values())
+    stored = load_file(tmp_path / "out" / "samples.safetensors")["pixels"].float()
+    assert float(stored.mean()) == pytest.approx(127.5, abs=1) and float(stored.std()) == pytest.approx(255 / 12**0.5, abs=1)  # noise
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--method", "zaq", "--data", "npz:x"], "--method zaq reads no data; only ft does"),
+        (["--method", "gdfq", "--data", "npz:x"], "--method gdfq reads no data; only ft does"),
+        (["--method", "ft"], "--method ft reads real images: name them with --data"),
+        (["--method", "ft", "--data", "npz:x", "-s", "reads_data=false"], "unknown setting of ft 'reads_data'"),
+    ],
+)
+def test_data_and_method_must_go_together(args: list[str], message: str, tmp_path: Path) -> None:
+    done = zaq("quantize", *args, cwd=tmp_path)
+    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
