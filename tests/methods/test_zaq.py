@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,11 +12,13 @@ from zoo import SHAPE, ZOO, build, images
 import zaq
 from zaq.config import Card, QConfig
 from zaq.graph import trace
+from zaq.methods import zaq as zaq_method
 from zaq.methods.job import Job
 from zaq.methods.loop import Game, play
 from zaq.methods.training import StepAdam
 from zaq.methods.zaq import ZAQ
 from zaq.passes.fold import fold
+from zaq.synth.losses import RELATIONS
 
 CARD = Card(input=SHAPE, mean=(0.5,) * 3, std=(0.25,) * 3)
 QUICK = ZAQ(warm_up=4, rounds=3, latent=16, width=16)
@@ -63,6 +66,37 @@ def test_the_codes_choices_are_options(options: dict[str, object]) -> None:
     quantized = zaq.quantize(build("residual"), images(1), "w4a4", method, card=CARD)
     assert quantized.report["options"]["method"] | options == quantized.report["options"]["method"]
     assert len([r for r in quantized.job.log.rows if "loss_q" in r]) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "unused"),
+    [({"alpha": 0.0}, "relation_gaps"), ({"beta": 0.0}, "activation_loss"), ({"layer_weights": False}, "softmax"), ({}, "gram")],
+)
+def test_an_ablation_leaves_its_part_out(options: dict[str, object], unused: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has no weight is not computed: without D_f no relation map, without L_a no activation loss."""
+
+    def computed(*_: object) -> torch.Tensor:
+        raise AssertionError(f"{unused} was computed")
+
+    if unused == "gram":
+        monkeypatch.setitem(RELATIONS, "gram", computed)
+    else:
+        monkeypatch.setattr(torch if unused == "softmax" else zaq_method, unused, computed)
+    quantized = zaq.quantize(build("residual"), images(1), "w4a4", replace(QUICK, **options), card=CARD)  # type: ignore[arg-type]
+    rows = [r for r in quantized.job.log.rows if "loss_q" in r]
+    assert len(rows) == 3
+    for row in rows:
+        assert row["loss_q"] == pytest.approx(row["d_o"] + replace(QUICK, **options).alpha * row["d_f"])  # type: ignore[arg-type]
+        assert (row["d_f"] == 0.0) == ("alpha" in options)
+
+
+def test_each_part_of_an_ablation_is_computed_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other half of the test above: with the part switched on, what it must not touch is what it stumbles over."""
+    for unused, options in (("relation_gaps", {}), ("activation_loss", {}), ("gram", {"relation": "gram"})):
+        with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+            broken = lambda *_: 1 / 0  # noqa: E731
+            patch.setitem(RELATIONS, "gram", broken) if unused == "gram" else patch.setattr(zaq_method, unused, broken)
+            zaq.quantize(build("residual"), images(1), "w4a4", replace(QUICK, **options), card=CARD)  # type: ignore[arg-type]
 
 
 def test_frozen_ranges_stay() -> None:
