@@ -12,7 +12,8 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 sys.path.insert(0, str(ROOT / "tests"))
-torch.set_num_threads(min(2, os.cpu_count() or 1))
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start; pytest itself runs two
+torch.set_num_threads(1)
 
 with warnings.catch_warnings():  # onnxscript's import warns of its own deprecated corners
     warnings.simplefilter("ignore")

@@ -25,6 +25,24 @@ def test_first_last_has_bits_of_its_own() -> None:
         QConfig.parse("w4a4", 9)
 
 
+def test_a_placement_brings_its_own_choices() -> None:
+    gdfq = QConfig.parse("w4a4", placement="gdfq")
+    assert gdfq.first_last is None and gdfq.weights == "per_channel_affine"
+    assert QConfig.parse("w4a4", 8, "gdfq", "per_tensor").first_last == 8
+    with pytest.raises(BitsError, match="Did you mean 'brecq'"):
+        QConfig.parse("w4a4", placement="breqc")
+    with pytest.raises(BitsError, match="Did you mean 'per_tensor'"):
+        QConfig.parse("w4a4", weights="per_tensr")
+
+
+def test_mixed_bits_and_a_size_go_together() -> None:
+    mixed = QConfig.parse("mixeda6", target_size=1000)
+    assert (mixed.act_bits, mixed.target_size, str(mixed)) == (6, 1000, "mixeda6")
+    for bits, size in (("mixed", None), ("w4a4", 1000)):
+        with pytest.raises(BitsError, match="target-size"):
+            QConfig.parse(bits, target_size=size)
+
+
 def test_card_bounds_what_a_pixel_can_be() -> None:
     low, high = Card(input=(3, 4, 4), mean=(0.5, 0.4, 0.0), std=(0.5, 0.2, 1.0)).bounds()
     torch.testing.assert_close(low.flatten(), torch.tensor([-1.0, -2.0, 0.0]))

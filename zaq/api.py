@@ -100,6 +100,8 @@ def quantize_graph(
         job.notes += unfolded
         if card.normalised:
             job.notes.append("no mean and std are known: the input counts as already normalised")
+        if qconfig.placement != "integer":
+            job.notes.append(f"placement {qconfig.placement}: for comparison with published numbers; additions and the image stay in float")
         method(job, real) if reads_data(method) else method(job)
         job.student.requires_grad_(False)
         _require_finite(job.student)

@@ -11,7 +11,7 @@ from onnx import numpy_helper
 from zoo import SHAPE, ZOO, build, images
 
 import zaq
-from zaq.config import Card
+from zaq.config import Card, QConfig
 from zaq.errors import SourceError
 from zaq.export.verify import compare, session
 from zaq.methods.zaq import ZAQ
@@ -43,6 +43,28 @@ def test_file_is_the_student(name: str, bits: str, tmp_path: Path) -> None:
 def test_all_bits(bits: str, tmp_path: Path) -> None:
     quantized, path = exported("residual", bits, tmp_path)
     assert compare(path, quantized.module, images(64)).share_equal > 0.95
+
+
+@pytest.mark.parametrize("weights", ["per_channel_affine", "per_tensor", "per_tensor_affine"])
+@pytest.mark.parametrize("bits", ["w8a8", "w4a4"])
+def test_every_weight_grid(weights: str, bits: str, tmp_path: Path) -> None:
+    """onnxruntime takes one zero point a weight: channels with their own lie around 0, or as floats where 8 bits are too few."""
+    quantized = zaq.quantize(build("grouped"), images(1), QConfig.parse(bits, None, weights=weights), QUICK, card=CARD)
+    quantized.export(tmp_path / "model.onnx")
+    parity = compare(tmp_path / "model.onnx", quantized.module, images(64))
+    in_float = (weights, bits) == ("per_channel_affine", "w8a8")
+    assert parity.share_worse == 0 and (in_float or parity.share_equal > 0.9), parity.sentence()
+    assert bool(parity.float_kernels) == in_float, parity.kernels
+
+
+@pytest.mark.parametrize("placement", ["gdfq", "brecq"])
+def test_the_literatures_placements_export_too(placement: str, tmp_path: Path) -> None:
+    """With float tensors between the quantized ones a sum may round apart; seldom, and then by a step."""
+    quantized = zaq.quantize(build("residual"), images(1), QConfig.parse("w4a4", placement=placement), QUICK, card=CARD)
+    quantized.export(tmp_path / "model.onnx")
+    parity = compare(tmp_path / "model.onnx", quantized.module, images(64))
+    assert parity.top1_agreement is not None and parity.top1_agreement > 0.96, parity.sentence()
+    assert any("comparison" in n for n in quantized.report["notes"])
 
 
 def test_weights_are_stored_as_integers_of_their_bits(tmp_path: Path) -> None:

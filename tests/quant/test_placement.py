@@ -4,7 +4,7 @@ import pytest
 import torch
 from zoo import SHAPE, ZOO, build, images
 
-from zaq.config import Card, QConfig
+from zaq.config import WEIGHT_GRIDS, Card, QConfig
 from zaq.graph import trace
 from zaq.passes.fold import fold
 from zaq.quant.placement import place
@@ -70,3 +70,37 @@ def test_known_bounds_need_no_samples() -> None:
     quantizer = placement.activations["hardtanh"]
     quantizer.calibrate()
     assert abs(quantizer.limits()[1] - 6) < 1e-5
+
+
+# The protocols of the literature, at w4a3: what a ReLU writes; or what layers read, 8 bits behind the first and before the last.
+PROTOCOLS = {
+    ("gdfq", "residual"): {"relu": 3, "relu_1": 3, "relu_2": 3, "relu_3": 3},
+    ("brecq", "residual"): {"relu": 8, "relu_1": 3, "relu_2": 3, "adaptive_avg_pool2d": 8},
+    ("gdfq", "depthwise"): {"relu": 3, "hardtanh": 3, "hardtanh_1": 3},
+    ("brecq", "depthwise"): {"relu": 8, "hardtanh": 3, "adaptive_avg_pool2d": 8},
+}
+
+
+@pytest.mark.parametrize(("placement", "name"), PROTOCOLS)
+def test_protocols_of_the_literature(placement: str, name: str) -> None:
+    folded, _ = fold(trace(build(name), images(1)))
+    _, placed = place(folded, QConfig.parse("w4a3", placement=placement), CARD)
+    assert {k: q.bits for k, q in placed.activations.items()} == PROTOCOLS[placement, name]
+    ends = 4 if placement == "gdfq" else 8
+    assert [q.bits for q in placed.weights.values()] == [ends, *[4] * (len(placed.weights) - 2), ends]
+    assert all(not q.signed and q.axis == 0 for q in placed.weights.values())  # affine, per channel
+
+
+@pytest.mark.parametrize("weights", WEIGHT_GRIDS)
+def test_weight_grids(weights: str) -> None:
+    folded, _ = fold(trace(build("residual"), images(1)))
+    _, placed = place(folded, QConfig.parse("w4a4", weights=weights), CARD)
+    for name, quantizer in placed.weights.items():
+        assert len(quantizer.scale) == (1 if "tensor" in weights else len(folded.get_parameter(name)))
+        assert bool((quantizer.zero_point != 0).any()) == ("affine" in weights)
+
+
+def test_a_weight_may_have_bits_of_its_own() -> None:
+    folded, _ = fold(trace(build("residual"), images(1)))
+    name = next(iter(place(folded, QConfig(4, 4), CARD)[1].weights))
+    assert place(folded, QConfig(4, 4, layer_bits={name: 2}), CARD)[1].weights[name].bits == 2

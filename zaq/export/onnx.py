@@ -7,6 +7,8 @@ One exception: where two products of an activation and a weight can exceed 16 bi
 activations), weights are stored as uint8 with zero point 128, the same numbers. x86 kernels without VNNI add such pairs
 of uint8 x int8 products in saturating int16, and a file that is right elsewhere loses ten points there; they take
 uint8 x uint8 another, exact way. `int8_weights` keeps int8 for devices that are known to need or deserve it.
+
+Clips that differ from channel to channel (equalized ReLU6) clip integers too, behind QuantizeLinear.
 """
 
 import copy

@@ -1,0 +1,65 @@
+"""Offsets and constants that move on: the function stays where the assumption holds."""
+
+import torch
+from torch import nn
+from zoo import build, images
+
+from zaq.graph import bias_of, trace, weight_of
+from zaq.passes.absorb import absorb, absorb_constants
+from zaq.passes.fold import fold
+from zaq.quant.placement import weighted_layers
+
+
+def pair(kernel: int, padding: int, clip: nn.Module) -> nn.Module:
+    torch.manual_seed(0)
+    body = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), clip)
+    net = nn.Sequential(body, nn.Conv2d(8, 4, kernel, padding=padding), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    norm = net[0][1]
+    with torch.no_grad():
+        norm.bias.copy_(torch.tensor([5.0, 4, 3, 0, -1, 0.5, 2, 1]))
+        norm.weight.fill_(0.5)
+        norm.running_var.fill_(float(net[0][0](torch.randn(64, 3, 16, 16)).var()))
+    return net.eval()
+
+
+def test_high_offsets_move_on() -> None:
+    for clip in (nn.ReLU(), nn.ReLU6()):
+        graph, _ = fold(trace(pair(1, 0, clip), images(1)))
+        new, moved = absorb(graph)
+        assert moved == 4  # beta - 3 gamma > 0 for 5, 4, 3 and 2
+        first = weighted_layers(new)[0]
+        assert (bias_of(new, first) < bias_of(graph, weighted_layers(graph)[0]) - 0.4).sum() == 4
+        x = torch.randn(32, 3, 16, 16)
+        with torch.no_grad():
+            torch.testing.assert_close(new(x), graph(x), atol=2e-2, rtol=0)  # 0.1 % of the values lie below 3 gamma
+        assert float(first.meta["bn"].mean.max()) <= 1.6
+
+
+def test_nothing_moves_across_a_padding() -> None:
+    graph, _ = fold(trace(pair(3, 1, nn.ReLU()), images(1)))
+    assert absorb(graph)[1] == 0
+
+
+def test_switched_off_channels_go() -> None:
+    for kernel, padding, gone in ((1, 0, 3), (3, 1, 2)):  # a constant above zero cannot move across a padding
+        model = pair(kernel, padding, nn.ReLU())
+        with torch.no_grad():
+            model[0][0].weight[[3, 4, 0]] = 1e-12  # type: ignore[index]
+            model[0][1].running_mean.zero_()  # type: ignore[union-attr,operator]
+            model[1].weight[:, [3, 4, 0]] *= 100  # type: ignore[operator]
+        graph, _ = fold(trace(model, images(1)))
+        new, number = absorb_constants(graph)
+        assert number == gone
+        with torch.no_grad():
+            torch.testing.assert_close(new(images(8)), graph(images(8)), atol=1e-4, rtol=1e-4)
+        second = weight_of(new, weighted_layers(new)[1])
+        assert (second[:, [3, 4]] == 0).all() and bool((second[:, 0] == 0).all()) == (gone == 3)
+
+
+def test_graphs_of_every_kind_pass() -> None:
+    for name in ("residual", "concat", "squeeze_excite", "signed", "shared_weight"):
+        graph, _ = fold(trace(build(name), images(1)))
+        new, _ = absorb_constants(graph)
+        with torch.no_grad():
+            torch.testing.assert_close(new(images(4)), graph(images(4)))
+        absorb(graph)
