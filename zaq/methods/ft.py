@@ -36,7 +36,7 @@ class FineTune:
     temperature: float = 4.0
     labels: bool = True  # False: distillation alone
     steps: int | None = None
-    travel: float = 0.2  # steps of its grid that a weight may travel
+    travel: float = 0.6  # steps of its grid that a weight may travel (0.2 had a held-out loss of 0.535 after 600 steps, this 0.511)
     lr_student: float | None = None  # Adam, in steps of each channel's grid; None: from `travel`
     lr_bias: float = 5e-5
     learn_scales: bool = True
