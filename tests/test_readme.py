@@ -17,17 +17,17 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 def test_a_method_in_ten_lines() -> None:
-    (code,) = [b for b in BLOCKS if "class RoundToNearest" in b]
+    (code,) = [b for b in BLOCKS if "class UniformNoise" in b]
     names = {"dataclass": dataclasses.dataclass, "torch": torch, "Job": Job}
     exec(code, names)
     card = Card(input=SHAPE, mean=(0.5,) * 3, std=(0.25,) * 3)
-    method = names["RoundToNearest"](batches=2)  # type: ignore[operator]
+    method = names["UniformNoise"](batches=2)  # type: ignore[operator]
     quantized = zaq.quantize(build("residual"), images(1), "w8a8", method, card=card)
     x = images(8)
     with torch.no_grad():
         expected = build("residual")(x)
     assert (quantized.module(x) - expected).pow(2).mean() < 0.05 * expected.var()
-    assert quantized.report["options"]["method"] == {"name": "roundtonearest", "batches": 2}
+    assert quantized.report["options"]["method"] == {"name": "uniformnoise", "batches": 2}
 
 
 def test_the_python_example(tmp_path: Path) -> None:
@@ -43,5 +43,5 @@ def test_the_python_example(tmp_path: Path) -> None:
 
 def test_commands_name_what_exists() -> None:
     assert DEFAULT == "zoo:resnet20_cifar10" and "resnet20_cifar10-w4a4/" in README
-    assert set(re.findall(r"--method (\w+)", README)) - {"rtn"} <= set(METHODS)
+    assert set(re.findall(r"--method (\w+)", README)) - {"uniform"} <= set(METHODS)
     assert not re.search(r"\b(TODO|RESULTS|MAINJOB|MINUTES)\b", README)

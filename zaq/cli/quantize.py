@@ -21,7 +21,7 @@ __all__ = ["quantize"]
 @click.option("--weights", help="Grids of weights: per_channel (default), per_tensor, and both with _affine.")
 @click.option("--first-last", default="", help="Bits of the first and the last layer, or 'same'; 8, and same for gdfq.")
 @click.option("--int8-weights", is_flag=True, help="Never store weights as uint8: faster, but wrong on x86 without VNNI.")
-@click.option("--method", default="zaq", show_default=True, help="The algorithm.")
+@click.option("--method", default="zaq", show_default=True, help="Or rtn, dfq, aciq, zeroq, deepinversion, gdfq, ft.")
 @click.option("-s", "settings", multiple=True, metavar="KEY=VALUE", help="A constant of the method; repeatable.")
 @click.option("--effort", default="default", show_default=True, help="fast, default or best.")
 @click.option("--data", help="Real training images, for --method ft alone: cifar10:DIR, ... No other method reads any.")
