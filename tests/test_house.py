@@ -27,6 +27,7 @@ LAYERS = (
     {"errors"},
     {"config", "progress", "zoo"},
     {"graph"},
+    {"nodes"},
     {"passes", "sources"},
     {"quant"},
     {"synth"},

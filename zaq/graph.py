@@ -1,7 +1,6 @@
 """A model as one functional graph, and the words to speak of its operations. The only user of torch.export."""
 
 import copy
-import math
 import re
 import traceback
 import warnings
@@ -156,101 +155,6 @@ def with_taps(gm: GraphModule, names: list[str]) -> GraphModule:
     outputs = [copied[n] for n in output_nodes(gm)]
     graph.output((outputs, [by_name[name] for name in names]))
     return GraphModule(gm, graph)
-
-
-def channel_limits(node: Node) -> tuple[Tensor, Tensor]:
-    """The ends of a clamp node as tensors: scalars, or (C,) where equalization gave every channel its own."""
-    if "limits" in node.meta:
-        low, high = node.meta["limits"]
-        return low, high
-    low, high = clamp_limits(node)
-    return torch.tensor(low), torch.tensor(high)
-
-
-def clamp_limits(node: Node) -> tuple[float, float]:
-    """The ends a clamp node was given: (0, inf) for ReLU, (0, 6) for ReLU6; infinite where an end is computed.
-
-    Where every channel has its own ends, the widest.
-    """
-    if "limits" in node.meta:
-        return float(node.meta["limits"][0].min()), float(node.meta["limits"][1].max())
-    if node.target is aten.relu.default:
-        return 0.0, math.inf
-    default = (-1.0, 1.0) if node.target is aten.hardtanh.default else (None, None)
-    given = [*node.args[1:3], *default[len(node.args) - 1 :]]
-    low, high = (given[i] if i < len(given) else None for i in (0, 1))
-    return (
-        float(low) if isinstance(low, int | float) else -math.inf,
-        float(high) if isinstance(high, int | float) else math.inf,
-    )
-
-
-def channel_padding(node: Node) -> tuple[int, int] | None:
-    """How many channels of zeros a padding puts before and behind, as in ResNet's shortcut A."""
-    amounts, value = (node.args[1], node.args[-1]) if node.target in PADS and len(node.args) > 1 else (None, None)
-    if not isinstance(amounts, list) or len(amounts) != 6 or (isinstance(value, int | float) and value != 0):
-        return None
-    before, behind = amounts[4:]
-    return (before, behind) if isinstance(before, int) and isinstance(behind, int) else None
-
-
-def set_limits(gm: GraphModule, node: Node, low: Tensor, high: Tensor) -> None:
-    """Give a clamp node ends for each channel, (C,) each; infinite ones are left out."""
-    ends: list[Node | None] = []
-    for end, values in (("low", low), ("high", high)):
-        if not bool(values.isfinite().any()):
-            ends.append(None)
-            continue
-        name = f"{node.name}_{end}"
-        gm.register_buffer(name, values.float().view(1, -1, *[1] * (node.meta["val"].dim() - 2)))
-        with gm.graph.inserting_before(node):
-            ends.append(gm.graph.get_attr(name))
-    node.target, node.args = aten.clamp.Tensor, (node.args[0], *ends)
-    node.meta["limits"] = (low.float(), high.float())
-
-
-def attribute(gm: GraphModule, target: str) -> Tensor:
-    """The parameter or buffer that a get_attr node names."""
-    value: Any = gm
-    for part in target.split("."):
-        value = getattr(value, part)
-    return value  # type: ignore[no-any-return]
-
-
-def set_parameter(gm: GraphModule, target: str, value: Tensor) -> None:
-    """Put a parameter under a dotted name, whose owner must exist."""
-    owner, _, name = target.rpartition(".")
-    setattr(gm.get_submodule(owner), name, nn.Parameter(value))
-
-
-def weight_of(gm: GraphModule, node: Node) -> Tensor:
-    """The weight of a layer, behind the quantizer that may stand before it."""
-    return attribute(gm, _parameter(node, 1))
-
-
-def bias_of(gm: GraphModule, node: Node) -> Tensor:
-    """The bias of a layer that has one (`has_bias`)."""
-    return attribute(gm, _parameter(node, 2))
-
-
-def has_bias(node: Node) -> bool:
-    """Whether a layer has a bias that is a parameter."""
-    return len(node.args) > 2 and isinstance(node.args[2], Node) and node.args[2].op in ("get_attr", "call_module")
-
-
-@torch.no_grad()
-def add_to_bias(gm: GraphModule, node: Node, shift: Tensor) -> None:
-    """Add (C,) to the bias of a layer that has one."""
-    bias = bias_of(gm, node)
-    set_parameter(gm, _parameter(node, 2), (bias.double() + shift).to(bias.dtype))
-
-
-def _parameter(node: Node, argument: int) -> str:
-    source = node.args[argument]
-    while isinstance(source, Node) and source.op == "call_module":
-        source = source.args[0]
-    assert isinstance(source, Node)
-    return str(source.target)
 
 
 def source_line(node: Node) -> str:

@@ -5,7 +5,8 @@ from collections import Counter
 from typing import Any
 
 from zaq.config import QConfig
-from zaq.graph import CONVS, activations, attribute, input_node, shape_of, taps
+from zaq.graph import CONVS, activations, input_node, shape_of, taps
+from zaq.nodes import attribute
 from zaq.passes.fold import fold
 from zaq.quant.placement import place, weighted_layers
 from zaq.sources import Source

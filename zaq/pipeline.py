@@ -9,9 +9,9 @@ from zaq.config import QConfig
 from zaq.data import shuffled
 from zaq.export.onnx import program_of, to_onnx
 from zaq.export.verify import compare
-from zaq.graph import attribute
 from zaq.methods import reads_data
 from zaq.methods.job import Log
+from zaq.nodes import attribute
 from zaq.page import render
 from zaq.progress import Progress
 from zaq.run import Run, disk_errors

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from zaq.graph import attribute, input_node, with_taps
+from zaq.graph import input_node, with_taps
 from zaq.methods.job import Job
+from zaq.nodes import attribute
 from zaq.quant.mixed import packed_bytes
 
 __all__ = ["SCHEMA", "describe", "method_dict", "onnx_metadata"]

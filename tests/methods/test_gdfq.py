@@ -14,11 +14,12 @@ from zoo import SHAPE, build, images
 from zaq.api import Quantized, quantize_graph
 from zaq.config import Card, QConfig
 from zaq.errors import BitsError
-from zaq.graph import attribute, trace, with_taps
+from zaq.graph import trace, with_taps
 from zaq.methods import gdfq
 from zaq.methods.gdfq import GDFQ, FoldedSGD, folded_gains, statistics_loss
 from zaq.methods.job import Job
 from zaq.methods.training import distillation
+from zaq.nodes import attribute
 from zaq.passes.fold import BatchNormStats, fold
 
 CARD = Card(input=SHAPE, mean=(0.5,) * 3, std=(0.25,) * 3)

@@ -4,7 +4,8 @@ import torch
 from torch import nn
 from zoo import build, images
 
-from zaq.graph import bias_of, trace, weight_of
+from zaq.graph import trace
+from zaq.nodes import bias_of, weight_of
 from zaq.passes.absorb import absorb, absorb_constants
 from zaq.passes.fold import fold
 from zaq.quant.placement import weighted_layers

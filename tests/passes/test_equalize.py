@@ -5,7 +5,8 @@ import torch
 from torch import nn
 from zoo import ZOO, build, images
 
-from zaq.graph import activations, trace, weight_of
+from zaq.graph import activations, trace
+from zaq.nodes import weight_of
 from zaq.passes.equalize import equalize, relax_relu6
 from zaq.passes.fold import fold
 from zaq.quant.placement import weighted_layers

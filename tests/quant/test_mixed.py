@@ -9,7 +9,8 @@ from zoo import SHAPE, build, images
 
 from zaq.config import Card, QConfig
 from zaq.errors import BitsError
-from zaq.graph import attribute, trace
+from zaq.graph import trace
+from zaq.nodes import attribute
 from zaq.passes.fold import fold
 from zaq.quant import mixed
 from zaq.quant.mixed import allocate, packed_bytes, sensitivities, sizes

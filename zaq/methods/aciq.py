@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 
 from zaq.errors import BitsError, unknown
-from zaq.graph import attribute, set_parameter
 from zaq.methods.job import Job, Stage
 from zaq.methods.zeroq import ZeroQ
+from zaq.nodes import attribute, set_parameter
 from zaq.quant.aciq import allocate_bits, clip_range
 from zaq.quant.bias import correct_analytically
 from zaq.quant.fake_quantize import FakeQuantize

@@ -24,10 +24,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zaq.errors import BitsError, unknown
-from zaq.graph import TRANSPOSED, attribute, with_taps
+from zaq.graph import TRANSPOSED, with_taps
 from zaq.methods.job import Job, Stage
 from zaq.methods.loop import Game, play
 from zaq.methods.training import distillation, step
+from zaq.nodes import attribute
 from zaq.passes.fold import BatchNormStats
 from zaq.quant.placement import make_room_for_biases
 from zaq.synth.generators import DCGAN

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from zaq.config import Card, QConfig
-from zaq.graph import attribute, output_nodes, shape_of, taps, with_taps
+from zaq.graph import output_nodes, shape_of, taps, with_taps
+from zaq.nodes import attribute
 from zaq.passes.fold import BatchNormStats
 from zaq.progress import Progress
 from zaq.quant.placement import Placement, make_room_for_biases, place

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zaq.graph import attribute
 from zaq.methods.job import Job
+from zaq.nodes import attribute
 
 __all__ = ["StepAdam", "distillation", "frozen", "rate", "step", "student_optimizer"]
 

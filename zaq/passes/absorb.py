@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from zaq.graph import CLAMPS, CONVS, LINEARS, activations, add_to_bias, bias_of, channel_limits, has_bias, set_limits, weight_of
+from zaq.graph import CLAMPS, CONVS, LINEARS, activations
+from zaq.nodes import add_to_bias, bias_of, channel_limits, has_bias, set_limits, weight_of
 from zaq.passes.equalize import DEAD, columns
 
 __all__ = ["absorb", "absorb_constants"]

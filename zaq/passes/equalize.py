@@ -21,23 +21,8 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from zaq.graph import (
-    CLAMPS,
-    CONVS,
-    LINEARS,
-    MOVES,
-    PADS,
-    POOLS,
-    activations,
-    attribute,
-    channel_limits,
-    channel_padding,
-    input_node,
-    output_nodes,
-    set_limits,
-    set_parameter,
-    shape_of,
-)
+from zaq.graph import CLAMPS, CONVS, LINEARS, MOVES, PADS, POOLS, activations, input_node, output_nodes, shape_of
+from zaq.nodes import attribute, channel_limits, channel_padding, set_limits, set_parameter
 
 __all__ = ["columns", "equalize", "relax_relu6"]
 

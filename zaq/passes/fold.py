@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from zaq.graph import BATCH_NORMS, TRANSPOSED, WEIGHTED, attribute, set_parameter, source_line
+from zaq.graph import BATCH_NORMS, TRANSPOSED, WEIGHTED, source_line
+from zaq.nodes import attribute, set_parameter
 
 __all__ = ["BatchNormStats", "fold"]
 

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from zaq.config import Card
-from zaq.graph import PADS, TRANSPOSED, add_to_bias, has_bias, shape_of, weight_of, with_taps
+from zaq.graph import PADS, TRANSPOSED, shape_of, with_taps
+from zaq.nodes import add_to_bias, has_bias, weight_of
 from zaq.quant.moments import Clipped, moments
 from zaq.quant.placement import Placement, weighted_layers
 

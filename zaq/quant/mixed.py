@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from zaq.errors import BitsError
-from zaq.graph import attribute
+from zaq.nodes import attribute
 from zaq.progress import Progress
 from zaq.quant.fake_quantize import FakeQuantize
 from zaq.quant.placement import weighted_layers

@@ -20,21 +20,8 @@ from torch.fx import GraphModule, Node
 from torch.nn import functional as F
 
 from zaq.config import Card
-from zaq.graph import (
-    CLAMPS,
-    LINEARS,
-    MOVES,
-    PADS,
-    POOLS,
-    TRANSPOSED,
-    WEIGHTED,
-    activations,
-    attribute,
-    channel_limits,
-    channel_padding,
-    input_node,
-    shape_of,
-)
+from zaq.graph import CLAMPS, LINEARS, MOVES, PADS, POOLS, TRANSPOSED, WEIGHTED, activations, input_node, shape_of
+from zaq.nodes import attribute, channel_limits, channel_padding
 
 __all__ = ["Clipped", "moments"]
 

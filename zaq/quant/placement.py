@@ -29,21 +29,8 @@ from torch import nn
 from torch.fx import GraphModule, Node
 
 from zaq.config import Card, QConfig
-from zaq.graph import (
-    CLAMPS,
-    CONVS,
-    LINEARS,
-    MERGES,
-    MOVES,
-    PADS,
-    POOLS,
-    TRANSPOSED,
-    WEIGHTED,
-    activations,
-    attribute,
-    input_node,
-    output_nodes,
-)
+from zaq.graph import CLAMPS, CONVS, LINEARS, MERGES, MOVES, PADS, POOLS, TRANSPOSED, WEIGHTED, activations, input_node, output_nodes
+from zaq.nodes import attribute
 from zaq.quant.fake_quantize import BiasQuantize, FakeQuantize
 from zaq.quant.ranges import Bounds, bounds
 

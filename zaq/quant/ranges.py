@@ -7,7 +7,8 @@ import torch
 from torch.fx import GraphModule, Node
 
 from zaq.config import Card
-from zaq.graph import CLAMPS, MOVES, PADS, POOLS, activations, clamp_limits, input_node
+from zaq.graph import CLAMPS, MOVES, PADS, POOLS, activations, input_node
+from zaq.nodes import clamp_limits
 
 __all__ = ["Bounds", "bounds"]
 

@@ -1,0 +1,200 @@
+"""Rewrites of the ONNX file, in place: quantized constants become integer initializers, and what can be done on integers is."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import ModelProto, NodeProto, helper, numpy_helper
+
+__all__ = ["avoid_overflow", "clip_integers", "pool_globally", "store_integers"]
+
+INT16_MAX = 32767
+
+
+def pool_globally(model: ModelProto) -> None:
+    """ReduceMean over H and W as GlobalAveragePool, for which integer kernels exist (in place)."""
+    graph = model.graph
+    constants = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
+    for index, node in reversed(list(enumerate(graph.node))):
+        if node.op_type != "ReduceMean" or len(node.input) < 2 or node.input[1] not in constants:
+            continue
+        if sorted(int(a) % 4 for a in constants[node.input[1]].reshape(-1)) != [2, 3]:
+            continue
+        keep = next((a.i for a in node.attribute if a.name == "keepdims"), 1)
+        pooled = node.output[0] if keep else f"{node.output[0]}_pooled"
+        new = [helper.make_node("GlobalAveragePool", [node.input[0]], [pooled])]
+        if not keep:
+            new.append(helper.make_node("Flatten", [pooled], [node.output[0]], axis=1))
+        graph.node.remove(node)
+        for n in reversed(new):
+            graph.node.insert(index, n)
+
+
+def store_integers(model: ModelProto) -> None:
+    """Fold Quantize(-Clip) of constants into integer initializers, and biases into int32 (in place)."""
+    graph = model.graph
+    constants = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Constant":
+            constants[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
+    makers = {output: node for node in graph.node for output in node.output}
+    dead: list[NodeProto] = []
+    added: dict[str, NDArray[Any]] = {}
+    dequantized: dict[str, tuple[NDArray[Any], NDArray[Any]]] = {}  # output of a DequantizeLinear -> scale, integers
+    for node in list(graph.node):
+        if node.op_type != "DequantizeLinear":
+            continue
+        chain = [makers.get(node.input[0])]
+        if chain[0] is not None and chain[0].op_type == "Clip":
+            chain.append(makers.get(chain[0].input[0]))
+        first = chain[-1]
+        if first is None or first.op_type != "QuantizeLinear" or first.input[0] not in constants:
+            dequantized[node.output[0]] = (constants[node.input[1]], np.empty(0))
+            continue
+        weight, scale, zero_point = (constants[i] for i in first.input)
+        integers = _quantize(weight, scale, zero_point, node.attribute[0].i)
+        if len(chain) > 1 and chain[0] is not None:
+            integers = integers.clip(*[constants[i] for i in chain[0].input[1:3]])
+        # Initializers of their own, even of a shared weight: onnxruntime's x64quantprecision mode rewrites them in place.
+        name, zero = f"{node.output[0]}_quantized", f"{node.output[0]}_zero_point"
+        integers, zero_point = _one_zero_point(integers, constants[node.input[2]], node.attribute[0].i)
+        if integers.dtype == np.int16:  # fits no 8-bit type: a comparison's grid, kept as the floats it stands for
+            constants[node.output[0]] = added[node.output[0]] = _dequantize(integers, scale, zero_point, node.attribute[0].i)
+            dead += [node, *(n for n in chain if n is not None)]
+            continue
+        added[name], added[zero] = integers, zero_point
+        node.input[0], node.input[2] = name, zero
+        dequantized[node.output[0]] = (constants[node.input[1]], integers)
+        dead += [n for n in chain if n is not None]
+    for node in dead:
+        if node in graph.node:
+            graph.node.remove(node)
+    _store_biases(model, constants, dequantized, added)
+    graph.initializer.extend(numpy_helper.from_array(v, k) for k, v in added.items())
+    _drop_unread(model)
+
+
+def _store_biases(
+    model: ModelProto,
+    constants: dict[str, NDArray[Any]],
+    dequantized: dict[str, tuple[NDArray[Any], NDArray[Any]]],
+    added: dict[str, NDArray[Any]],
+) -> None:
+    """Biases of layers whose input and weight are quantized become int32 initializers with a DequantizeLinear."""
+    graph = model.graph
+    for index, node in reversed(list(enumerate(graph.node))):
+        if node.op_type not in ("Conv", "Gemm") or len(node.input) < 3 or node.input[2] not in constants:
+            continue
+        if node.input[0] not in dequantized or node.input[1] not in dequantized:
+            continue
+        scale = (dequantized[node.input[0]][0] * dequantized[node.input[1]][0]).astype(np.float32)
+        bias = constants[node.input[2]]
+        name = f"{node.input[2]}_int32"
+        added[name] = np.rint(bias / scale).astype(np.int32)
+        added[f"{name}_scale"] = scale
+        output = f"{name}_dequantized"
+        new = helper.make_node("DequantizeLinear", [name, f"{name}_scale"], [output], output)
+        if scale.ndim:
+            new.attribute.append(helper.make_attribute("axis", 0))
+        graph.node.insert(index, new)
+        node.input[2] = output
+
+
+def clip_integers(model: ModelProto) -> None:
+    """Move clips that differ from channel to channel behind the QuantizeLinear that follows them, where they clip integers
+    (in place). Rounding keeps order, so min(x, c) rounded is min(x rounded, c rounded)."""
+    graph = model.graph
+    constants = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
+    for quantize in [n for n in graph.node if n.op_type == "QuantizeLinear"]:
+        clips: list[NodeProto] = []
+        while True:
+            maker = next((n for n in graph.node if quantize.input[0] in n.output), None)
+            if maker is None or maker.op_type not in ("Min", "Max") or len(maker.input) != 2 or maker.input[1] not in constants:
+                break
+            clips.append(maker)
+            graph.node.remove(maker)
+            quantize.input[0] = maker.input[0]
+        new: list[NodeProto] = []
+        for clip in clips:
+            ends = _quantize(constants[clip.input[1]], constants[quantize.input[1]], constants[quantize.input[2]], axis=0)
+            limits = np.iinfo(ends.dtype)
+            if (ends == (limits.min if clip.op_type == "Max" else limits.max)).all():
+                continue  # what the integer type does by itself
+            graph.initializer.append(numpy_helper.from_array(ends, f"{clip.output[0]}_end"))
+            tail = new[-1].output[0] if new else quantize.output[0]
+            new.append(helper.make_node(clip.op_type, [tail, f"{clip.output[0]}_end"], [f"{clip.output[0]}_clipped"]))
+        for node in graph.node if new else ():
+            node.input[:] = [new[-1].output[0] if name == quantize.output[0] else name for name in node.input]
+        at = list(graph.node).index(quantize) + 1
+        for node in reversed(new):
+            graph.node.insert(at, node)
+    _drop_unread(model)
+
+
+def avoid_overflow(model: ModelProto) -> None:
+    """Store weights as uint8 where a pair of products can exceed int16 (in place); see the top of this file."""
+    tensors = {t.name: t for t in model.graph.initializer}
+    makers = {output: node for node in model.graph.node for output in node.output}
+    for node in model.graph.node:
+        if node.op_type not in ("Conv", "Gemm", "MatMul") or not all(i in makers for i in node.input[:2]):
+            continue
+        activation, weight = makers[node.input[0]], makers[node.input[1]]
+        if {activation.op_type, weight.op_type} != {"DequantizeLinear"} or weight.input[0] not in tensors:
+            continue
+        clip = makers.get(activation.input[0])
+        largest = int(numpy_helper.to_array(tensors[clip.input[2]])) if clip is not None and clip.op_type == "Clip" else 255
+        integers = numpy_helper.to_array(tensors[weight.input[0]])
+        if integers.dtype != np.int8 or 2 * largest * int(np.abs(integers.astype(np.int16)).max()) <= INT16_MAX:
+            continue
+        for name in (weight.input[0], weight.input[2]):
+            shifted = (numpy_helper.to_array(tensors[name]).astype(np.int16) + 128).astype(np.uint8)
+            tensors[name].CopyFrom(numpy_helper.from_array(shifted, name))
+
+
+def _quantize(x: NDArray[Any], scale: NDArray[Any], zero: NDArray[Any], axis: int) -> NDArray[Any]:
+    """What QuantizeLinear computes."""
+    if scale.ndim:
+        shape = [-1 if d == axis else 1 for d in range(x.ndim)]
+        scale, zero = scale.reshape(shape), zero.reshape(shape)
+    info = np.iinfo(zero.dtype)
+    q = np.rint(x / scale) + zero
+    integers: NDArray[Any] = q.clip(info.min, info.max).astype(zero.dtype)
+    return integers
+
+
+def _dequantize(q: NDArray[Any], scale: NDArray[Any], zero: NDArray[Any], axis: int) -> NDArray[Any]:
+    """What DequantizeLinear computes."""
+    if scale.ndim:
+        shape = [-1 if d == axis else 1 for d in range(q.ndim)]
+        scale, zero = scale.reshape(shape), zero.reshape(shape)
+    x: NDArray[Any] = ((q.astype(np.float32) - zero) * scale).astype(np.float32)
+    return x
+
+
+def _one_zero_point(integers: NDArray[Any], zero: NDArray[Any], axis: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Weights whose channels have different zero points as int8 around 0, or as int16 where 8 bits do not hold that.
+
+    onnxruntime's QLinearConv takes one zero point a weight, whatever the file says.
+    """
+    if not zero.ndim or (zero == zero.flat[0]).all():
+        return integers, zero
+    shape = [-1 if d == axis else 1 for d in range(integers.ndim)]
+    shifted = integers.astype(np.int16) - zero.reshape(shape).astype(np.int16)
+    kind = np.int8 if shifted.min() >= -128 and shifted.max() <= 127 else np.int16
+    return shifted.astype(kind), np.zeros_like(zero, dtype=kind)
+
+
+def _drop_unread(model: ModelProto) -> None:
+    """Remove nodes, initializers and type notes that nothing reads any more."""
+    graph = model.graph
+    while True:
+        read = {i for n in graph.node for i in n.input} | {o.name for o in graph.output}
+        unread = [n for n in graph.node if not read.intersection(n.output)]
+        if not unread:
+            break
+        for node in unread:
+            graph.node.remove(node)
+    kept = [t for t in graph.initializer if t.name in read]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
+    del graph.value_info[:]
