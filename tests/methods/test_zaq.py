@@ -1,15 +1,18 @@
 """The game itself, on tiny nets: it learns, repeats, rolls back, stops, and leaves the teacher alone."""
 
 import copy
+import functools
 import math
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
+from torch.fx import GraphModule
 from zoo import SHAPE, ZOO, build, images
 
 import zaq
+from zaq.api import quantize_graph
 from zaq.config import Card, QConfig
 from zaq.graph import trace
 from zaq.methods import zaq as zaq_method
@@ -68,6 +71,11 @@ def test_the_codes_choices_are_options(options: dict[str, object]) -> None:
     assert len([r for r in quantized.job.log.rows if "loss_q" in r]) == 2
 
 
+@functools.cache
+def graph() -> GraphModule:
+    return trace(build("residual"), images(1))
+
+
 @pytest.mark.parametrize(
     ("options", "unused"),
     [({"alpha": 0.0}, "relation_gaps"), ({"beta": 0.0}, "activation_loss"), ({"layer_weights": False}, "softmax"), ({}, "gram")],
@@ -82,7 +90,7 @@ def test_an_ablation_leaves_its_part_out(options: dict[str, object], unused: str
         monkeypatch.setitem(RELATIONS, "gram", computed)
     else:
         monkeypatch.setattr(torch if unused == "softmax" else zaq_method, unused, computed)
-    quantized = zaq.quantize(build("residual"), images(1), "w4a4", replace(QUICK, **options), card=CARD)  # type: ignore[arg-type]
+    quantized = quantize_graph(graph(), QConfig.parse("w4a4"), replace(QUICK, **options), card=CARD)  # type: ignore[arg-type]
     rows = [r for r in quantized.job.log.rows if "loss_q" in r]
     assert len(rows) == 3
     for row in rows:
@@ -96,7 +104,7 @@ def test_each_part_of_an_ablation_is_computed_otherwise(monkeypatch: pytest.Monk
         with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
             broken = lambda *_: 1 / 0  # noqa: E731
             patch.setitem(RELATIONS, "gram", broken) if unused == "gram" else patch.setattr(zaq_method, unused, broken)
-            zaq.quantize(build("residual"), images(1), "w4a4", replace(QUICK, **options), card=CARD)  # type: ignore[arg-type]
+            quantize_graph(graph(), QConfig.parse("w4a4"), replace(QUICK, **options), card=CARD)  # type: ignore[arg-type]
 
 
 def test_frozen_ranges_stay() -> None:
