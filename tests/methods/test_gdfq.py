@@ -141,6 +141,7 @@ def test_ranges_are_moving_averages_of_the_first_steps_alone(monkeypatch: pytest
 
 
 def test_distillation_against_the_direct_formula() -> None:
+    torch.manual_seed(0)
     q, p, t = torch.randn(6, 10), torch.randn(6, 10), 20.0
     a, b = torch.softmax(p / t, 1), torch.softmax(q / t, 1)
     kl = t**2 * (a * (a / b).log()).sum(1).mean()
@@ -171,6 +172,7 @@ def test_statistics_loss_is_that_of_the_batch_norms_inputs() -> None:
 
 
 def test_a_dead_channel_has_no_say_in_the_statistics() -> None:
+    torch.manual_seed(0)
     feature = torch.randn(8, 3, 4, 4, requires_grad=True)
     stats = BatchNormStats(torch.zeros(3), torch.tensor([1.0, 1e-9, 0.0]), torch.zeros(3), torch.tensor([1.0, 2.0, 3e-3]))
     loss = statistics_loss([feature * torch.tensor([1.0, 1e-9, 0.0]).view(1, 3, 1, 1)], [stats])
@@ -196,6 +198,8 @@ class Plain(nn.Module):
 )
 def test_sgd_on_folded_weights_is_sgd_on_the_weights(layer: nn.Module) -> None:
     """Momentum and decay included, after several steps: g w, with w trained as it was, is w' trained folded."""
+    torch.manual_seed(0)
+    layer.reset_parameters()  # type: ignore[operator]
     model = Plain(layer)
     nn.init.uniform_(model.norm.weight, -2.0, 2.0)
     nn.init.uniform_(model.norm.running_var, 0.1, 4.0)  # type: ignore[arg-type]
