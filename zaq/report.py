@@ -21,7 +21,7 @@ SCHEMA = 1
 def method_dict(method: Any) -> dict[str, Any]:
     """A method's name and its constants."""
     constants = dataclasses.asdict(method) if dataclasses.is_dataclass(method) and not isinstance(method, type) else {}
-    return {"name": type(method).__name__.lower(), **constants}
+    return {"name": getattr(method, "name", type(method).__name__.lower()), **constants}
 
 
 def describe(job: Job, options: dict[str, Any], minutes: float) -> dict[str, Any]:

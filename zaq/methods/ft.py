@@ -41,6 +41,7 @@ class FineTune:
     lr_bias: float = 5e-5
     learn_scales: bool = True
 
+    name = "ft"
     reads_data = True  # no field, hence no -s: it is what the method is
 
     def __call__(self, job: Job, batches: Iterator[tuple[Tensor, Tensor]] | None) -> None:
