@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from zaq.graph import PADS
+from zaq.graph import LINEARS, PADS
 
 __all__ = [
-    "add_to_bias", "attribute", "bias_of", "channel_limits", "channel_padding", "clamp_limits", "has_bias", "set_limits",
-    "set_parameter", "weight_of",
+    "add_to_bias", "attribute", "bias_of", "channel_limits", "channel_padding", "clamp_limits", "groups_of", "has_bias",
+    "set_limits", "set_parameter", "weight_of",
 ]  # fmt: skip
 
 aten = torch.ops.aten
@@ -39,6 +39,13 @@ def weight_of(gm: GraphModule, node: Node) -> Tensor:
 def bias_of(gm: GraphModule, node: Node) -> Tensor:
     """The bias of a layer that has one (`has_bias`)."""
     return attribute(gm, _parameter(node, 2))
+
+
+def groups_of(node: Node) -> int:
+    """The number of groups of a convolution, transposed or not; 1 of a linear layer."""
+    groups = node.args[6] if node.target not in LINEARS and len(node.args) > 6 else 1
+    assert isinstance(groups, int)
+    return groups
 
 
 def has_bias(node: Node) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from zaq.config import Card
 
-__all__ = ["render"]
+__all__ = ["image", "render"]
 
 SAMPLES_SHOWN = 32
 TEMPLATE = Path(__file__).with_name("report.html.j2")
@@ -35,7 +35,8 @@ def render(report: dict[str, Any], log: list[dict[str, Any]], samples: Tensor | 
     return page.render(report=report, pictures=pictures, activations=activations, weights=weights)
 
 
-def _image(figure: Figure) -> str:
+def image(figure: Figure) -> str:
+    """A figure as a data URL, to lie inside a page."""
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=110, bbox_inches="tight")
     return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
@@ -56,7 +57,7 @@ def _losses(log: list[dict[str, Any]]) -> str | None:
         axes.set_title(stage)
         axes.set_xlabel("step")
         axes.legend(fontsize=7)
-    return _image(figure)
+    return image(figure)
 
 
 def _sheet(samples: Tensor, card: Card) -> str:
@@ -73,7 +74,7 @@ def _sheet(samples: Tensor, card: Card) -> str:
     axes = figure.add_subplot()
     axes.imshow(sheet.reshape(rows * height, columns * width, channels).squeeze(), cmap="gray", interpolation="nearest")
     axes.set_axis_off()
-    return _image(figure)
+    return image(figure)
 
 
 def _ranges(tensors: list[dict[str, Any]], title: str) -> str | None:
@@ -87,7 +88,7 @@ def _ranges(tensors: list[dict[str, Any]], title: str) -> str | None:
     axes.set_yticks(rows, [f"{t['name']} ({t['bits']} bit)" for t in tensors], fontsize=6)
     axes.invert_yaxis()
     axes.set_title(title, fontsize=9)
-    return _image(figure)
+    return image(figure)
 
 
 def _weights(tensors: list[dict[str, Any]]) -> str | None:
@@ -104,7 +105,7 @@ def _weights(tensors: list[dict[str, Any]]) -> str | None:
     axes.set_xscale("log")
     axes.invert_yaxis()
     axes.set_title("weights: reach of each channel's grid (dots) and the largest weight (bar)", fontsize=9)
-    return _image(figure)
+    return image(figure)
 
 
 def _frontier(report: dict[str, Any]) -> str | None:
@@ -120,7 +121,7 @@ def _frontier(report: dict[str, Any]) -> str | None:
     axes.set_xlabel("KB of weights, packed")
     axes.set_ylabel("sum of KL sensitivities")
     axes.set_title("bits of each layer: the frontier, and the size taken (dashed)", fontsize=9)
-    return _image(figure)
+    return image(figure)
 
 
 def _sqnr(tensors: list[dict[str, Any]]) -> str | None:
@@ -133,4 +134,4 @@ def _sqnr(tensors: list[dict[str, Any]]) -> str | None:
     axes.set_yticks(range(len(tensors)), [t["name"] for t in tensors], fontsize=6)
     axes.invert_yaxis()
     axes.set_title("SQNR on synthetic samples, dB: activations (blue), weights (orange)", fontsize=9)
-    return _image(figure)
+    return image(figure)

@@ -9,6 +9,7 @@ from zaq.graph import trace, with_taps
 from zaq.methods.job import Job
 from zaq.passes.fold import fold
 from zaq.quant.bias import correct_analytically, correct_empirically
+from zaq.quant.moments import moments
 from zaq.quant.placement import weighted_layers
 
 CARD = Card(input=SHAPE, mean=(0.5,) * 3, std=(0.25,) * 3)
@@ -44,7 +45,7 @@ def test_analytic_correction_reduces_the_shift_where_inputs_are_as_assumed() -> 
     job = rounded("no_batch_norm")
     x = torch.randn(400, *SHAPE).clamp(-2, 2)
     before = shift(job, x)
-    assert correct_analytically(job.teacher, job.student, job.placement, CARD) >= 2
+    assert correct_analytically(job.teacher, job.student, job.placement, moments(job.teacher, CARD)) >= 2
     assert shift(job, x) < 0.6 * before
 
 
@@ -61,5 +62,5 @@ def test_analytic_correction_counts_the_padding() -> None:
         quantizer.disable_fake_quant()
     x = torch.randn(4, 3, 6, 6)
     assert shift(job, x) > 0.01
-    correct_analytically(job.teacher, job.student, job.placement, job.card)
+    correct_analytically(job.teacher, job.student, job.placement, moments(job.teacher, job.card))
     assert shift(job, x) < 1e-4

@@ -1,7 +1,5 @@
 """The benchmark as one HTML file with its plots inside."""
 
-import base64
-import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ from matplotlib.figure import Figure
 
 from zaq.benchmark.plan import READS_IMAGES
 from zaq.benchmark.table import HEADS, LEGEND, Group, facts, sections
+from zaq.page import image
 
 __all__ = ["render"]
 
@@ -46,7 +45,7 @@ def _panels(found: list[Group], draw: Callable[[Axes, list[Group]], None]) -> st
         axes.set_ylabel("top-1 %")
         axes.grid(alpha=0.3)
         axes.legend(fontsize=7)
-    return _image(figure) if placements else None
+    return image(figure) if placements else None
 
 
 def _over_bits(axes: Axes, shown: list[Group]) -> None:
@@ -81,9 +80,3 @@ def _lines(found: list[Group]) -> dict[str, list[Group]]:
 
 def _style(group: Group) -> dict[str, Any]:
     return {"color": "red"} if group["algorithm"] == READS_IMAGES else {}
-
-
-def _image(figure: Figure) -> str:
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=110, bbox_inches="tight")
-    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()

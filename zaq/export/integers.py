@@ -132,7 +132,7 @@ def clip_integers(model: ModelProto) -> None:
 
 
 def avoid_overflow(model: ModelProto) -> None:
-    """Store weights as uint8 where a pair of products can exceed int16 (in place); see the top of this file."""
+    """Store weights as uint8 where a pair of products can exceed int16 (in place); see `zaq.export.onnx`."""
     tensors = {t.name: t for t in model.graph.initializer}
     makers = {output: node for node in model.graph.node for output in node.output}
     for node in model.graph.node:
@@ -151,11 +151,14 @@ def avoid_overflow(model: ModelProto) -> None:
             tensors[name].CopyFrom(numpy_helper.from_array(shifted, name))
 
 
+def _along(values: NDArray[Any], axis: int, dims: int) -> NDArray[Any]:
+    """Values of each channel, shaped to broadcast along `axis`; a scalar as it is."""
+    return values.reshape([-1 if d == axis else 1 for d in range(dims)]) if values.ndim else values
+
+
 def _quantize(x: NDArray[Any], scale: NDArray[Any], zero: NDArray[Any], axis: int) -> NDArray[Any]:
     """What QuantizeLinear computes."""
-    if scale.ndim:
-        shape = [-1 if d == axis else 1 for d in range(x.ndim)]
-        scale, zero = scale.reshape(shape), zero.reshape(shape)
+    scale, zero = _along(scale, axis, x.ndim), _along(zero, axis, x.ndim)
     info = np.iinfo(zero.dtype)
     q = np.rint(x / scale) + zero
     integers: NDArray[Any] = q.clip(info.min, info.max).astype(zero.dtype)
@@ -164,9 +167,7 @@ def _quantize(x: NDArray[Any], scale: NDArray[Any], zero: NDArray[Any], axis: in
 
 def _dequantize(q: NDArray[Any], scale: NDArray[Any], zero: NDArray[Any], axis: int) -> NDArray[Any]:
     """What DequantizeLinear computes."""
-    if scale.ndim:
-        shape = [-1 if d == axis else 1 for d in range(q.ndim)]
-        scale, zero = scale.reshape(shape), zero.reshape(shape)
+    scale, zero = _along(scale, axis, q.ndim), _along(zero, axis, q.ndim)
     x: NDArray[Any] = ((q.astype(np.float32) - zero) * scale).astype(np.float32)
     return x
 
@@ -178,8 +179,7 @@ def _one_zero_point(integers: NDArray[Any], zero: NDArray[Any], axis: int) -> tu
     """
     if not zero.ndim or (zero == zero.flat[0]).all():
         return integers, zero
-    shape = [-1 if d == axis else 1 for d in range(integers.ndim)]
-    shifted = integers.astype(np.int16) - zero.reshape(shape).astype(np.int16)
+    shifted = integers.astype(np.int16) - _along(zero, axis, integers.ndim).astype(np.int16)
     kind = np.int8 if shifted.min() >= -128 and shifted.max() <= 127 else np.int16
     return shifted.astype(kind), np.zeros_like(zero, dtype=kind)
 

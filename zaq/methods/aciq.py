@@ -44,28 +44,27 @@ class ACIQ:
                 raise BitsError(f"{what}: " + unknown(what, name, known))
 
     def __call__(self, job: Job) -> None:
-        low, high = job.card.bounds()
-        job.samples = torch.randn(job.batch, *job.card.input).maximum(low).minimum(high)
+        job.samples = job.noise()
         if self.statistics == "synthetic":
-            job.samples = ZeroQ().images(job).maximum(low).minimum(high)
-        self._set_ranges(job)
+            job.samples = job.in_bounds(ZeroQ().images(job))
+        known = moments(job.teacher, job.card)
+        self._set_ranges(job, known if self.statistics == "batch_norm" else {})
         job.fit_weights(search=False)
         for name, quantizer in job.placement.weights.items():
             self._quantize_weight(job, name, quantizer)
         if self.correct:
-            layers = correct_analytically(job.teacher, job.student, job.placement, job.card, mean_only=True)
+            layers = correct_analytically(job.teacher, job.student, job.placement, known, mean_only=True)
             job.stages.append(Stage("bias correction", layers))
         if self.allocate:
             job.notes.append("weights have their bits on average: 2 to 8 a channel")
         make_room_for_biases(job.student)
 
-    def _set_ranges(self, job: Job) -> None:
-        """Every range from synthetic samples; or, where batch norm's statistics reach a tensor, from those."""
+    def _set_ranges(self, job: Job, known: dict[str, Clipped]) -> None:
+        """Every range from synthetic samples; or, where something is known of a tensor, from that."""
         assert job.samples is not None
         with job.calibrating(self.distribution), torch.no_grad():
             for part in job.samples.split(job.batch):
                 job.student(part)
-        known = moments(job.teacher, job.card) if self.statistics == "batch_norm" else {}
         for name, quantizer in job.placement.activations.items():
             if name in known and not quantizer.guaranteed:
                 quantizer.set_range(*self._range(known[name], quantizer.bits))

@@ -10,7 +10,6 @@ these ranges make. On both the student is then distilled. The paper prunes and t
 student is the teacher quantized, and the order of the rounds, are ours.
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +20,7 @@ from zaq.errors import BitsError, SourceError, unknown
 from zaq.graph import with_taps
 from zaq.methods.job import Job, Stage
 from zaq.methods.loop import Game, play
-from zaq.methods.training import distillation, frozen, rate, step, student_optimizer
+from zaq.methods.training import cosine, distillation, frozen, rate, step, student_optimizer
 from zaq.quant.observers import OBSERVERS
 from zaq.synth.distil import distil, shifted
 from zaq.synth.losses import batch_statistics_loss, jensen_shannon, l2_prior, output_discrepancy, total_variation
@@ -64,10 +63,7 @@ class DeepInversion:
         images = self._draw(job, "distil")
         job.samples = images
         parts = images.split(job.batch)
-        with job.calibrating(self.observer), torch.no_grad():
-            for i in job.progress.track("calibrate", len(parts)):
-                job.student(parts[i])
-        job.stages.append(Stage("calibrate", len(parts)))
+        job.calibrate(parts, len(parts), self.observer)
         if not steps or job.interrupted:
             return
         if self.competition and job.classes is not None:
@@ -85,7 +81,6 @@ class DeepInversion:
         count = batches * job.batch if self.images is None else self.images
         labels = (torch.arange(count) % job.classes)[torch.randperm(count)] if job.classes else None
         teacher, student = with_taps(job.teacher, list(stats)), with_taps(job.student, [])
-        low, high = job.card.bounds()
 
         def losses(x: Tensor) -> dict[str, Tensor]:
             x = shifted(x, self.jitter)
@@ -104,14 +99,14 @@ class DeepInversion:
             losses,
             steps if self.steps is None else self.steps,
             self.lr,
-            bounds=(low, high) if self.clip else None,
+            bounds=job.card.bounds() if self.clip else None,
             name=name,
             progress=job.progress,
             log=job.log,
         )
         job.interrupted |= found.interrupted
         job.stages.append(Stage(name, found.steps, note=found.note))
-        return found.images.maximum(low).minimum(high)  # as the file stores them, and as an image is
+        return job.in_bounds(found.images)
 
     def _finetune(self, job: Job, images: Tensor, steps: int) -> None:
         """Distil the student on a part of the images, and keep that only if it serves the rest."""
@@ -120,7 +115,7 @@ class DeepInversion:
         held_out, training = images[:count].split(job.batch), images[count:]
         job.samples = images[:count]
         rounds = -(-steps // STEPS_A_ROUND)
-        learning_rate = rate(self.travel, STEPS_A_ROUND * sum(_cosine(i / rounds) for i in range(rounds)))
+        learning_rate = rate(self.travel, STEPS_A_ROUND * sum(cosine(i / rounds) for i in range(rounds)))
         optimizer = student_optimizer(job, learning_rate, self.lr_bias)
         teacher, student = with_taps(job.teacher, []), with_taps(job.student, [])
 
@@ -142,8 +137,4 @@ class DeepInversion:
         def held_out_loss() -> float:
             return float(torch.stack([loss_of(x) * len(x) for x in held_out]).sum()) / count
 
-        play(job, Game(job.student, None, optimizer, None), rounds, one_round, _cosine, held_out_loss, "finetune")
-
-
-def _cosine(progress: float) -> float:
-    return (1 + math.cos(math.pi * progress)) / 2
+        play(job, Game(job.student, None, optimizer, None), rounds, one_round, cosine, held_out_loss, "finetune")

@@ -15,7 +15,7 @@ from zaq.methods.zeroq import ZeroQ
 from zaq.passes.absorb import absorb, absorb_constants
 from zaq.passes.equalize import equalize, relax_relu6
 from zaq.quant.bias import correct_analytically, correct_empirically
-from zaq.quant.moments import moments
+from zaq.quant.moments import Clipped, moments
 from zaq.quant.placement import make_room_for_biases
 
 __all__ = ["DFQ"]
@@ -42,14 +42,14 @@ class DFQ:
     def __call__(self, job: Job) -> None:
         self._prepare(job)
         job.fit_weights(self.search)
-        self._set_ranges(job)
-        job.samples = _noise(job)
+        known = moments(job.teacher, job.card)
+        self._set_ranges(job, known)
+        job.samples = job.noise()
         if self.bias_correction == "analytic":
-            layers = correct_analytically(job.teacher, job.student, job.placement, job.card)
+            layers = correct_analytically(job.teacher, job.student, job.placement, known)
             job.stages.append(Stage("bias correction", layers, note="analytic"))
         elif self.bias_correction == "empirical":
-            low, high = job.card.bounds()
-            job.samples = ZeroQ().images(job).maximum(low).minimum(high)
+            job.samples = job.in_bounds(ZeroQ().images(job))
             layers = correct_empirically(job.teacher, job.student, job.samples)
             job.stages.append(Stage("bias correction", layers, note="empirical"))
         make_room_for_biases(job.student)
@@ -72,11 +72,10 @@ class DFQ:
             job.stages.append(Stage("absorb", moved))
         job.use(graph)
 
-    def _set_ranges(self, job: Job) -> None:
-        known = moments(job.teacher, job.card)
+    def _set_ranges(self, job: Job, known: dict[str, Clipped]) -> None:
         unknown = [name for name, q in job.placement.activations.items() if name not in known and not q.guaranteed]
         with job.calibrating("minmax"), torch.no_grad():
-            job.student(_noise(job))
+            job.student(job.noise())
         for name, quantizer in job.placement.activations.items():
             if name in known and not quantizer.guaranteed:
                 low, high = known[name].reach(self.range_deviations)
@@ -85,8 +84,3 @@ class DFQ:
         job.stages.append(Stage("ranges", len(job.placement.activations) - len(unknown)))
         if unknown:
             job.notes.append(f"no statistics reach {', '.join(unknown)}: ranges from noise")
-
-
-def _noise(job: Job) -> torch.Tensor:
-    low, high = job.card.bounds()
-    return torch.randn(job.batch, *job.card.input).maximum(low).minimum(high)

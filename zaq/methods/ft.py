@@ -6,7 +6,6 @@ for real images x and labels y (Hinton et al. 2015; the same optimizer and grids
 It is the only method that is handed any, and the report of a run says so. What a run stores stays synthetic all the same.
 """
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -15,9 +14,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from zaq.errors import BitsError, DataError
-from zaq.methods.job import Job, Stage
+from zaq.methods.job import Job
 from zaq.methods.loop import Game, play
-from zaq.methods.training import distillation, rate, step, student_optimizer
+from zaq.methods.training import cosine, distillation, rate, step, student_optimizer
 
 __all__ = ["FineTune"]
 
@@ -56,14 +55,8 @@ class FineTune:
         low, high = job.card.bounds()
         job.samples = low + (high - low) * torch.rand(NOISE_BATCHES * job.batch, *job.card.input)
         held_out = [_checked(next(batches), job) for _ in range(HELD_OUT_BATCHES)]
-        self._calibrate(job, batches)
+        job.calibrate((next(batches)[0] for _ in range(CALIBRATION_BATCHES)), CALIBRATION_BATCHES)
         self._train(job, batches, STEPS[job.effort] if self.steps is None else self.steps, held_out)
-
-    def _calibrate(self, job: Job, batches: Iterator[tuple[Tensor, Tensor]]) -> None:
-        with job.calibrating("mse"), torch.no_grad():
-            for _ in job.progress.track("calibrate", CALIBRATION_BATCHES):
-                job.student(next(batches)[0])
-        job.stages.append(Stage("calibrate", CALIBRATION_BATCHES))
 
     def _train(self, job: Job, batches: Iterator[tuple[Tensor, Tensor]], steps: int, held_out: list[tuple[Tensor, Tensor]]) -> None:
         rounds = -(-steps // STEPS_A_ROUND)
@@ -88,14 +81,10 @@ class FineTune:
         def held_out_loss() -> float:
             return float(torch.stack([loss_of(*batch) for batch in held_out]).mean())
 
-        play(job, Game(job.student, None, optimizer, None), rounds, one_round, _cosine, held_out_loss, "ft")
+        play(job, Game(job.student, None, optimizer, None), rounds, one_round, cosine, held_out_loss, "ft")
 
     def _rate(self, steps: int) -> float:
-        return self.lr_student if self.lr_student is not None else rate(self.travel, sum(_cosine(i / steps) for i in range(steps)))
-
-
-def _cosine(progress: float) -> float:
-    return (1 + math.cos(math.pi * progress)) / 2
+        return self.lr_student if self.lr_student is not None else rate(self.travel, sum(cosine(i / steps) for i in range(steps)))
 
 
 def _checked(batch: tuple[Tensor, Tensor], job: Job) -> tuple[Tensor, Tensor]:

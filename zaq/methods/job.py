@@ -1,7 +1,7 @@
 """What a method is given: teacher, student, and what is known of the input. No data set, by construction."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -113,6 +113,22 @@ class Job:
             for quantizer in self.placement.activations.values():
                 quantizer.calibrate()
             make_room_for_biases(self.student)
+
+    def calibrate(self, batches: Iterable[Tensor], count: int, observer: str = "mse") -> None:
+        """Freeze the ranges that `count` batches of images (n, C, H, W) cause, as a stage with its progress."""
+        with self.calibrating(observer), torch.no_grad():
+            for _, batch in zip(self.progress.track("calibrate", count), batches, strict=False):
+                self.student(batch)
+        self.stages.append(Stage("calibrate", count))
+
+    def noise(self) -> Tensor:
+        """A batch of standard normal images where pixels lie: what tools that ask for data are fed without any."""
+        return self.in_bounds(torch.randn(self.batch, *self.card.input))
+
+    def in_bounds(self, images: Tensor) -> Tensor:
+        """Images as a file stores them: no pixel beyond what one can be."""
+        low, high = self.card.bounds()
+        return images.maximum(low).minimum(high)
 
     def fit_weights(self, search: bool) -> None:
         """Set every weight's grid anew: see `FakeQuantize.fit_weight`. A student has them searched."""

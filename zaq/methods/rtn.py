@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from zaq.methods.job import Job, Stage
+from zaq.methods.job import Job
 
 __all__ = ["RTN"]
 
@@ -21,11 +21,7 @@ class RTN:
     search: bool = False  # True: weight grids of the least error instead of the whole range
 
     def __call__(self, job: Job) -> None:
-        low, high = job.card.bounds()
-        noise = [torch.randn(job.batch, *job.card.input).maximum(low).minimum(high) for _ in range(self.batches)]
+        noise = [job.noise() for _ in range(self.batches)]
         job.fit_weights(self.search)
-        with job.calibrating(self.observer), torch.no_grad():
-            for i in job.progress.track("calibrate", self.batches):
-                job.student(noise[i])
+        job.calibrate(noise, self.batches, self.observer)
         job.samples = torch.cat(noise)
-        job.stages.append(Stage("calibrate", self.batches))

@@ -1,5 +1,6 @@
 """What methods that train a student share: its optimizers, one step, and how it is held still."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, cast
@@ -11,7 +12,7 @@ from torch.nn import functional as F
 from zaq.methods.job import Job
 from zaq.nodes import attribute
 
-__all__ = ["StepAdam", "distillation", "frozen", "rate", "step", "student_optimizer"]
+__all__ = ["StepAdam", "cosine", "distillation", "frozen", "rate", "step", "student_optimizer"]
 
 FASTEST = 2e-3  # learning rate of a student, in steps of the grid, whatever `travel` allows
 
@@ -52,6 +53,11 @@ def student_optimizer(job: Job, lr: float, lr_bias: float, learn_scales: bool = 
     ]
     units = {p: u for p, u in units.items() if p.requires_grad}
     return StepAdam([g for g in groups if g["params"]], units)
+
+
+def cosine(progress: float) -> float:
+    """The factor on a learning rate, from 1 to 0 over progress in [0, 1)."""
+    return (1 + math.cos(math.pi * progress)) / 2
 
 
 def rate(travel: float, steps: float) -> float:

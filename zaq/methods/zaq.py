@@ -70,7 +70,7 @@ class ZAQ:
         self._warm_up(job, generator, warm_up if self.warm_up is None else self.warm_up)
         held_out = [_draw(job, generator) for _ in range(HELD_OUT_BATCHES)]
         job.samples = torch.cat(held_out)
-        self._calibrate(job, generator)
+        job.calibrate((_draw(job, generator) for _ in range(CALIBRATION_BATCHES)), CALIBRATION_BATCHES)
         if not job.interrupted:
             self._play(job, generator, rounds if self.rounds is None else self.rounds, held_out)
 
@@ -104,12 +104,6 @@ class ZAQ:
         except KeyboardInterrupt:
             job.interrupted = True
             stage.note = f"interrupted after step {stage.steps} of {steps}"
-
-    def _calibrate(self, job: Job, generator: DCGAN) -> None:
-        with job.calibrating(), torch.no_grad():
-            for _ in job.progress.track("calibrate", CALIBRATION_BATCHES):
-                job.student(_draw(job, generator))
-        job.stages.append(Stage("calibrate", CALIBRATION_BATCHES))
 
     def _play(self, job: Job, generator: DCGAN, rounds: int, held_out: list[Tensor]) -> None:
         teacher, student = job.tapped(student=False), job.tapped(student=True)

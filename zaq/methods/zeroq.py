@@ -44,16 +44,12 @@ class ZeroQ:
     def __call__(self, job: Job) -> None:
         """Quantize `job.student` in place: distil, choose bits if asked to, round, calibrate."""
         images = self.images(job)
-        low, high = job.card.bounds()
-        job.samples = images.maximum(low).minimum(high)  # as the file stores them, and as an image is
+        job.samples = job.in_bounds(images)
         if job.qconfig.target_size is not None:
             self._mix(job, images, job.qconfig.target_size)
         job.fit_weights(self.search)
         parts = images.split(job.batch)
-        with job.calibrating(self.observer), torch.no_grad():
-            for i in job.progress.track("calibrate", len(parts)):
-                job.student(parts[i])
-        job.stages.append(Stage("calibrate", len(parts)))
+        job.calibrate(parts, len(parts), self.observer)
 
     def images(self, job: Job) -> Tensor:
         """One batch (n, C, H, W) with the teacher's statistics; raises SourceError where it has none."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from zaq.graph import CLAMPS, CONVS, LINEARS, activations
-from zaq.nodes import add_to_bias, bias_of, channel_limits, has_bias, set_limits, weight_of
+from zaq.nodes import add_to_bias, bias_of, channel_limits, groups_of, has_bias, set_limits, weight_of
 from zaq.passes.equalize import DEAD, columns
 
 __all__ = ["absorb", "absorb_constants"]
@@ -39,7 +39,7 @@ def absorb_constants(gm: GraphModule) -> tuple[GraphModule, int]:
         constant = bias.detach().double().maximum(low.double()).minimum(high.double())
         reach = weight.detach().abs().flatten(1).amax(1)
         off = reach <= DEAD * reach.max()
-        readers = [r for r in node.users if r.target in CONVS | LINEARS and len(constant) == _reads(gm, r)]
+        readers = [r for r in node.users if r.target in CONVS | LINEARS and len(constant) == weight_of(gm, r).shape[1] * groups_of(r)]
         if len(readers) < len(node.users) or not all(_takes_a_shift(r) for r in readers):
             off &= constant == 0
         if len(readers) < len(node.users) or not bool(off.any()):
@@ -90,13 +90,6 @@ def _shift(gm: GraphModule, reader: Node, c: Tensor) -> None:
     weight = weight_of(gm, reader).detach().double()
     kernel = weight.flatten(2).sum(2) if weight.dim() > 2 else weight  # (O, I / groups)
     add_to_bias(gm, reader, (kernel * c[columns(reader, weight).flatten(1)]).sum(1))
-
-
-def _reads(gm: GraphModule, node: Node) -> int:
-    """How many channels a layer reads."""
-    groups = node.args[6] if node.target in CONVS and len(node.args) > 6 else 1
-    assert isinstance(groups, int)
-    return weight_of(gm, node).shape[1] * groups
 
 
 def _takes_a_shift(node: Node) -> bool:

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from zaq.graph import CLAMPS, CONVS, LINEARS, MOVES, PADS, POOLS, activations, input_node, output_nodes, shape_of
-from zaq.nodes import attribute, channel_limits, channel_padding, set_limits, set_parameter
+from zaq.nodes import attribute, channel_limits, channel_padding, groups_of, set_limits, set_parameter
 
 __all__ = ["columns", "equalize", "relax_relu6"]
 
@@ -116,15 +116,9 @@ def _add(sums: Tensor, index: Tensor, ranges: Tensor) -> None:
         sums[row].index_add_(0, index, values)
 
 
-def _groups(node: Node) -> int:
-    groups = node.args[6] if node.target in CONVS and len(node.args) > 6 else 1
-    assert isinstance(groups, int)
-    return groups
-
-
 def columns(node: Node, weight: Tensor) -> Tensor:
     """Which input channel each (row, column) of a layer's weight reads, shaped (O, I / groups, 1, ...)."""
-    groups = _groups(node)
+    groups = groups_of(node)
     rows, columns = weight.shape[:2]
     first = torch.arange(rows) // (rows // groups) * columns
     return (first[:, None] + torch.arange(columns)).view(rows, columns, *[1] * (weight.dim() - 2))
@@ -137,7 +131,7 @@ def _rows(values: Tensor, weight: Tensor) -> Tensor:
 def _per_input(node: Node, weight: Tensor) -> Tensor:
     """The range of the weights that read each input channel, (I,)."""
     largest = weight.abs().flatten(2).amax(2) if weight.dim() > 2 else weight.abs()  # (O, I / groups)
-    return largest.view(_groups(node), -1, weight.shape[1]).amax(1).flatten()
+    return largest.view(groups_of(node), -1, weight.shape[1]).amax(1).flatten()
 
 
 def _rescale_layer(gm: GraphModule, node: Node, s_in: Tensor, s_out: Tensor) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from zaq.graph import BATCH_NORMS, TRANSPOSED, WEIGHTED, source_line
-from zaq.nodes import attribute, set_parameter
+from zaq.nodes import attribute, groups_of, set_parameter
 
 __all__ = ["BatchNormStats", "fold"]
 
@@ -116,8 +116,7 @@ def _per_output(layer: Node, gain: Tensor, weight: Tensor) -> Tensor:
     """`gain` (one value an output channel) in a shape that multiplies the layer's weight."""
     if layer.target not in TRANSPOSED:
         return gain.view(-1, *[1] * (weight.dim() - 1))
-    groups = layer.args[6] if len(layer.args) > 6 else 1  # weight (C_in, C_out / groups, ...), C_in by groups
-    assert isinstance(groups, int)
+    groups = groups_of(layer)  # weight (C_in, C_out / groups, ...), C_in by groups
     rows = gain.view(groups, 1, -1).expand(groups, weight.shape[0] // groups, -1)
     return rows.reshape(weight.shape[0], weight.shape[1], *[1] * (weight.dim() - 2))
 

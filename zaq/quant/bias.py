@@ -10,22 +10,22 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from zaq.config import Card
 from zaq.graph import PADS, TRANSPOSED, shape_of, with_taps
 from zaq.nodes import add_to_bias, has_bias, weight_of
-from zaq.quant.moments import Clipped, moments
+from zaq.quant.moments import Clipped
 from zaq.quant.placement import Placement, weighted_layers
 
 __all__ = ["correct_analytically", "correct_empirically"]
 
 
 @torch.no_grad()
-def correct_analytically(teacher: GraphModule, student: GraphModule, placement: Placement, card: Card, mean_only: bool = False) -> int:
-    """Correct the student's biases in place from what is known of each layer's input; the number of layers corrected.
+def correct_analytically(
+    teacher: GraphModule, student: GraphModule, placement: Placement, known: dict[str, Clipped], mean_only: bool = False
+) -> int:
+    """Correct the student's biases in place from what is known (`moments`) of each layer's input; the number of layers corrected.
 
     `mean_only`: for the mean of eps in each output channel, as ACIQ corrects weights.
     """
-    known = moments(teacher, card)
     mine = {n.name: n for n in student.graph.nodes}
     corrected = 0
     for node in weighted_layers(teacher):

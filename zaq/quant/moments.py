@@ -20,8 +20,8 @@ from torch.fx import GraphModule, Node
 from torch.nn import functional as F
 
 from zaq.config import Card
-from zaq.graph import CLAMPS, LINEARS, MOVES, PADS, POOLS, TRANSPOSED, WEIGHTED, activations, input_node, shape_of
-from zaq.nodes import attribute, channel_limits, channel_padding
+from zaq.graph import CLAMPS, MOVES, PADS, POOLS, TRANSPOSED, WEIGHTED, activations, input_node, shape_of
+from zaq.nodes import attribute, channel_limits, channel_padding, groups_of
 
 __all__ = ["Clipped", "moments"]
 
@@ -132,8 +132,8 @@ def _after_move(node: Node, known: Clipped) -> Clipped | None:
 
 def _after_layer(gm: GraphModule, node: Node, known: Clipped) -> Clipped | None:
     weight = attribute(gm, str(node.args[1].target)).detach().double() if isinstance(node.args[1], Node) else None
-    groups = node.args[6] if len(node.args) > 6 and node.target not in LINEARS else 1
-    if weight is None or node.target in TRANSPOSED or not isinstance(groups, int) or weight.shape[1] * groups != len(known.mu):
+    groups = groups_of(node)
+    if weight is None or node.target in TRANSPOSED or weight.shape[1] * groups != len(known.mu):
         return None
     bias = node.args[2] if len(node.args) > 2 else None
     start = attribute(gm, str(bias.target)).detach().double() if isinstance(bias, Node) and bias.op == "get_attr" else 0.0
