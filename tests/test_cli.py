@@ -66,7 +66,7 @@ def test_verify(run: Path) -> None:
 def test_eval_needs_no_flags(run: Path, tmp_path: Path) -> None:
     """On images the file itself labels: all right but the half whose labels are moved on by one."""
     from zaq.config import Card
-    from zaq.export.verify import run_session, session
+    from zaq.export.session import run_session, session
 
     card = Card.from_dict(json.loads((run / "options.json").read_text())["card"])
     raw = np.random.default_rng(0).integers(0, 256, (40, 3073)).astype(np.uint8)

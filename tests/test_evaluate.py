@@ -18,7 +18,7 @@ from zaq.config import Card
 from zaq.errors import DataError, SourceError
 from zaq.evaluate import Score, predictions, stored_card, top1
 from zaq.export.onnx import INPUT
-from zaq.export.verify import session
+from zaq.export.session import session
 from zaq.methods.zaq import ZAQ
 from zaq.progress import Progress
 

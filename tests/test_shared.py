@@ -11,7 +11,8 @@ from conftest import zaq
 
 from zaq.config import QConfig
 from zaq.data import batches
-from zaq.export.verify import compare, run_session, session
+from zaq.export.session import run_session, session
+from zaq.export.verify import compare
 from zaq.methods.dfq import DFQ
 from zaq.methods.rtn import RTN
 from zaq.methods.zaq import ZAQ

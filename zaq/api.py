@@ -36,12 +36,12 @@ class Quantized:
     report: dict[str, Any]
     job: Job
 
-    def export(self, path: str | Path, int8_weights: bool = False) -> None:
+    def export(self, path: str | Path, form: str = "qdq", opset: int | None = None, int8_weights: bool = False) -> None:
         """Write the integer ONNX file; its properties hold bits, method, seed, version, source hash and input card.
 
-        `int8_weights`: see `zaq.export.onnx`.
+        `form`, `opset`: see `zaq.export.forms`; `int8_weights`: see `zaq.export.onnx`.
         """
-        write_onnx(self.module, Path(path), reporting.onnx_metadata(self.report), int8_weights)
+        write_onnx(self.module, Path(path), reporting.onnx_metadata(self.report), form=form, opset=opset, int8_weights=int8_weights)
 
 
 def quantize(

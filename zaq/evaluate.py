@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 from zaq.config import Card
 from zaq.data import batches, count
 from zaq.errors import DataError, SourceError
-from zaq.export.verify import run_session, session
+from zaq.export.session import run_session, session
 from zaq.progress import Progress
 
 __all__ = ["Score", "predictions", "stored_card", "top1"]

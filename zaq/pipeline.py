@@ -7,7 +7,8 @@ from zaq import report as reporting
 from zaq.api import Quantized, quantize_graph
 from zaq.config import QConfig
 from zaq.data import shuffled
-from zaq.export.onnx import program_of, to_onnx
+from zaq.export.onnx import to_onnx
+from zaq.export.program import program_of
 from zaq.export.verify import compare
 from zaq.methods import reads_data
 from zaq.methods.job import Log
@@ -57,7 +58,7 @@ def quantize_run(
     if quantized.job.samples is not None:
         run.write_samples(quantized.job.samples, quantized.card)
     metadata = reporting.onnx_metadata(report)
-    run.write("model.onnx", to_onnx(exported, metadata, int8_weights).SerializeToString())
+    run.write("model.onnx", to_onnx(exported, metadata, int8_weights=int8_weights))
     if quantized.job.samples is not None:
         parity = compare(run / "model.onnx", quantized.module, run.samples())
         report["parity"], report["parity_sentence"] = parity.to_dict(), parity.sentence()

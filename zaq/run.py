@@ -25,7 +25,7 @@ from torch.fx import GraphModule
 from zaq.config import Card
 from zaq.errors import OutputError, RunError, SourceError
 from zaq.graph import quiet
-from zaq.sources import read_pt2
+from zaq.sources import read_program, read_pt2
 
 __all__ = ["FILES", "Run", "disk_errors"]
 
@@ -96,6 +96,9 @@ class Run:
 
     def card(self) -> Card:
         return Card.from_dict(self.options()["card"])
+
+    def program(self) -> torch.export.ExportedProgram:
+        return read_program(self.path / "quantized.pt2")
 
     def student(self) -> GraphModule:
         return read_pt2(self.path / "quantized.pt2")

@@ -20,7 +20,7 @@ from zaq.errors import SourceError, unknown
 from zaq.graph import from_exported, input_node, quiet, trace
 from zaq.zoo import ARCHITECTURES
 
-__all__ = ["DEFAULT", "SOURCES", "Source", "load", "read_pt2"]
+__all__ = ["DEFAULT", "SOURCES", "Source", "load", "read_program", "read_pt2"]
 
 DEFAULT = "zoo:resnet20_cifar10"
 SAVE_IT = (
@@ -86,15 +86,19 @@ def _fit(path: Path, graph: GraphModule, card: Card) -> Card:
 
 
 def read_pt2(path: Path) -> GraphModule:
-    """The graph of a torch.export file. Raises SourceError rather than unpickle any part of it."""
+    """The graph of a torch.export file; raises as `read_program` does."""
+    return from_exported(read_program(path))
+
+
+def read_program(path: Path) -> torch.export.ExportedProgram:
+    """The program of a torch.export file. Raises SourceError rather than unpickle any part of it."""
     _refuse_pickles(path)
     try:
         with quiet():
-            exported = torch.export.load(path)
+            return torch.export.load(path)
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise SourceError(f"{path}: torch.export cannot read it: {reason}") from error
-    return from_exported(exported)
 
 
 def _refuse_pickles(path: Path) -> None:

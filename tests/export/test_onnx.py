@@ -13,7 +13,8 @@ from zoo import SHAPE, ZOO, build, images
 import zaq
 from zaq.config import Card, QConfig
 from zaq.errors import SourceError
-from zaq.export.verify import compare, session
+from zaq.export.session import session
+from zaq.export.verify import compare
 from zaq.methods.zaq import ZAQ
 
 CARD = Card(input=SHAPE, mean=(0.5,) * 3, std=(0.25,) * 3)
@@ -36,7 +37,7 @@ def test_file_is_the_student(name: str, bits: str, tmp_path: Path) -> None:
     assert parity.share_equal + parity.share_one_step > 0.999, parity.sentence()
     assert parity.share_equal > 0.9, parity.sentence()
     assert parity.top1_agreement is None or parity.top1_agreement > 0.96
-    assert set(parity.float_kernels) == IN_FLOAT.get(name, set()), parity.kernels
+    assert {n.split()[0] for n in parity.float_kernels} == IN_FLOAT.get(name, set()), parity.kernels
 
 
 @pytest.mark.parametrize("bits", ["w2a2", "w3a5", "w5a3", "w4a8", "w6a6"])

@@ -13,7 +13,7 @@ from zaq.benchmark.plan import Cell
 from zaq.data import batches
 from zaq.errors import DataError
 from zaq.evaluate import Score, predictions
-from zaq.export.verify import session
+from zaq.export.session import session
 from zaq.run import Run
 from zaq.sources import Source, load
 

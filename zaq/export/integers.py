@@ -4,11 +4,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, helper, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
 
-__all__ = ["avoid_overflow", "clip_integers", "pool_globally", "store_integers"]
+__all__ = ["avoid_overflow", "clip_integers", "move_integers", "pool_globally", "store_integers"]
 
 INT16_MAX = 32767
+MOVES = {"DepthToSpace", "Flatten", "MaxPool", "Pad", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"}
+Constants = dict[str, NDArray[Any]]
 
 
 def pool_globally(model: ModelProto) -> None:
@@ -101,34 +103,114 @@ def _store_biases(
 
 
 def clip_integers(model: ModelProto) -> None:
-    """Move clips that differ from channel to channel behind the QuantizeLinear that follows them, where they clip integers
-    (in place). Rounding keeps order, so min(x, c) rounded is min(x rounded, c rounded)."""
+    """Move clamps behind the QuantizeLinear that follows them, where they clip integers or nothing at all (in place).
+
+    Rounding keeps order, so min(x, c) rounded is min(x rounded, c rounded); and what the integers' own ends or the Clip
+    of their bits do already need not be done twice. ReLU on a grid that begins at zero costs nothing.
+    """
     graph = model.graph
     constants = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
-    for quantize in [n for n in graph.node if n.op_type == "QuantizeLinear"]:
-        clips: list[NodeProto] = []
-        while True:
-            maker = next((n for n in graph.node if quantize.input[0] in n.output), None)
-            if maker is None or maker.op_type not in ("Min", "Max") or len(maker.input) != 2 or maker.input[1] not in constants:
-                break
-            clips.append(maker)
-            graph.node.remove(maker)
-            quantize.input[0] = maker.input[0]
-        new: list[NodeProto] = []
-        for clip in clips:
-            ends = _quantize(constants[clip.input[1]], constants[quantize.input[1]], constants[quantize.input[2]], axis=0)
-            limits = np.iinfo(ends.dtype)
-            if (ends == (limits.min if clip.op_type == "Max" else limits.max)).all():
-                continue  # what the integer type does by itself
-            graph.initializer.append(numpy_helper.from_array(ends, f"{clip.output[0]}_end"))
-            tail = new[-1].output[0] if new else quantize.output[0]
-            new.append(helper.make_node(clip.op_type, [tail, f"{clip.output[0]}_end"], [f"{clip.output[0]}_clipped"]))
-        for node in graph.node if new else ():
-            node.input[:] = [new[-1].output[0] if name == quantize.output[0] else name for name in node.input]
-        at = list(graph.node).index(quantize) + 1
-        for node in reversed(new):
-            graph.node.insert(at, node)
+    for quantize in [n for n in graph.node if n.op_type == "QuantizeLinear" and n.input[0] not in constants]:
+        scale, zero = constants[quantize.input[1]], constants[quantize.input[2]]
+        ends = np.iinfo(zero.dtype).min, np.iinfo(zero.dtype).max
+        clip = next((n for n in graph.node if quantize.output[0] in n.input and n.op_type == "Clip"), None)
+        low, high = [int(constants[i]) for i in clip.input[1:3]] if clip is not None else ends
+        wanted, channels = [low, high], list[tuple[str, NDArray[Any]]]()
+        while (clamp := _clamp_before(graph, quantize, constants)) is not None:
+            node, limits = clamp
+            quantize.input[0] = node.input[0]
+            graph.node.remove(node)
+            for kind, limit in limits.items():
+                steps = _quantize(limit, scale, zero, axis=0)
+                if (steps <= low).all() if kind == "Max" else (steps >= high).all():
+                    continue
+                if steps.size > 1:
+                    channels.append((kind, steps))
+                elif kind == "Max":
+                    wanted[0] = max(wanted[0], int(steps))
+                else:
+                    wanted[1] = min(wanted[1], int(steps))
+        if wanted != [low, high] or channels:
+            _clip_behind(graph, clip or quantize, wanted if tuple(wanted) != ends else [], channels, zero.dtype)
     _drop_unread(model)
+
+
+def _clamp_before(graph: GraphProto, node: NodeProto, constants: Constants) -> tuple[NodeProto, dict[str, NDArray[Any]]] | None:
+    """The clamp that a node reads and is the only reader of, and its ends, by the operation that each is: Max, Min."""
+    maker = next((n for n in graph.node if node.input[0] in n.output), None)
+    read = sum(node.input[0] == name for n in graph.node for name in n.input)
+    if maker is None or read > 1 or not all(i in constants for i in maker.input[1:] if i):
+        return None
+    given = [constants[i] if i else None for i in maker.input[1:]]
+    if maker.op_type == "Relu":
+        return maker, {"Max": np.zeros((), np.float32)}
+    if maker.op_type == "Clip":
+        return maker, {kind: end for kind, end in zip(("Max", "Min"), given, strict=False) if end is not None}
+    if maker.op_type in ("Max", "Min") and len(given) == 1 and given[0] is not None:
+        return maker, {maker.op_type: given[0]}
+    return None
+
+
+def _clip_behind(
+    graph: GraphProto, node: NodeProto, ends: list[int], channels: list[tuple[str, NDArray[Any]]], dtype: np.dtype[Any]
+) -> None:
+    """Clip the integers that a node writes: one pair of ends for all, and ends for each channel. An old Clip is replaced."""
+    source, written = (node.input[0] if node.op_type == "Clip" else node.output[0]), node.output[0]
+    steps = [("Clip", [np.array(e, dtype) for e in ends])] if ends else []
+    steps += [(kind, [limit]) for kind, limit in channels]
+    new: list[NodeProto] = []
+    for number, (kind, limits) in enumerate(steps):
+        names = [f"{written}_{kind.lower()}_{number}_{i}" for i in range(len(limits))]
+        graph.initializer.extend(numpy_helper.from_array(v, k) for k, v in zip(names, limits, strict=True))
+        new.append(helper.make_node(kind, [source, *names], [f"{written}_clipped_{number}"]))
+        source = new[-1].output[0]
+    _read_instead([n for n in graph.node if n is not node and n not in new], written, source)
+    at = list(graph.node).index(node) + 1
+    for made in reversed(new):
+        graph.node.insert(at, made)
+
+
+def move_integers(model: ModelProto) -> None:
+    """Take out what is quantized again behind an operation that only moves values (in place).
+
+    Integers that were clipped before it need no second Clip. A padding with zeros pads the integers themselves with
+    their zero point: onnxruntime would run it in float between the two.
+    """
+    graph = model.graph
+    constants = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
+    for node in list(graph.node):
+        before = next((n for n in graph.node if node.input[0] in n.output), None) if node.op_type in MOVES else None
+        after = _readers(graph, node)
+        if before is None or before.op_type != "DequantizeLinear" or [n.op_type for n in after] != ["QuantizeLinear"]:
+            continue
+        behind = _readers(graph, after[0])
+        clipped = [n.op_type for n in behind] == ["Clip"]
+        end = _readers(graph, behind[0]) if clipped else behind
+        same = all((constants[a] == constants[b]).all() for a, b in zip(before.input[1:], after[0].input[1:], strict=True))
+        if not same or {n.op_type for n in end} != {"DequantizeLinear"}:
+            continue
+        if clipped:
+            _read_instead(end, behind[0].output[0], after[0].output[0])
+        if node.op_type == "Pad" and _pads_zeros(node, constants):
+            value = [*node.input[:2], before.input[2], *node.input[3:]]
+            node.input[:] = [before.input[0], *value[1:]]
+            _read_instead(end, after[0].output[0], node.output[0])
+    _drop_unread(model)
+
+
+def _readers(graph: GraphProto, node: NodeProto) -> list[NodeProto]:
+    return [n for n in graph.node if set(n.input).intersection(node.output)]
+
+
+def _read_instead(nodes: list[NodeProto], old: str, new: str) -> None:
+    for node in nodes:
+        node.input[:] = [new if name == old else name for name in node.input]
+
+
+def _pads_zeros(node: NodeProto, constants: Constants) -> bool:
+    mode = next((a.s for a in node.attribute if a.name == "mode"), b"constant")
+    value = constants.get(node.input[2]) if len(node.input) > 2 and node.input[2] else np.zeros(())
+    return mode == b"constant" and value is not None and not value.any()
 
 
 def avoid_overflow(model: ModelProto) -> None:

@@ -11,7 +11,6 @@ uint8 x uint8 another, exact way. `int8_weights` keeps int8 for devices that are
 Clips that differ from channel to channel (equalized ReLU6) clip integers too, behind QuantizeLinear.
 """
 
-import copy
 import json
 import logging
 from pathlib import Path
@@ -21,35 +20,59 @@ import onnx
 import torch
 from onnx import ModelProto, helper
 from onnxscript import opset18
-from torch.fx import GraphModule, Node
+from torch.fx import GraphModule
 
-from zaq.export.integers import avoid_overflow, clip_integers, pool_globally, store_integers
-from zaq.graph import CLAMPS, export_program, quiet
-from zaq.nodes import attribute, channel_limits, set_parameter
-from zaq.quant.fake_quantize import BiasQuantize, FakeQuantize
+from zaq.export.forms import lower_opset, optimized, pack, require_form
+from zaq.export.integers import avoid_overflow, clip_integers, move_integers, pool_globally, store_integers
+from zaq.export.program import program_of, unquantized
+from zaq.graph import export_program, from_exported, quiet
 
-__all__ = ["program_of", "to_onnx", "write_onnx"]
+__all__ = ["to_onnx", "write_onnx"]
 
 OPSET = 18
 op: Any = opset18
 INPUT, OUTPUT = "input", "output"
 
 
-def write_onnx(student: GraphModule, path: Path, metadata: dict[str, Any], int8_weights: bool = False) -> None:
-    """Export to `path`; see `to_onnx`."""
-    onnx.save(to_onnx(program_of(student), metadata, int8_weights), path)
+def write_onnx(student: GraphModule, path: Path, metadata: dict[str, Any], **choices: Any) -> None:
+    """Export to `path`; `choices` as in `to_onnx`."""
+    path.write_bytes(to_onnx(program_of(student), metadata, **choices))
 
 
-def program_of(student: GraphModule) -> torch.export.ExportedProgram:
-    """What is shipped, as a program: the checkpoint, and what the ONNX file is made from."""
-    return export_program(deployable(student))
-
-
-def to_onnx(exported: torch.export.ExportedProgram, metadata: dict[str, Any], int8_weights: bool = False) -> ModelProto:
-    """A student's program (`program_of`) as ONNX; `metadata` goes into the file's properties under `zaq.` names, as JSON.
+def to_onnx(
+    exported: torch.export.ExportedProgram,
+    metadata: dict[str, Any],
+    form: str = "qdq",
+    opset: int | None = None,
+    int8_weights: bool = False,
+) -> bytes:
+    """A student's program (`program_of`) as a file of one of `forms.FORMS`; `metadata` goes into its properties under
+    `zaq.` names, as JSON. opset None: the lowest that holds it.
 
     The input is (batch, C, H, W) float32, normalised; the batch is dynamic, the outputs are those of the model.
+    Raises BitsError for a form that does not exist or cannot hold the bits, SourceError for an opset that cannot.
     """
+    require_form(form)
+    model = _translated(exported if form != "float" else export_program(unquantized(from_exported(exported))))
+    pool_globally(model)
+    if form != "float":
+        store_integers(model)
+        clip_integers(model)
+        move_integers(model)
+        if not int8_weights:
+            avoid_overflow(model)
+    if form == "packed":
+        pack(model)
+    _name_ends(model)
+    _anonymise(model)
+    lower_opset(model, form, opset)
+    helper.set_model_props(model, {f"zaq.{name}": json.dumps(value) for name, value in metadata.items()})
+    onnx.checker.check_model(model)
+    return optimized(model, to_ort=form == "ort") if form in ("qoperator", "ort") else model.SerializeToString()
+
+
+def _translated(exported: torch.export.ExportedProgram) -> ModelProto:
+    """The program in ONNX's operations, as torch's exporter writes it."""
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with quiet():
         program = torch.onnx.export(
@@ -61,53 +84,7 @@ def to_onnx(exported: torch.export.ExportedProgram, metadata: dict[str, Any], in
             custom_translation_table={torch.ops.zaq.fake_quantize.default: _translate},
         )
     assert program is not None
-    model = program.model_proto
-    pool_globally(model)
-    store_integers(model)
-    clip_integers(model)
-    if not int8_weights:
-        avoid_overflow(model)
-    _name_ends(model)
-    _anonymise(model)
-    for name, value in metadata.items():
-        helper.set_model_props(model, _properties(model) | {f"zaq.{name}": json.dumps(value)})
-    onnx.checker.check_model(model)
-    return model
-
-
-def deployable(student: GraphModule) -> GraphModule:
-    """A copy of the student with biases rounded, and without the clamps that a quantizer behind them repeats."""
-    gm = copy.deepcopy(student)
-    gm.requires_grad_(False).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    for node in list(gm.graph.nodes):
-        if node.op != "call_module":
-            continue
-        module = gm.get_submodule(str(node.target))
-        source = node.args[0]
-        assert isinstance(source, Node)
-        if isinstance(module, BiasQuantize):
-            name = f"{str(node.target).replace('.', '_')}_rounded"
-            set_parameter(gm, name, module(attribute(gm, str(source.target))))
-            with gm.graph.inserting_before(node):
-                node.replace_all_uses_with(gm.graph.get_attr(name))
-            gm.graph.erase_node(node)
-        elif isinstance(module, FakeQuantize) and _repeats(module, source):
-            assert isinstance(source.args[0], Node)
-            source.replace_all_uses_with(source.args[0])
-            gm.graph.erase_node(source)
-    gm.graph.eliminate_dead_code()
-    gm.recompile()
-    return gm
-
-
-def _repeats(quantizer: FakeQuantize, clamp: Node) -> bool:
-    """Whether quantizing alone does what the clamp before it does: what lies outside rounds to the grid's own ends."""
-    if clamp.target not in CLAMPS or len(clamp.users) > 1:
-        return False
-    limits = channel_limits(clamp)
-    low, high = float(limits[0].max()), float(limits[1].min())
-    scale, zero_point = quantizer.scale.detach()[0].item(), int(quantizer.zero_point[0])
-    return low / scale + zero_point <= quantizer.quant_min + 0.49 and high / scale + zero_point >= quantizer.quant_max - 0.49
+    return program.model_proto
 
 
 def _translate(x: Any, scale: Any, zero_point: Any, axis: int, quant_min: int, quant_max: int) -> Any:
@@ -148,7 +125,3 @@ def _anonymise(model: ModelProto) -> None:
     del model.metadata_props[:]
     model.graph.name = "zaq"
     model.producer_name, model.producer_version = "zaq", ""
-
-
-def _properties(model: ModelProto) -> dict[str, str]:
-    return {p.key: p.value for p in model.metadata_props}

@@ -1,27 +1,22 @@
 """Is the file the student? Both are run on the same samples and compared, step by step of the output's grid."""
 
-import collections
 import math
-import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from zaq.errors import SourceError
-from zaq.export.onnx import INPUT
+from zaq.export.kernels import kernels
+from zaq.export.session import run_session, session
 
-__all__ = ["Parity", "compare", "kernels", "run_session", "session"]
+__all__ = ["Parity", "compare"]
 
-FLOAT_KERNELS = {"Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool",
-                 "ReduceMean", "BatchNormalization"}  # fmt: skip
 BATCH = 50
 
 
@@ -54,25 +49,6 @@ class Parity:
         )
 
 
-def session(path: Path, threads: int = 0, optimized: Path | None = None) -> ort.InferenceSession:
-    """The file in onnxruntime, on the CPU. Raises SourceError if it is not readable as ONNX."""
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = threads
-    if optimized:
-        options.optimized_model_filepath = str(optimized)
-    try:
-        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0]
-        raise SourceError(f"{path}: onnxruntime cannot load it: {reason}") from error
-
-
-def run_session(run: ort.InferenceSession, images: Tensor) -> list[NDArray[np.float32]]:
-    """The outputs for a batch of normalised images (N, C, H, W)."""
-    return list(run.run(None, {INPUT: images.contiguous().numpy()}))
-
-
 @torch.no_grad()
 def compare(path: Path, student: nn.Module, samples: Tensor) -> Parity:
     """Run `samples` (N, C, H, W) through the file and through the student."""
@@ -90,7 +66,7 @@ def compare(path: Path, student: nn.Module, samples: Tensor) -> Parity:
     a, b = np.concatenate(expected), np.concatenate(found)
     step = max(_output_step(path) or float(a.max() - a.min()) / 256, 1e-12)
     steps = np.abs(a - b) / step
-    counts = kernels(path)
+    ran = kernels(path)
     return Parity(
         samples=len(samples),
         largest_difference=float(np.abs(a - b).max()),
@@ -99,17 +75,9 @@ def compare(path: Path, student: nn.Module, samples: Tensor) -> Parity:
         share_worse=float((steps >= 1.01).mean()),
         step=step,
         top1_agreement=float(np.concatenate(same_top1).mean()) if same_top1 else None,
-        kernels=counts,
-        float_kernels=[k for k in counts if k in FLOAT_KERNELS],
+        kernels=ran.counts,
+        float_kernels=[str(n) for n in ran.in_float],
     )
-
-
-def kernels(path: Path) -> dict[str, int]:
-    """The operations that onnxruntime runs after its own optimisation, and how often each: QLinearConv, Clip, ..."""
-    with tempfile.TemporaryDirectory() as folder:
-        optimized = Path(folder) / "optimized.onnx"
-        session(path, optimized=optimized)
-        return dict(collections.Counter(n.op_type for n in onnx.load(optimized).graph.node).most_common())
 
 
 def _output_step(path: Path) -> float | None:

@@ -1,0 +1,122 @@
+"""The forms an exported model takes, all of the same numbers.
+
+| form        | what it is                                                                     | lowest opset |
+|-------------|--------------------------------------------------------------------------------|--------------|
+| `qdq`       | float operations between DequantizeLinear and QuantizeLinear, which runtimes fuse; an integer Clip below 8 bits | 13 |
+| `packed`    | the same with weights of 4 bits and fewer as INT4, which a Cast to INT8 unpacks when the file is loaded | 21 |
+| `qoperator` | QLinearConv and its like, with onnxruntime's own operators (com.microsoft) where ONNX has none | 13 |
+| `ort`       | the qoperator form in onnxruntime's format for mobile builds                   | 13 |
+| `float`     | the equalized, trained network without quantizers                              | 13 |
+
+An INT4 DequantizeLinear straight into a convolution would run in float (a third as fast as the float model); behind a
+Cast it is folded into an INT8 weight, and the kernels stay integer.
+"""
+
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from onnx import ModelProto, TensorProto, helper, numpy_helper
+
+from zaq.errors import BitsError, SourceError, unknown
+
+__all__ = ["FORMS", "LOWEST_OPSET", "lower_opset", "optimized", "pack", "require_form"]
+
+FORMS = ("qdq", "packed", "qoperator", "ort", "float")
+LOWEST_OPSET = {"packed": 21}  # INT4; the others: 13, a scale for each channel
+PER_CHANNEL = 13
+PACKABLE = {TensorProto.INT8: (TensorProto.INT4, -8, 7), TensorProto.UINT8: (TensorProto.UINT4, 0, 15)}
+
+
+def require_form(form: str) -> None:
+    """Raises BitsError for a form that does not exist."""
+    if form not in FORMS:
+        raise BitsError("format: " + unknown("form", form, FORMS))
+
+
+def pack(model: ModelProto) -> None:
+    """Store weights of 4 bits and fewer as INT4 or UINT4, and cast them on load (in place). Raises BitsError if there are none."""
+    graph = model.graph
+    tensors = {t.name: t for t in graph.initializer}
+    packed = False
+    for index, node in reversed(list(enumerate(graph.node))):
+        weight = tensors.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
+        if weight is None or weight.data_type not in PACKABLE:
+            continue
+        kind, low, high = PACKABLE[weight.data_type]
+        values = numpy_helper.to_array(weight)
+        if values.min() < low or values.max() > high:
+            continue
+        name, unpacked, eight = weight.name, f"{weight.name}_int8", weight.data_type
+        nibbles = values.astype(np.uint8).reshape(-1) & 15
+        nibbles = np.append(nibbles, np.uint8(0)) if nibbles.size % 2 else nibbles
+        raw = (nibbles[0::2] | (nibbles[1::2] << 4)).tobytes()
+        weight.CopyFrom(TensorProto(name=name, data_type=kind, dims=values.shape, raw_data=raw))
+        node.input[0] = unpacked
+        graph.node.insert(index, helper.make_node("Cast", [name], [unpacked], to=eight))
+        packed = True
+    if not packed:
+        raise BitsError("format packed: holds weights of 4 bits and fewer, and this model has none; choose --format qdq.")
+
+
+def optimized(model: ModelProto, to_ort: bool = False) -> bytes:
+    """The model as onnxruntime fuses it (QLinearConv, QLinearAdd, QGemm, ...), as ONNX or in its own format.
+
+    Only rewrites that hold on every processor: level "extended", not the layouts of this one.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model"
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+        options.optimized_model_filepath = str(path)
+        options.add_session_config_entry("session.save_model_format", "ORT" if to_ort else "ONNX")
+        ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        content = path.read_bytes()
+    return content if to_ort else _only_used_domains(content)
+
+
+def _only_used_domains(content: bytes) -> bytes:
+    model = onnx.load_from_string(content)
+    used = {n.domain for n in model.graph.node} | {""}
+    kept = [i for i in model.opset_import if i.domain in used]
+    del model.opset_import[:]
+    model.opset_import.extend(kept)
+    return bytes(model.SerializeToString())
+
+
+def lower_opset(model: ModelProto, form: str, opset: int | None = None) -> None:
+    """Declare the lowest opset at which every node of the file is what it is here, or the one asked for (in place).
+
+    Raises SourceError for an opset that the file's operations do not exist in.
+    """
+    lowest, highest = LOWEST_OPSET.get(form, PER_CHANNEL), onnx.defs.onnx_opset_version()
+    if opset is not None and opset > highest:
+        raise SourceError(f"opset {opset}: the onnx installed here ends at {highest}.")
+    first = next((v for v in range(lowest, highest + 1) if _declared(model, v)), highest)
+    if opset is not None and opset < first:
+        raise SourceError(f"opset {opset}: this model in the form {form!r} needs {first} or later.")
+    _stamp(model, opset or first)
+
+
+def _declared(model: ModelProto, opset: int) -> bool:
+    """Whether the file is valid at an opset: names, attributes, number of inputs, types."""
+    candidate = ModelProto()
+    candidate.CopyFrom(model)
+    _stamp(candidate, opset)
+    try:
+        onnx.checker.check_model(candidate, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError):
+        return False
+    return True
+
+
+def _stamp(model: ModelProto, opset: int) -> None:
+    others = [(i.domain, i.version) for i in model.opset_import if i.domain]
+    imports: Iterable[tuple[str, int]] = [("", opset), *others]
+    del model.opset_import[:]
+    model.opset_import.extend(helper.make_opsetid(*i) for i in imports)
+    model.ir_version = helper.find_min_ir_version_for(model.opset_import, ignore_unknown=True)

@@ -1,0 +1,53 @@
+"""The student as the programs that are stored and exported."""
+
+import copy
+
+import torch
+from torch.fx import GraphModule, Node
+
+from zaq.graph import export_program
+from zaq.nodes import attribute, set_parameter
+from zaq.quant.fake_quantize import BiasQuantize
+
+__all__ = ["deployable", "program_of", "unquantized"]
+
+
+def program_of(student: GraphModule) -> torch.export.ExportedProgram:
+    """What is shipped, as a program: the checkpoint, and what the ONNX file is made from. It names no file of this machine."""
+    exported = export_program(deployable(student))
+    for node in exported.graph.nodes:
+        node.meta.pop("stack_trace", None)
+    return exported
+
+
+def deployable(student: GraphModule) -> GraphModule:
+    """A copy of the student with biases rounded."""
+    gm = copy.deepcopy(student)
+    gm.requires_grad_(False).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    for node in list(gm.graph.nodes):
+        if node.op != "call_module":
+            continue
+        module = gm.get_submodule(str(node.target))
+        source = node.args[0]
+        assert isinstance(source, Node)
+        if isinstance(module, BiasQuantize):
+            name = f"{str(node.target).replace('.', '_')}_rounded"
+            set_parameter(gm, name, module(attribute(gm, str(source.target))))
+            with gm.graph.inserting_before(node):
+                node.replace_all_uses_with(gm.graph.get_attr(name))
+            gm.graph.erase_node(node)
+    gm.graph.eliminate_dead_code()
+    gm.recompile()
+    return gm
+
+
+def unquantized(checkpoint: GraphModule) -> GraphModule:
+    """A copy of a checkpoint's graph without its quantizers: the equalized, trained network in float."""
+    gm = copy.deepcopy(checkpoint)
+    for node in list(gm.graph.nodes):
+        if node.target is torch.ops.zaq.fake_quantize.default:
+            node.replace_all_uses_with(node.args[0])
+            gm.graph.erase_node(node)
+    gm.graph.eliminate_dead_code()
+    gm.recompile()
+    return gm

@@ -1,0 +1,35 @@
+"""A file in onnxruntime."""
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+from torch import Tensor
+
+from zaq.errors import SourceError
+from zaq.export.onnx import INPUT
+
+__all__ = ["run_session", "session"]
+
+
+def session(model: Path | bytes, threads: int = 0, optimized: Path | None = None) -> ort.InferenceSession:
+    """A file, or a file's content, in onnxruntime on the CPU; `optimized`: where to write what it makes of it.
+
+    Raises SourceError if it is not readable as ONNX.
+    """
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads
+    if optimized:
+        options.optimized_model_filepath = str(optimized)
+    try:
+        return ort.InferenceSession(model if isinstance(model, bytes) else str(model), options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0]
+        raise SourceError(f"{'the model' if isinstance(model, bytes) else model}: onnxruntime cannot load it: {reason}") from error
+
+
+def run_session(run: ort.InferenceSession, images: Tensor) -> list[NDArray[np.float32]]:
+    """The outputs for a batch of normalised images (N, C, H, W)."""
+    return list(run.run(None, {INPUT: images.contiguous().numpy()}))
