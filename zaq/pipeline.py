@@ -57,7 +57,7 @@ def quantize_run(
     if quantized.job.samples is not None:
         run.write_samples(quantized.job.samples, quantized.card)
     metadata = reporting.onnx_metadata(report)
-    run.write("model.onnx", to_onnx(exported, metadata, int8_weights).SerializeToString())
+    run.write("model.onnx", to_onnx(exported, metadata, int8_weights, qconfig.runtime).SerializeToString())
     if quantized.job.samples is not None:
         parity = compare(run / "model.onnx", quantized.module, run.samples())
         report["parity"], report["parity_sentence"] = parity.to_dict(), parity.sentence()

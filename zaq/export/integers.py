@@ -30,13 +30,13 @@ def pool_globally(model: ModelProto) -> None:
             graph.node.insert(index, n)
 
 
-def store_integers(model: ModelProto) -> None:
-    """Fold Quantize(-Clip) of constants into integer initializers, and biases into int32 (in place)."""
+def store_integers(model: ModelProto, float_biases: bool = False) -> None:
+    """Fold Quantize(-Clip) of constants into integer initializers, and biases into int32 (in place).
+
+    `float_biases`: those stay the floats they are, whole steps of s_x s_w all the same.
+    """
     graph = model.graph
-    constants = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
-    for node in graph.node:
-        if node.op_type == "Constant":
-            constants[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
+    constants = _constants(model)
     makers = {output: node for node in graph.node for output in node.output}
     dead: list[NodeProto] = []
     added: dict[str, NDArray[Any]] = {}
@@ -69,7 +69,8 @@ def store_integers(model: ModelProto) -> None:
     for node in dead:
         if node in graph.node:
             graph.node.remove(node)
-    _store_biases(model, constants, dequantized, added)
+    if not float_biases:
+        _store_biases(model, constants, dequantized, added)
     graph.initializer.extend(numpy_helper.from_array(v, k) for k, v in added.items())
     _drop_unread(model)
 
@@ -100,39 +101,112 @@ def _store_biases(
         node.input[2] = output
 
 
+Ends = tuple[NDArray[Any] | None, NDArray[Any] | None]
+
+
 def clip_integers(model: ModelProto) -> None:
-    """Move clips that differ from channel to channel behind the QuantizeLinear that follows them, where they clip integers
-    (in place). Rounding keeps order, so min(x, c) rounded is min(x rounded, c rounded)."""
+    """Move clips behind the QuantizeLinear that follows them, where they clip integers (in place).
+
+    Rounding keeps order, so min(x, c) rounded is min(x rounded, c rounded). Ends that differ from channel to channel
+    become Min and Max, the others one Clip, together with that of fewer than 8 bits.
+    """
     graph = model.graph
-    constants = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
+    constants = _constants(model)
     for quantize in [n for n in graph.node if n.op_type == "QuantizeLinear"]:
-        clips: list[NodeProto] = []
-        while True:
-            maker = next((n for n in graph.node if quantize.input[0] in n.output), None)
-            if maker is None or maker.op_type not in ("Min", "Max") or len(maker.input) != 2 or maker.input[1] not in constants:
-                break
-            clips.append(maker)
-            graph.node.remove(maker)
-            quantize.input[0] = maker.input[0]
+        zero = constants[quantize.input[2]]
+        info = np.iinfo(zero.dtype)
+        limits = [int(info.min), int(info.max)]
         new: list[NodeProto] = []
-        for clip in clips:
-            ends = _quantize(constants[clip.input[1]], constants[quantize.input[1]], constants[quantize.input[2]], axis=0)
-            limits = np.iinfo(ends.dtype)
-            if (ends == (limits.min if clip.op_type == "Max" else limits.max)).all():
-                continue  # what the integer type does by itself
-            graph.initializer.append(numpy_helper.from_array(ends, f"{clip.output[0]}_end"))
-            tail = new[-1].output[0] if new else quantize.output[0]
-            new.append(helper.make_node(clip.op_type, [tail, f"{clip.output[0]}_end"], [f"{clip.output[0]}_clipped"]))
-        for node in graph.node if new else ():
-            node.input[:] = [new[-1].output[0] if name == quantize.output[0] else name for name in node.input]
-        at = list(graph.node).index(quantize) + 1
-        for node in reversed(new):
-            graph.node.insert(at, node)
+        for clip, ends in _clips_before(model, quantize, constants):
+            for op_type, end in zip(("Max", "Min"), ends, strict=True):
+                if end is None:
+                    continue
+                integers = _quantize(end, constants[quantize.input[1]], zero, axis=0)
+                if integers.size == 1:
+                    limits = [max(limits[0], int(integers)), limits[1]] if op_type == "Max" else [limits[0], min(limits[1], int(integers))]
+                elif not (integers == (info.min if op_type == "Max" else info.max)).all():
+                    name = f"{clip}_{op_type}"
+                    graph.initializer.append(numpy_helper.from_array(integers, f"{name}_end"))
+                    new.append(helper.make_node(op_type, ["", f"{name}_end"], [f"{name}_clipped"]))
+        if limits != [info.min, info.max]:
+            new += _clip(model, quantize, limits, zero.dtype, constants)
+        _insert_behind(model, quantize, new)
     _drop_unread(model)
 
 
+def _clips_before(model: ModelProto, quantize: NodeProto, constants: dict[str, NDArray[Any]]) -> list[tuple[str, Ends]]:
+    """Take the clips that only this QuantizeLinear reads out of the graph: name, and least and greatest value; the last first."""
+    graph = model.graph
+    found: list[tuple[str, Ends]] = []
+    while True:
+        name = quantize.input[0]
+        maker = next((n for n in graph.node if name in n.output), None)
+        readers = sum(name in n.input for n in graph.node) + sum(name == o.name for o in graph.output)
+        ends = None if maker is None or readers > 1 else _ends(maker, constants)
+        if maker is None or ends is None:
+            return found
+        found.append((name, ends))
+        quantize.input[0] = maker.input[0]
+        graph.node.remove(maker)
+
+
+def _ends(node: NodeProto, constants: dict[str, NDArray[Any]]) -> Ends | None:
+    """The least and the greatest value that a clip lets through; None if the node is no clip between constants."""
+    ends = list(node.input[1:])
+    if any(end and end not in constants for end in ends):
+        return None
+    values = [constants[end] if end else None for end in ends]
+    if node.op_type == "Relu":
+        return np.zeros((), np.float32), None
+    if node.op_type == "Clip":
+        low, high = [*values, None, None][:2]
+        return low, high
+    if node.op_type in ("Min", "Max") and len(values) == 1:
+        return (values[0], None) if node.op_type == "Max" else (None, values[0])
+    return None
+
+
+def _clip(model: ModelProto, quantize: NodeProto, limits: list[int], kind: Any, constants: dict[str, NDArray[Any]]) -> list[NodeProto]:
+    """A Clip to these integers; none where one stands behind already, which then clips to both."""
+    readers = [n for n in model.graph.node if quantize.output[0] in n.input]
+    behind = readers[0] if len(readers) == 1 and readers[0].op_type == "Clip" else None
+    if behind is not None:
+        limits = [max(limits[0], int(constants[behind.input[1]])), min(limits[1], int(constants[behind.input[2]]))]
+    names = [f"{quantize.output[0]}_{end}" for end in ("low", "high")]
+    model.graph.initializer.extend(numpy_helper.from_array(np.array(v, kind), n) for v, n in zip(limits, names, strict=True))
+    if behind is not None:
+        behind.input[1:] = names
+        return []
+    return [helper.make_node("Clip", ["", *names], [f"{quantize.output[0]}_clipped"])]
+
+
+def _insert_behind(model: ModelProto, node: NodeProto, new: list[NodeProto]) -> None:
+    """Put a chain of nodes behind a node's output, before all its readers."""
+    graph = model.graph
+    tail = node.output[0]
+    for reader in graph.node if new else ():
+        reader.input[:] = [new[-1].output[0] if name == tail else name for name in reader.input]
+    for i, link in enumerate(new):
+        link.input[0] = tail
+        tail = link.output[0]
+        graph.node.insert(list(graph.node).index(node) + 1 + i, link)
+
+
+def _constants(model: ModelProto) -> dict[str, NDArray[Any]]:
+    """Initializers and the values of Constant nodes, by name."""
+    constants = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "Constant":
+            constants[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
+    return constants
+
+
 def avoid_overflow(model: ModelProto) -> None:
-    """Store weights as uint8 where a pair of products can exceed int16 (in place); see `zaq.export.onnx`."""
+    """Store weights as uint8 where a pair of products can exceed int16 (in place); see `zaq.export.onnx`.
+
+    Not beside int8 activations: no kernel takes int8 x uint8.
+    """
+    constants = _constants(model)
     tensors = {t.name: t for t in model.graph.initializer}
     makers = {output: node for node in model.graph.node for output in node.output}
     for node in model.graph.node:
@@ -144,6 +218,8 @@ def avoid_overflow(model: ModelProto) -> None:
         clip = makers.get(activation.input[0])
         largest = int(numpy_helper.to_array(tensors[clip.input[2]])) if clip is not None and clip.op_type == "Clip" else 255
         integers = numpy_helper.to_array(tensors[weight.input[0]])
+        if constants[activation.input[2]].dtype == np.int8:
+            continue
         if integers.dtype != np.int8 or 2 * largest * int(np.abs(integers.astype(np.int16)).max()) <= INT16_MAX:
             continue
         for name in (weight.input[0], weight.input[2]):

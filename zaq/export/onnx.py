@@ -8,7 +8,8 @@ activations), weights are stored as uint8 with zero point 128, the same numbers.
 of uint8 x int8 products in saturating int16, and a file that is right elsewhere loses ten points there; they take
 uint8 x uint8 another, exact way. `int8_weights` keeps int8 for devices that are known to need or deserve it.
 
-Clips that differ from channel to channel (equalized ReLU6) clip integers too, behind QuantizeLinear.
+Clips that a quantizer does not repeat (equalized ReLU6, which has one for each channel; ReLU on a signed grid) clip
+integers too, behind QuantizeLinear. Where the file is for another runtime, `target` says what of all this it takes.
 """
 
 import copy
@@ -27,17 +28,19 @@ from zaq.export.integers import avoid_overflow, clip_integers, pool_globally, st
 from zaq.graph import CLAMPS, export_program, quiet
 from zaq.nodes import attribute, channel_limits, set_parameter
 from zaq.quant.fake_quantize import BiasQuantize, FakeQuantize
+from zaq.targets import TARGETS, Target
 
 __all__ = ["program_of", "to_onnx", "write_onnx"]
 
 OPSET = 18
+HERE = TARGETS["onnxruntime"]
 op: Any = opset18
 INPUT, OUTPUT = "input", "output"
 
 
-def write_onnx(student: GraphModule, path: Path, metadata: dict[str, Any], int8_weights: bool = False) -> None:
+def write_onnx(student: GraphModule, path: Path, metadata: dict[str, Any], int8_weights: bool = False, target: Target = HERE) -> None:
     """Export to `path`; see `to_onnx`."""
-    onnx.save(to_onnx(program_of(student), metadata, int8_weights), path)
+    onnx.save(to_onnx(program_of(student), metadata, int8_weights, target), path)
 
 
 def program_of(student: GraphModule) -> torch.export.ExportedProgram:
@@ -45,7 +48,9 @@ def program_of(student: GraphModule) -> torch.export.ExportedProgram:
     return export_program(deployable(student))
 
 
-def to_onnx(exported: torch.export.ExportedProgram, metadata: dict[str, Any], int8_weights: bool = False) -> ModelProto:
+def to_onnx(
+    exported: torch.export.ExportedProgram, metadata: dict[str, Any], int8_weights: bool = False, target: Target = HERE
+) -> ModelProto:
     """A student's program (`program_of`) as ONNX; `metadata` goes into the file's properties under `zaq.` names, as JSON.
 
     The input is (batch, C, H, W) float32, normalised; the batch is dynamic, the outputs are those of the model.
@@ -63,9 +68,10 @@ def to_onnx(exported: torch.export.ExportedProgram, metadata: dict[str, Any], in
     assert program is not None
     model = program.model_proto
     pool_globally(model)
-    store_integers(model)
-    clip_integers(model)
-    if not int8_weights:
+    store_integers(model, target.float_biases)
+    if target.integer_clips:
+        clip_integers(model)
+    if not (int8_weights or target.int8_weights):
         avoid_overflow(model)
     _name_ends(model)
     _anonymise(model)
