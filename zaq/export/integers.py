@@ -122,9 +122,10 @@ def clip_integers(model: ModelProto) -> None:
                 if end is None:
                     continue
                 integers = _quantize(end, constants[quantize.input[1]], zero, axis=0)
-                if integers.size == 1:
-                    limits = [max(limits[0], int(integers)), limits[1]] if op_type == "Max" else [limits[0], min(limits[1], int(integers))]
-                elif not (integers == (info.min if op_type == "Max" else info.max)).all():
+                if (integers == integers.flat[0]).all():
+                    end_value = int(integers.flat[0])
+                    limits = [max(limits[0], end_value), limits[1]] if op_type == "Max" else [limits[0], min(limits[1], end_value)]
+                else:
                     name = f"{clip}_{op_type}"
                     graph.initializer.append(numpy_helper.from_array(integers, f"{name}_end"))
                     new.append(helper.make_node(op_type, ["", f"{name}_end"], [f"{name}_clipped"]))

@@ -1,6 +1,7 @@
 """Is the file the student? Both are run on the same samples and compared, step by step of the output's grid."""
 
 import collections
+import json
 import math
 import tempfile
 from dataclasses import asdict, dataclass, field
@@ -125,8 +126,8 @@ def _meant_for_others(path: Path) -> bool:
         return False
     zeros = {t.name: t.data_type for t in model.graph.initializer}
     signed = any(zeros.get(n.input[2]) == onnx.TensorProto.INT8 for n in model.graph.node if n.op_type == "QuantizeLinear")
-    target = next((p.value for p in model.metadata_props if p.key == "zaq.target"), '"onnxruntime"')
-    return not signed and target != '"onnxruntime"'
+    target = next((json.loads(p.value) for p in model.metadata_props if p.key == "zaq.target"), "onnxruntime")
+    return not signed and target != "onnxruntime"
 
 
 def _output_step(path: Path) -> float | None:
