@@ -35,6 +35,26 @@ def test_a_placement_brings_its_own_choices() -> None:
         QConfig.parse("w4a4", weights="per_tensr")
 
 
+def test_a_target_brings_its_grids_and_refuses_others() -> None:
+    trt = QConfig.parse("w4a8", target="tensorrt")
+    assert (trt.activations, trt.weights, trt.target) == ("symmetric", "per_channel", "tensorrt")
+    assert QConfig.parse("w8a8", target="tensorrt", weights="per_tensor").weights == "per_tensor"
+    assert QConfig.parse("w8a8").activations == "affine" and QConfig.parse("w8a8", activations="symmetric").target == "onnxruntime"
+    with pytest.raises(BitsError, match="activations are affine; it takes symmetric"):
+        QConfig.parse("w8a8", target="tensorrt", activations="affine")
+    with pytest.raises(BitsError, match="weights are per_channel_affine"):
+        QConfig.parse("w8a8", target="openvino", weights="per_channel_affine")
+    for bits, ends in (("w4a4", 8), ("w8a8", 4)):
+        with pytest.raises(BitsError, match="4 bits need an integer Clip"):
+            QConfig.parse(bits, ends, target="tensorrt")
+    with pytest.raises(BitsError, match="goes with placement integer"):
+        QConfig.parse("w8a8", placement="brecq", target="qnn")
+    with pytest.raises(BitsError, match="Did you mean 'tensorrt'"):
+        QConfig.parse("w8a8", target="tensorRT8")
+    with pytest.raises(BitsError, match="Did you mean 'symmetric'"):
+        QConfig.parse("w8a8", activations="symetric")
+
+
 def test_mixed_bits_and_a_size_go_together() -> None:
     mixed = QConfig.parse("mixeda6", target_size=1000)
     assert (mixed.act_bits, mixed.target_size, str(mixed)) == (6, 1000, "mixeda6")

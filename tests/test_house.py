@@ -25,6 +25,7 @@ MODULES = sorted(
 # A module may import those whose rank is lower, or its own package.
 LAYERS = (
     {"errors"},
+    {"targets"},
     {"config", "progress", "zoo"},
     {"graph"},
     {"nodes"},

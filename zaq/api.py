@@ -39,9 +39,10 @@ class Quantized:
     def export(self, path: str | Path, form: str = "qdq", opset: int | None = None, int8_weights: bool = False) -> None:
         """Write the integer ONNX file; its properties hold bits, method, seed, version, source hash and input card.
 
-        `form`, `opset`: see `zaq.export.forms`; `int8_weights`: see `zaq.export.onnx`.
+        Written for the target of its QConfig. `form`, `opset`: see `zaq.export.forms`; `int8_weights`: see `zaq.export.onnx`.
         """
-        write_onnx(self.module, Path(path), reporting.onnx_metadata(self.report), form=form, opset=opset, int8_weights=int8_weights)
+        metadata, target = reporting.onnx_metadata(self.report), self.job.qconfig.runtime
+        write_onnx(self.module, Path(path), metadata, form=form, opset=opset, int8_weights=int8_weights, target=target)
 
 
 def quantize(
@@ -102,11 +103,14 @@ def quantize_graph(
             job.notes.append("no mean and std are known: the input counts as already normalised")
         if qconfig.placement != "integer":
             job.notes.append(f"placement {qconfig.placement}: for comparison with published numbers; additions and the image stay in float")
+        if qconfig.target != "onnxruntime":
+            job.notes.append(f"for {qconfig.target}: {qconfig.runtime.rule}")
         method(job, real) if reads_data(method) else method(job)
         job.student.requires_grad_(False)
         _require_finite(job.student)
         options = {
             "bits": str(qconfig),
+            "target": qconfig.target,
             "qconfig": dataclasses.asdict(qconfig),
             "method": reporting.method_dict(method),
             "effort": effort,

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from zaq.errors import BitsError, SourceError, unknown
+from zaq.targets import Target, target_of
 
-__all__ = ["EFFORTS", "NORMALIZATIONS", "PLACEMENTS", "WEIGHT_GRIDS", "Card", "Preset", "QConfig"]
+__all__ = ["ACTIVATION_GRIDS", "EFFORTS", "NORMALIZATIONS", "PLACEMENTS", "WEIGHT_GRIDS", "Card", "Preset", "QConfig"]
 
 EFFORTS = ("fast", "default", "best")
 # name: (mean, std) of x/255, per channel
@@ -26,7 +27,10 @@ NORMALIZED_REACH = 3.0  # standard deviations an input of unknown normalisation 
 
 
 # How a weight's grid lies: a scale for each output channel or one for all; symmetric (signed), or affine with a zero point.
-WEIGHT_GRIDS = ("per_channel", "per_channel_affine", "per_tensor", "per_tensor_affine")
+# `per_conv_channel`: per channel for convolutions, one scale for a linear layer.
+WEIGHT_GRIDS = ("per_channel", "per_channel_affine", "per_tensor", "per_tensor_affine", "per_conv_channel")
+# How an activation's lies, one scale a tensor: affine, unsigned with a zero point; or symmetric, signed with zero point 0.
+ACTIVATION_GRIDS = ("affine", "symmetric")
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,7 @@ class QConfig:
     """Bits of weights and activations, of the first and the last layer (None: the same), and where they go.
 
     `layer_bits` names weights with bits of their own. `target_size` (bytes of all weights) asks for a search of them.
+    `target` is the runtime the file is for (`zaq.targets`); what it does not take is refused.
     """
 
     weight_bits: int
@@ -65,6 +70,8 @@ class QConfig:
     weights: str = "per_channel"
     layer_bits: dict[str, int] = field(default_factory=dict)
     target_size: int | None = None
+    activations: str = "affine"
+    target: str = "onnxruntime"
 
     def __post_init__(self) -> None:
         for what, bits in (("weight", self.weight_bits), ("activation", self.act_bits), *self.layer_bits.items()):
@@ -76,6 +83,12 @@ class QConfig:
             raise BitsError("placement: " + unknown("placement", self.placement, PLACEMENTS))
         if self.weights not in WEIGHT_GRIDS:
             raise BitsError("weights: " + unknown("weight grid", self.weights, WEIGHT_GRIDS))
+        if self.activations not in ACTIVATION_GRIDS:
+            raise BitsError("activations: " + unknown("activation grid", self.activations, ACTIVATION_GRIDS))
+        runtime = target_of(self.target)
+        if self.placement != "integer" and self.target != "onnxruntime":
+            raise BitsError(f"target {self.target} goes with placement integer; {self.placement} is for comparison, not for devices.")
+        runtime.check(self.activations, self.weights, min(self.act_bits, self.first_last or self.act_bits))
 
     @classmethod
     def parse(
@@ -85,30 +98,42 @@ class QConfig:
         placement: str = "integer",
         weights: str | None = None,
         target_size: int | None = None,
+        activations: str | None = None,
+        target: str = "onnxruntime",
     ) -> "QConfig":
         """`w4a4` and the like; `mixed` or `mixeda6` for weights whose bits are searched (activations 8 bits, or 6).
 
-        first_last "" and weights None: as the placement has them. Raises BitsError for anything else.
+        first_last "" and grids None: as the placement, or the target, has them. Raises BitsError for anything else.
         """
         if placement not in PLACEMENTS:
             raise BitsError("placement: " + unknown("placement", placement, PLACEMENTS))
         preset = PLACEMENTS[placement]
         end = preset.first_last if isinstance(first_last, str) else first_last
+        runtime = target_of(target)
+        grids: dict[str, Any] = {
+            "weights": weights or (preset.weights if preset.weights in runtime.weights else runtime.weights[0]),
+            "activations": activations or runtime.activations[0],
+            "target": target,
+        }
         mixed = re.fullmatch(r"mixed(?:a(\d+))?", text.strip().lower())
         if mixed:
             if target_size is None:
                 raise BitsError("bits: 'mixed' needs a size to reach: --target-size 0.3MB.")
-            return cls(8, int(mixed[1] or 8), end, placement, weights or preset.weights, target_size=target_size)
+            return cls(8, int(mixed[1] or 8), end, placement, target_size=target_size, **grids)
         if target_size is not None:
             raise BitsError(f"target-size goes with --bits mixed, not with {text}.")
         match = re.fullmatch(r"w(\d+)a(\d+)", text.strip().lower())
         if not match:
             raise BitsError(f"bits: {text!r} is not of the form w<bits>a<bits>, as in w4a4 or w8a8.")
-        return cls(int(match[1]), int(match[2]), end, placement, weights or preset.weights)
+        return cls(int(match[1]), int(match[2]), end, placement, **grids)
 
     @property
     def preset(self) -> Preset:
         return PLACEMENTS[self.placement]
+
+    @property
+    def runtime(self) -> Target:
+        return target_of(self.target)
 
     def __str__(self) -> str:
         return f"w{self.weight_bits}a{self.act_bits}" if self.target_size is None else f"mixeda{self.act_bits}"

@@ -58,7 +58,7 @@ def quantize_run(
     if quantized.job.samples is not None:
         run.write_samples(quantized.job.samples, quantized.card)
     metadata = reporting.onnx_metadata(report)
-    run.write("model.onnx", to_onnx(exported, metadata, int8_weights=int8_weights))
+    run.write("model.onnx", to_onnx(exported, metadata, int8_weights=int8_weights, target=qconfig.runtime))
     if quantized.job.samples is not None:
         parity = compare(run / "model.onnx", quantized.module, run.samples())
         report["parity"], report["parity_sentence"] = parity.to_dict(), parity.sentence()

@@ -55,6 +55,7 @@ def onnx_metadata(report: dict[str, Any]) -> dict[str, Any]:
         "bits": options["bits"],
         "first_last": options["qconfig"]["first_last"],
         "placement": options["qconfig"]["placement"],
+        "target": options["target"],
         "real_images_read": options["data"],
         "method": options["method"],
         "effort": options["effort"],

@@ -58,6 +58,23 @@ def test_every_weight_grid(weights: str, bits: str, tmp_path: Path) -> None:
     assert bool(parity.float_kernels) == in_float, parity.kernels
 
 
+@pytest.mark.parametrize("bits", ["w8a8", "w4a4"])
+@pytest.mark.parametrize("name", ["residual", "depthwise", "concat", "pools"])
+def test_symmetric_activations_stay_integers(name: str, bits: str, tmp_path: Path) -> None:
+    """int8 with zero point 0; a ReLU, which such a grid does not repeat, clips integers."""
+    quantized = zaq.quantize(build(name), images(1), QConfig.parse(bits, activations="symmetric"), QUICK, card=CARD)
+    quantized.export(tmp_path / "model.onnx")
+    parity = compare(tmp_path / "model.onnx", quantized.module, images(64))
+    assert parity.share_equal > 0.95 and not parity.float_kernels, (parity.sentence(), parity.kernels)
+    assert not {"Relu", "Max", "Min"} & set(parity.kernels), parity.kernels
+    graph = onnx.load(tmp_path / "model.onnx").graph
+    tensors = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
+    zeros = [tensors[n.input[2]] for n in graph.node if n.op_type == "QuantizeLinear"]
+    clips = [(int(tensors[n.input[1]]), int(tensors[n.input[2]])) for n in graph.node if n.op_type == "Clip"]
+    assert zeros and all(z.dtype == np.int8 and not z.any() for z in zeros)
+    assert (0, 127 if bits == "w8a8" else 7) in clips, clips  # one Clip, also where there are fewer bits
+
+
 @pytest.mark.parametrize("placement", ["gdfq", "brecq"])
 def test_the_literatures_placements_export_too(placement: str, tmp_path: Path) -> None:
     """With float tensors between the quantized ones a sum may round apart; seldom, and then by a step."""

@@ -35,6 +35,23 @@ def test_watches_with_any_of_ours(name: str) -> None:
     assert (quantizer(x) - x).pow(2).mean() < 1e-3
 
 
+@pytest.mark.parametrize("observer", [*OBSERVERS.values(), MinMaxObserver, HistogramObserver])
+def test_signed_grids_are_symmetric_whatever_watches(observer: type) -> None:
+    torch.manual_seed(0)
+    for x in (torch.randn(4000).clamp(-2, 3), torch.randn(4000).relu()):
+        quantizer = FakeQuantize(8, signed=True, observer=observer)
+        quantizer.enable_observer()
+        quantizer(x)
+        quantizer.calibrate()
+        assert int(quantizer.zero_point) == 0 and (quantizer(x) - x).pow(2).mean() < 1e-3
+
+
+def test_a_signed_range_covers_both_ends() -> None:
+    quantizer = FakeQuantize(4, signed=True, limits=(0.0, 6.0))
+    quantizer.set_range(-3.0, 9.0)
+    assert int(quantizer.zero_point) == 0 and quantizer.limits()[1] == pytest.approx(6)
+
+
 @pytest.mark.parametrize("bits", range(2, 9))
 def test_uses_no_more_levels_than_its_bits(bits: int) -> None:
     x = torch.randn(1, 5000)

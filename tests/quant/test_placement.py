@@ -96,8 +96,25 @@ def test_weight_grids(weights: str) -> None:
     folded, _ = fold(trace(build("residual"), images(1)))
     _, placed = place(folded, QConfig.parse("w4a4", weights=weights), CARD)
     for name, quantizer in placed.weights.items():
-        assert len(quantizer.scale) == (1 if "tensor" in weights else len(folded.get_parameter(name)))
+        shared = "tensor" in weights or ("conv" in weights and folded.get_parameter(name).dim() == 2)
+        assert len(quantizer.scale) == (1 if shared else len(folded.get_parameter(name)))
         assert bool((quantizer.zero_point != 0).any()) == ("affine" in weights)
+
+
+@pytest.mark.parametrize("name", ["residual", "depthwise", "squeeze_excite"])
+def test_symmetric_activations(name: str) -> None:
+    """Signed grids around 0, known ranges included: ReLU6 takes half of one."""
+    folded, _ = fold(trace(build(name), images(1)))
+    student, placed = place(folded, QConfig.parse("w8a3", activations="symmetric"), CARD)
+    for quantizer in placed.activations.values():
+        quantizer.watch("mse")
+    student(images(4))
+    for quantizer in placed.activations.values():
+        quantizer.calibrate()
+        assert quantizer.signed and quantizer.quant_min == -(2 ** (quantizer.bits - 1)) and int(quantizer.zero_point) == 0
+    if name == "depthwise":
+        high = placed.activations["hardtanh_1"]
+        assert high.guaranteed and abs(high.limits()[1] - 6) < 1e-5
 
 
 def test_a_weight_may_have_bits_of_its_own() -> None:

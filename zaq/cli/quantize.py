@@ -19,6 +19,8 @@ __all__ = ["quantize"]
 @click.option("--target-size", help="With --bits mixed: bytes that all weights may take, as 0.3MB.")
 @click.option("--placement", default="integer", show_default=True, help="What is quantized: integer, or a protocol: gdfq, brecq.")
 @click.option("--weights", help="Grids of weights: per_channel (default), per_tensor, and both with _affine.")
+@click.option("--activations", help="Grids of activations: affine (default), or symmetric: signed, zero point 0.")
+@click.option("--target", default="onnxruntime", show_default=True, help="The runtime the file is for: tensorrt, openvino, qnn, ...")
 @click.option("--first-last", default="", help="Bits of the first and the last layer, or 'same'; 8, and same for gdfq.")
 @click.option("--int8-weights", is_flag=True, help="Never store weights as uint8: faster, but wrong on x86 without VNNI.")
 @click.option("--method", default="zaq", show_default=True, help="Or rtn, dfq, aciq, zeroq, deepinversion, gdfq, ft.")
@@ -31,9 +33,10 @@ __all__ = ["quantize"]
 @click.option("--dry-run", is_flag=True, help="Print what would happen, write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @card_options
-def quantize(source: str, bits: str, target_size: str | None, placement: str, weights: str | None, first_last: str,
-             int8_weights: bool, method: str, settings: tuple[str, ...], effort: str, data: str | None, seed: int,
-             output: Path | None, overwrite: bool, dry_run: bool, as_json: bool, **card: Any) -> None:  # fmt: skip
+def quantize(source: str, bits: str, target_size: str | None, placement: str, weights: str | None,
+             activations: str | None, target: str, first_last: str, int8_weights: bool, method: str,
+             settings: tuple[str, ...], effort: str, data: str | None, seed: int, output: Path | None,
+             overwrite: bool, dry_run: bool, as_json: bool, **card: Any) -> None:  # fmt: skip
     """Quantize SOURCE, a .pt2 file or zoo:NAME; the shipped CIFAR-10 ResNet-20 if none is named."""
     from zaq.config import EFFORTS, QConfig
     from zaq.methods import reads_data
@@ -42,7 +45,7 @@ def quantize(source: str, bits: str, target_size: str | None, placement: str, we
 
     if effort not in EFFORTS:
         raise BitsError("--effort: " + unknown("effort", effort, EFFORTS))
-    qconfig = QConfig.parse(bits, ends(first_last), placement, weights, size_in_bytes(target_size))
+    qconfig = QConfig.parse(bits, ends(first_last), placement, weights, size_in_bytes(target_size), activations, target)
     algorithm = method_of(method, settings)
     if reads_data(algorithm) != (data is not None):
         raise UserError(

@@ -16,7 +16,7 @@ Constants = dict[str, NDArray[Any]]
 def pool_globally(model: ModelProto) -> None:
     """ReduceMean over H and W as GlobalAveragePool, for which integer kernels exist (in place)."""
     graph = model.graph
-    constants = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
+    constants = _constants(model)
     for index, node in reversed(list(enumerate(graph.node))):
         if node.op_type != "ReduceMean" or len(node.input) < 2 or node.input[1] not in constants:
             continue
@@ -32,13 +32,13 @@ def pool_globally(model: ModelProto) -> None:
             graph.node.insert(index, n)
 
 
-def store_integers(model: ModelProto) -> None:
-    """Fold Quantize(-Clip) of constants into integer initializers, and biases into int32 (in place)."""
+def store_integers(model: ModelProto, float_biases: bool = False) -> None:
+    """Fold Quantize(-Clip) of constants into integer initializers, and biases into int32 (in place).
+
+    `float_biases`: those stay the floats they are, whole steps of s_x s_w all the same.
+    """
     graph = model.graph
-    constants = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
-    for node in graph.node:
-        if node.op_type == "Constant":
-            constants[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
+    constants = _constants(model)
     makers = {output: node for node in graph.node for output in node.output}
     dead: list[NodeProto] = []
     added: dict[str, NDArray[Any]] = {}
@@ -71,7 +71,8 @@ def store_integers(model: ModelProto) -> None:
     for node in dead:
         if node in graph.node:
             graph.node.remove(node)
-    _store_biases(model, constants, dequantized, added)
+    if not float_biases:
+        _store_biases(model, constants, dequantized, added)
     graph.initializer.extend(numpy_helper.from_array(v, k) for k, v in added.items())
     _drop_unread(model)
 
@@ -109,7 +110,7 @@ def clip_integers(model: ModelProto) -> None:
     of their bits do already need not be done twice. ReLU on a grid that begins at zero costs nothing.
     """
     graph = model.graph
-    constants = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
+    constants = _constants(model)
     for quantize in [n for n in graph.node if n.op_type == "QuantizeLinear" and n.input[0] not in constants]:
         scale, zero = constants[quantize.input[1]], constants[quantize.input[2]]
         ends = np.iinfo(zero.dtype).min, np.iinfo(zero.dtype).max
@@ -124,12 +125,12 @@ def clip_integers(model: ModelProto) -> None:
                 steps = _quantize(limit, scale, zero, axis=0)
                 if (steps <= low).all() if kind == "Max" else (steps >= high).all():
                     continue
-                if steps.size > 1:
+                if (steps != steps.flat[0]).any():
                     channels.append((kind, steps))
                 elif kind == "Max":
-                    wanted[0] = max(wanted[0], int(steps))
+                    wanted[0] = max(wanted[0], int(steps.flat[0]))
                 else:
-                    wanted[1] = min(wanted[1], int(steps))
+                    wanted[1] = min(wanted[1], int(steps.flat[0]))
         if wanted != [low, high] or channels:
             _clip_behind(graph, clip or quantize, wanted if tuple(wanted) != ends else [], channels, zero.dtype)
     _drop_unread(model)
@@ -138,7 +139,7 @@ def clip_integers(model: ModelProto) -> None:
 def _clamp_before(graph: GraphProto, node: NodeProto, constants: Constants) -> tuple[NodeProto, dict[str, NDArray[Any]]] | None:
     """The clamp that a node reads and is the only reader of, and its ends, by the operation that each is: Max, Min."""
     maker = next((n for n in graph.node if node.input[0] in n.output), None)
-    read = sum(node.input[0] == name for n in graph.node for name in n.input)
+    read = sum(node.input[0] == name for n in graph.node for name in n.input) + sum(node.input[0] == o.name for o in graph.output)
     if maker is None or read > 1 or not all(i in constants for i in maker.input[1:] if i):
         return None
     given = [constants[i] if i else None for i in maker.input[1:]]
@@ -177,7 +178,7 @@ def move_integers(model: ModelProto) -> None:
     their zero point: onnxruntime would run it in float between the two.
     """
     graph = model.graph
-    constants = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
+    constants = _constants(model)
     for node in list(graph.node):
         before = next((n for n in graph.node if node.input[0] in n.output), None) if node.op_type in MOVES else None
         after = _readers(graph, node)
@@ -214,7 +215,11 @@ def _pads_zeros(node: NodeProto, constants: Constants) -> bool:
 
 
 def avoid_overflow(model: ModelProto) -> None:
-    """Store weights as uint8 where a pair of products can exceed int16 (in place); see `zaq.export.onnx`."""
+    """Store weights as uint8 where a pair of products can exceed int16 (in place); see `zaq.export.onnx`.
+
+    Not beside int8 activations: no kernel takes int8 x uint8.
+    """
+    constants = _constants(model)
     tensors = {t.name: t for t in model.graph.initializer}
     makers = {output: node for node in model.graph.node for output in node.output}
     for node in model.graph.node:
@@ -226,11 +231,22 @@ def avoid_overflow(model: ModelProto) -> None:
         clip = makers.get(activation.input[0])
         largest = int(numpy_helper.to_array(tensors[clip.input[2]])) if clip is not None and clip.op_type == "Clip" else 255
         integers = numpy_helper.to_array(tensors[weight.input[0]])
+        if constants[activation.input[2]].dtype == np.int8:
+            continue
         if integers.dtype != np.int8 or 2 * largest * int(np.abs(integers.astype(np.int16)).max()) <= INT16_MAX:
             continue
         for name in (weight.input[0], weight.input[2]):
             shifted = (numpy_helper.to_array(tensors[name]).astype(np.int16) + 128).astype(np.uint8)
             tensors[name].CopyFrom(numpy_helper.from_array(shifted, name))
+
+
+def _constants(model: ModelProto) -> dict[str, NDArray[Any]]:
+    """Initializers and the values of Constant nodes, by name."""
+    constants = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "Constant":
+            constants[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
+    return constants
 
 
 def _along(values: NDArray[Any], axis: int, dims: int) -> NDArray[Any]:

@@ -8,7 +8,8 @@ activations), weights are stored as uint8 with zero point 128, the same numbers.
 of uint8 x int8 products in saturating int16, and a file that is right elsewhere loses ten points there; they take
 uint8 x uint8 another, exact way. `int8_weights` keeps int8 for devices that are known to need or deserve it.
 
-Clips that differ from channel to channel (equalized ReLU6) clip integers too, behind QuantizeLinear.
+Clips that a quantizer does not repeat (equalized ReLU6, which has one for each channel; ReLU on a signed grid) clip
+integers too, behind QuantizeLinear. Where the file is for another runtime, `target` says what of all this it takes.
 """
 
 import json
@@ -26,10 +27,12 @@ from zaq.export.forms import lower_opset, optimized, pack, require_form
 from zaq.export.integers import avoid_overflow, clip_integers, move_integers, pool_globally, store_integers
 from zaq.export.program import program_of, unquantized
 from zaq.graph import export_program, from_exported, quiet
+from zaq.targets import TARGETS, Target
 
 __all__ = ["to_onnx", "write_onnx"]
 
 OPSET = 18
+HERE = TARGETS["onnxruntime"]
 op: Any = opset18
 INPUT, OUTPUT = "input", "output"
 
@@ -45,6 +48,7 @@ def to_onnx(
     form: str = "qdq",
     opset: int | None = None,
     int8_weights: bool = False,
+    target: Target = HERE,
 ) -> bytes:
     """A student's program (`program_of`) as a file of one of `forms.FORMS`; `metadata` goes into its properties under
     `zaq.` names, as JSON. opset None: the lowest that holds it.
@@ -56,10 +60,11 @@ def to_onnx(
     model = _translated(exported if form != "float" else export_program(unquantized(from_exported(exported))))
     pool_globally(model)
     if form != "float":
-        store_integers(model)
-        clip_integers(model)
-        move_integers(model)
-        if not int8_weights:
+        store_integers(model, target.float_biases)
+        if target.integer_clips:
+            clip_integers(model)
+            move_integers(model)
+        if not (int8_weights or target.int8_weights):
             avoid_overflow(model)
     if form == "packed":
         pack(model)

@@ -20,6 +20,7 @@ def session(model: Path | bytes, threads: int = 0, optimized: Path | None = None
     """
     options = ort.SessionOptions()
     options.log_severity_level = 3
+    options.add_session_config_entry("session.qdqisint8allowed", "1")  # else x86 turns some int8 tensors into uint8, and not others
     options.intra_op_num_threads = threads
     if optimized:
         options.optimized_model_filepath = str(optimized)

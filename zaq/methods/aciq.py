@@ -19,7 +19,7 @@ from zaq.quant.bias import correct_analytically
 from zaq.quant.fake_quantize import FakeQuantize
 from zaq.quant.moments import Clipped, moments
 from zaq.quant.placement import make_room_for_biases
-from zaq.quant.qparams import affine_qparams, quant_range, symmetric_qparams
+from zaq.quant.qparams import grid_of, quant_range
 
 __all__ = ["ACIQ"]
 
@@ -67,16 +67,17 @@ class ACIQ:
                 job.student(part)
         for name, quantizer in job.placement.activations.items():
             if name in known and not quantizer.guaranteed:
-                quantizer.set_range(*self._range(known[name], quantizer.bits))
+                quantizer.set_range(*self._range(known[name], quantizer))
         job.stages.append(Stage("ranges", len(known) or len(job.placement.activations)))
 
-    def _range(self, known: Clipped, bits: int) -> tuple[float, float]:
+    def _range(self, known: Clipped, quantizer: FakeQuantize) -> tuple[float, float]:
         """The range of a tensor whose channels are distributed as known: their mixture's mean and deviation count."""
         mean = known.mean.mean()
         std = float((known.variance.mean() + known.mean.var(unbiased=False)).sqrt())
         deviation = std * math.sqrt(2 / math.pi) if self.distribution == "laplace" else std
         low, high = known.reach(6.0)
-        return clip_range(float(mean), deviation, bits, float(low.min()), float(high.max()), self.distribution)
+        ends = float(low.min()), float(high.max())
+        return clip_range(float(mean), deviation, quantizer.bits, *ends, self.distribution, quantizer.signed)
 
     @torch.no_grad()
     def _quantize_weight(self, job: Job, name: str, quantizer: FakeQuantize) -> None:
@@ -85,7 +86,7 @@ class ACIQ:
             return
         rows = weight.transpose(0, quantizer.axis).flatten(1)
         if self.allocate:
-            grid = symmetric_qparams if quantizer.signed else affine_qparams
+            grid = grid_of(quantizer.quant_min)
             bits = allocate_bits(rows.std(1), quantizer.bits, LEAST, MOST)
             for width in bits.unique().tolist():
                 here = bits == width

@@ -37,14 +37,17 @@ def alpha_gauss(bits: int) -> float:
     return high
 
 
-def clip_range(mean: float, deviation: float, bits: int, low: float, high: float, distribution: str = "laplace") -> tuple[float, float]:
+def clip_range(
+    mean: float, deviation: float, bits: int, low: float, high: float, distribution: str = "laplace", signed: bool = False
+) -> tuple[float, float]:
     """The part of [low, high] to quantize. `deviation`: mean |x - mean| for laplace, the standard deviation for gauss.
 
-    Where nothing lies below zero (after ReLU) half the distribution takes all the steps, as if it had one bit more.
+    Where nothing lies below zero (after ReLU) half the distribution takes all the steps, as if it had one bit more; not on
+    a `signed` grid, half of whose steps lie below zero all the same.
     """
     alpha_of = {"laplace": alpha_laplace, "gauss": alpha_gauss}[distribution]
     if low >= 0:
-        return 0.0, min(high, max(mean, 0.0) + deviation * alpha_of(bits + 1))
+        return 0.0, min(high, max(mean, 0.0) + deviation * alpha_of(bits if signed else bits + 1))
     alpha = deviation * alpha_of(bits)
     start = max(low, mean - alpha)
     return start, min(high, start + 2 * alpha)

@@ -10,7 +10,7 @@ from torch.ao.quantization import FakeQuantizeBase, ObserverBase
 
 from zaq.quant.observers import OBSERVERS
 from zaq.quant.op import fake_quantize
-from zaq.quant.qparams import affine_qparams, quant_range, search_range, symmetric_qparams
+from zaq.quant.qparams import grid_of, quant_range, search_range, symmetric_qparams
 
 __all__ = ["BiasQuantize", "FakeQuantize"]
 
@@ -77,6 +77,9 @@ class FakeQuantize(FakeQuantizeBase):
         if self.observer is None:
             return self.scale.detach(), self.zero_point
         scale, zero_point = self.observer.calculate_qparams()
+        if self.signed and bool((zero_point != 0).any()):  # torch.ao's observers are affine unless told otherwise
+            low, high = ((end - zero_point) * scale for end in (self.quant_min, self.quant_max))
+            scale, zero_point = symmetric_qparams(low, high, self.quant_min, self.quant_max)
         return scale.view(1).float(), zero_point.view(1).int()
 
     @torch.no_grad()
@@ -94,11 +97,11 @@ class FakeQuantize(FakeQuantizeBase):
     def set_range(self, low: float, high: float) -> None:
         """Quantize [low, high], as far as values can lie there (per tensor)."""
         ends = [torch.tensor([min(max(v, self.known[0]), self.known[1])]) for v in (low, high)]
-        self.set_qparams(*affine_qparams(ends[0], ends[1], self.quant_min, self.quant_max))
+        self.set_qparams(*grid_of(self.quant_min)(ends[0], ends[1], self.quant_min, self.quant_max))
 
     def fit_weight(self, weight: Tensor, search: bool = True) -> None:
         """Set the grid to a weight: with the least error (p = 2.4), or with `search=False` from its least to its greatest value."""
-        grid = symmetric_qparams if self.signed else affine_qparams
+        grid = grid_of(self.quant_min)
         rows = weight.detach().transpose(0, self.axis).flatten(1) if self.axis >= 0 else weight.detach().reshape(1, -1)
         low, high = rows.amin(1), rows.amax(1)
         if search:

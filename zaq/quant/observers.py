@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.ao.quantization import ObserverBase
 
 from zaq.quant.aciq import clip_range
-from zaq.quant.qparams import affine_qparams, search_range
+from zaq.quant.qparams import grid_of, search_range
 
 __all__ = ["OBSERVERS", "EMAObserver", "GaussObserver", "LaplaceObserver", "MSEObserver", "RangeObserver"]
 
@@ -40,7 +40,7 @@ class RangeObserver(ObserverBase):
         return self.low.clamp(*self.limits), self.high.clamp(*self.limits)
 
     def calculate_qparams(self, **_: Any) -> tuple[Tensor, Tensor]:
-        return affine_qparams(*self.range(), self.quant_min, self.quant_max)
+        return grid_of(self.quant_min)(*self.range(), self.quant_min, self.quant_max)
 
 
 class MSEObserver(RangeObserver):
@@ -60,7 +60,8 @@ class MSEObserver(RangeObserver):
         low, high = super().range()
         if not self.seen:
             return low, high
-        found = search_range(torch.cat(self.seen)[None], low[None], high[None], self.quant_min, self.quant_max, affine_qparams)
+        grid = grid_of(self.quant_min)
+        found = search_range(torch.cat(self.seen)[None], low[None], high[None], self.quant_min, self.quant_max, grid)
         return found[0][0], found[1][0]
 
 
@@ -98,7 +99,7 @@ class LaplaceObserver(RangeObserver):
         if not count:
             return low, high
         bits = round(math.log2(self.quant_max - self.quant_min + 1))
-        found = clip_range(mean / count, deviation / count, bits, float(low), float(high), self.DISTRIBUTION)
+        found = clip_range(mean / count, deviation / count, bits, float(low), float(high), self.DISTRIBUTION, self.quant_min < 0)
         return torch.tensor(found[0]), torch.tensor(found[1])
 
 

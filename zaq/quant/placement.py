@@ -60,7 +60,7 @@ def place(gm: GraphModule, qconfig: QConfig, card: Card) -> tuple[GraphModule, P
     known = bounds(gm, card)
     bits = _activation_bits(gm, qconfig)
     for node, width in bits.items():
-        quantizer = _activation_quantizer(width, known.get(node.name, Bounds()))
+        quantizer = _activation_quantizer(width, known.get(node.name, Bounds()), qconfig.activations == "symmetric")
         placed.activations[node.name] = quantizer
         _insert_after(gm, node, quantizer)
     first, last = _ends(gm)
@@ -161,8 +161,8 @@ def _ends(gm: GraphModule) -> tuple[set[Node], set[Node]]:
     return first, last
 
 
-def _activation_quantizer(bits: int, known: Bounds) -> FakeQuantize:
-    quantizer = FakeQuantize(bits, limits=(known.low, known.high))
+def _activation_quantizer(bits: int, known: Bounds, signed: bool) -> FakeQuantize:
+    quantizer = FakeQuantize(bits, signed=signed, limits=(known.low, known.high))
     if bits >= HIGH and known.tight:
         quantizer.set_range(known.low, known.high)
         quantizer.guaranteed = True
@@ -196,7 +196,8 @@ def _quantize_layer(gm: GraphModule, node: Node, bits: int, qconfig: QConfig, pl
     name = str(weight.target)
     reads = _source_quantizer(gm, source)
     if name not in placed.weights:
-        axis = -1 if "tensor" in qconfig.weights else 1 if node.target in TRANSPOSED else 0
+        one_scale = "tensor" in qconfig.weights or ("conv" in qconfig.weights and node.target in LINEARS)
+        axis = -1 if one_scale else 1 if node.target in TRANSPOSED else 0
         value = attribute(gm, name)
         channels = value.shape[axis] if axis >= 0 else 1
         signed = "affine" not in qconfig.weights

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-__all__ = ["affine_qparams", "quant_range", "search_range", "symmetric_qparams"]
+__all__ = ["affine_qparams", "grid_of", "quant_range", "search_range", "symmetric_qparams"]
 
 SMALLEST_SCALE = 2.0**-24  # a channel of zeros still needs a grid
 CANDIDATES = 100
@@ -38,6 +38,13 @@ def symmetric_qparams(low: Tensor, high: Tensor, quant_min: int, quant_max: int)
 
 
 Grid = Callable[[Tensor, Tensor, int, int], tuple[Tensor, Tensor]]
+
+
+def grid_of(quant_min: int) -> Grid:
+    """Signed grids are symmetric, unsigned ones affine."""
+    return symmetric_qparams if quant_min < 0 else affine_qparams
+
+
 # What part of the range is tried. Beyond 1: a symmetric grid has one step more below zero than above.
 SHRINK: dict[Grid, tuple[float, float]] = {affine_qparams: (1.0, 0.01), symmetric_qparams: (1.2, 0.2)}
 
