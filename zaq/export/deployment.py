@@ -27,11 +27,19 @@ import onnxruntime as ort
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 
 from zaq.errors import SourceError
+from zaq.export.forms import to_float
 
-__all__ = ["PICOJOULES", "SOURCE", "Deployment", "deployment", "table"]
+__all__ = ["PICOJOULES", "SOURCE", "Deployment", "costs", "deployment", "forms_of", "report", "table"]
 
-SOURCE = "M. Horowitz, Computing's Energy Problem, ISSCC 2014 (45 nm, 0.9 V), as tabulated by Han et al. 2015"
-PICOJOULES = {"int8 mult": 0.2, "int32 add": 0.1, "float mult": 3.7, "float add": 0.9, "32-bit SRAM access": 5.0, "32-bit DRAM access": 640.0}
+SOURCE = "M. Horowitz, Computing's Energy Problem, ISSCC 2014 (45 nm, 0.9 V), in part tabulated by Han et al. 2015"
+PICOJOULES = {
+    "int8 mult": 0.2,
+    "int32 add": 0.1,
+    "float mult": 3.7,
+    "float add": 0.9,
+    "32-bit SRAM access": 5.0,
+    "32-bit DRAM access": 640.0,
+}
 
 # Where an operation holds its weight, and where its bias: the operations that multiply and accumulate.
 LAYERS = {
@@ -100,6 +108,22 @@ def table(found: dict[str, Deployment]) -> list[list[str]]:
         ("  parameters, DRAM", "{:.1f}".format, lambda d: d.energy_dram),
     ]
     return [["a sample", *found], *([name, *(text(value(d)) for d in found.values())] for name, text, value in rows)]
+
+
+def forms_of(path: Path) -> list[Path]:
+    """Every form of a run's file that lies beside it, itself first: model.onnx, model.packed.onnx, ..."""
+    return sorted({path, *path.parent.glob(f"{path.stem}*.onnx")}, key=lambda p: (p != path, p.name))
+
+
+def costs(path: Path) -> dict[str, Deployment]:
+    """The float network of a run's file, and every form of the file, by name. Raises SourceError for what is none."""
+    found = {p.name: deployment(p) for p in forms_of(path)}
+    return {"float": deployment(to_float(onnx.load(path)).SerializeToString()), **found}
+
+
+def report(found: dict[str, Deployment]) -> dict[str, Any]:
+    """Costs as they go into report.json: with the figures of energy, and where those are from."""
+    return {"source": SOURCE, "picojoules": PICOJOULES, "files": {name: d.to_dict() for name, d in found.items()}}
 
 
 def deployment(file: Path | bytes) -> Deployment:
@@ -187,7 +211,9 @@ def _bytes(graph: GraphProto) -> dict[str, int]:
                 scales.add(name)
     biases -= weights
     scales -= weights | biases
-    sizes = {part: sum(_stored(tensors[n]) for n in names) for part, names in (("weights", weights), ("biases", biases), ("scales", scales))}
+    sizes = {
+        part: sum(_stored(tensors[n]) for n in names) for part, names in (("weights", weights), ("biases", biases), ("scales", scales))
+    }
     return sizes | {"packed": sum(_packed(tensors[n]) for n in weights)}
 
 
@@ -197,17 +223,19 @@ def _holds_scale(node: NodeProto, index: int) -> bool:
 
 
 def _stored(tensor: TensorProto) -> int:
+    elements: int = math.prod(tensor.dims)
     bits = 4 if tensor.data_type in (TensorProto.INT4, TensorProto.UINT4) else 8 * numpy_helper.to_array(tensor).itemsize
-    return -(-math.prod(tensor.dims) * bits // 8)
+    return -(-elements * bits // 8)
 
 
 def _packed(tensor: TensorProto) -> int:
     """Bytes at the fewest bits that tell the tensor's integers apart; floats as they are."""
-    if tensor.data_type in (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE) or not math.prod(tensor.dims):
+    elements: int = math.prod(tensor.dims)
+    if tensor.data_type in (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE) or not elements:
         return _stored(tensor)
     integers = numpy_helper.to_array(tensor).astype(np.int64)
     bits = max(int(integers.max() - integers.min()).bit_length(), 1)
-    return int(-(-integers.size * bits // 8))
+    return -(-elements * bits // 8)
 
 
 def _macs(graph: GraphProto, values: Values) -> tuple[int, int]:

@@ -1,5 +1,6 @@
 """Stand-in until the real module is on main: the float network of a file, by taking its quantizers out."""
 
+import numpy as np
 import onnx
 from onnx import ModelProto, helper, numpy_helper
 
@@ -21,10 +22,10 @@ def to_float(model: ModelProto) -> ModelProto:
         source = node.input[0]
         while source in makers and makers[source].op_type in ("Clip", "Min", "Max", "Cast", "QuantizeLinear"):
             source = makers[source].input[0]
-        scale, zero = tensors[node.input[1]], tensors[node.input[2]] if len(node.input) > 2 else 0
+        scale, zero = tensors[node.input[1]], tensors[node.input[2]] if len(node.input) > 2 else np.zeros((), np.int32)
         if source in tensors:
             axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
-            value = _dequantize(tensors[source].astype("int32"), scale, helper.np.asarray(zero, "int32"), axis)
+            value = _dequantize(tensors[source].astype(np.int32), scale, zero.astype(np.int32), axis)
             graph.initializer.append(numpy_helper.from_array(value, node.output[0]))
             graph.node.remove(node)
         else:
