@@ -7,6 +7,7 @@ from zaq import report as reporting
 from zaq.api import Quantized, quantize_graph
 from zaq.config import QConfig
 from zaq.data import shuffled
+from zaq.export import deployment
 from zaq.export.onnx import program_of, to_onnx
 from zaq.export.verify import compare
 from zaq.methods import reads_data
@@ -62,6 +63,7 @@ def quantize_run(
         parity = compare(run / "model.onnx", quantized.module, run.samples())
         report["parity"], report["parity_sentence"] = parity.to_dict(), parity.sentence()
     report["sizes"] = _sizes(run, quantized)
+    report["deployment"] = deployment.report(deployment.costs(run / "model.onnx"))
     run.write_json("report.json", report)
     run.write("report.html", render(report, log.rows, quantized.job.samples, quantized.card))
     return report
