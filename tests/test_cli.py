@@ -42,11 +42,13 @@ def test_a_run_explains_itself(run: Path) -> None:
     assert all({"bits", "scale", "zero_point"} <= set(t) for t in report["tensors"])
     assert report["parity"]["top1_agreement"] > 0.98 and not report["parity"]["float_kernels"]
     assert report["sizes"]["model.onnx"] < 0.4 * report["sizes"]["float weights"]
+    costs = report["deployment"]["files"]
+    assert costs["float"]["peak"] > 3 * costs["model.onnx"]["peak"] and costs["model.onnx"]["file"] == report["sizes"]["model.onnx"]
     log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     assert {"warm-up", "zaq"} == {row["stage"] for row in log}
     assert {"loss_g", "loss_q", "held_out"} <= {key for row in log for key in row}
     page = (run / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 5 and "http" not in page and "No real image was read" in page
+    assert page.count("data:image/png;base64,") == 6 and "http" not in page and "No real image was read" in page
 
 
 def test_the_file_carries_what_it_is(run: Path) -> None:
@@ -61,6 +63,14 @@ def test_verify(run: Path) -> None:
     assert done.returncode == 0 and "top-1 agrees on" in done.stdout and "21 QLinearConv" in done.stdout
     found = json.loads(zaq("verify", run, "--json").stdout)
     assert found["share_equal"] > 0.9 and found["share_worse"] < 0.05 and found["samples"] == 256
+
+
+def test_profile(run: Path) -> None:
+    done = zaq("profile", run, "--latency", "--seconds", 0)
+    assert done.returncode == 0 and "ISSCC 2014" in done.stdout and "onnxruntime int8" in done.stdout, done.stderr
+    found = json.loads(zaq("profile", run, "--json").stdout)
+    assert found == json.loads((run / "report.json").read_text())["deployment"]
+    assert found["files"]["model.onnx"]["macs"] == found["files"]["model.onnx"]["integer_macs"] == 40_813_184
 
 
 def test_eval_needs_no_flags(run: Path, tmp_path: Path) -> None:
@@ -139,6 +149,7 @@ def test_an_existing_folder_is_refused_unless_told(model: Path, tmp_path: Path) 
     (["quantize", "--normalize", "imagnet"], "Did you mean 'imagenet'?"),
     (["quantise"], "Did you mean 'quantize'?"),
     (["verify", "nowhere"], "is no run of zaq quantize"),
+    (["profile", "nowhere"], "is no run of zaq quantize"),
     (["eval", "nowhere", "--data", "cifar10:x"], "is no run of zaq quantize"),
 ])  # fmt: skip
 def test_mistakes_are_a_sentence_and_exit_code_2(args: list[str], message: str, tmp_path: Path) -> None:
@@ -194,5 +205,5 @@ def test_a_run_whose_parts_are_broken(run: Path, tmp_path: Path) -> None:
 
 def test_help_and_version() -> None:
     assert "quantize" in zaq("--help").stdout and zaq("--version").returncode == 0
-    for verb in ("quantize", "inspect", "verify", "eval"):
+    for verb in ("quantize", "inspect", "verify", "profile", "eval"):
         assert zaq(verb, "--help").returncode == 0

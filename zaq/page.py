@@ -11,10 +11,16 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from zaq.config import Card
+from zaq.export.deployment import Deployment, table
 
 __all__ = ["image", "render"]
 
 SAMPLES_SHOWN = 32
+# The bars of `_costs`: a title, and the parts of a bar with the fields they are read from.
+COSTS = (
+    ("KB", {"weights": "weights", "biases": "biases", "scales": "scales", "graph": "graph"}, 1024),
+    ("microjoules a sample", {"multiply-accumulates": "energy_macs", "SRAM": "energy_sram", "DRAM": "energy_dram"}, 1),
+)
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 
 
@@ -22,6 +28,7 @@ def render(report: dict[str, Any], log: list[dict[str, Any]], samples: Tensor | 
     """The page for a report, the rows of its log, and the synthetic samples (N, C, H, W) as the model reads them."""
     activations = [t for t in report["tensors"] if t["kind"] == "activation"]
     weights = [t for t in report["tensors"] if t["kind"] == "weight"]
+    files = {name: Deployment(**values) for name, values in report.get("deployment", {}).get("files", {}).items()}
     pictures = {
         "losses": _losses(log),
         "samples": None if samples is None else _sheet(samples, card),
@@ -29,10 +36,11 @@ def render(report: dict[str, Any], log: list[dict[str, Any]], samples: Tensor | 
         "weights": _weights(weights),
         "frontier": _frontier(report),
         "sqnr": _sqnr([t for t in report["tensors"] if "sqnr" in t]),
+        "costs": _costs(files),
     }
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     page = environment.from_string(TEMPLATE.read_text())
-    return page.render(report=report, pictures=pictures, activations=activations, weights=weights)
+    return page.render(report=report, pictures=pictures, activations=activations, weights=weights, costs=table(files))
 
 
 def image(figure: Figure) -> str:
@@ -134,4 +142,23 @@ def _sqnr(tensors: list[dict[str, Any]]) -> str | None:
     axes.set_yticks(range(len(tensors)), [t["name"] for t in tensors], fontsize=6)
     axes.invert_yaxis()
     axes.set_title("SQNR on synthetic samples, dB: activations (blue), weights (orange)", fontsize=9)
+    return image(figure)
+
+
+def _costs(files: dict[str, Deployment]) -> str | None:
+    """Bytes and energy of every file by their parts, the float model's above."""
+    if not files:
+        return None
+    figure = Figure(figsize=(9, 1.2 + 0.3 * len(files)))
+    for panel, (title, parts, unit) in enumerate(COSTS):
+        axes = figure.add_subplot(1, len(COSTS), panel + 1)
+        left = np.zeros(len(files))
+        for label, field in parts.items():
+            values = np.array([getattr(costs, field) / unit for costs in files.values()])
+            axes.barh(list(files), values, left=left, label=label)
+            left += values
+        axes.invert_yaxis()
+        axes.set_title(title, fontsize=9)
+        axes.legend(fontsize=6)
+    figure.tight_layout()
     return image(figure)

@@ -7,7 +7,8 @@ from zaq import report as reporting
 from zaq.api import Quantized, quantize_graph
 from zaq.config import QConfig
 from zaq.data import shuffled
-from zaq.export.onnx import to_onnx
+from zaq.export import deployment
+from zaq.export.onnx import in_form, translate
 from zaq.export.program import program_of
 from zaq.export.verify import compare
 from zaq.methods import reads_data
@@ -58,11 +59,13 @@ def quantize_run(
     if quantized.job.samples is not None:
         run.write_samples(quantized.job.samples, quantized.card)
     metadata = reporting.onnx_metadata(report)
-    run.write("model.onnx", to_onnx(exported, metadata, int8_weights=int8_weights, target=qconfig.runtime))
+    translated = translate(exported)
+    run.write("model.onnx", in_form(translated, metadata, int8_weights=int8_weights, target=qconfig.runtime))
     if quantized.job.samples is not None:
         parity = compare(run / "model.onnx", quantized.module, run.samples())
         report["parity"], report["parity_sentence"] = parity.to_dict(), parity.sentence()
     report["sizes"] = _sizes(run, quantized)
+    report["deployment"] = deployment.report(deployment.costs(in_form(translated, {}, "float"), run / "model.onnx"))
     run.write_json("report.json", report)
     run.write("report.html", render(report, log.rows, quantized.job.samples, quantized.card))
     return report

@@ -22,8 +22,9 @@ import onnxruntime as ort
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from zaq.errors import BitsError, SourceError, unknown
+from zaq.export.integers import drop_unread
 
-__all__ = ["FORMS", "LOWEST_OPSET", "lower_opset", "optimized", "pack", "require_form"]
+__all__ = ["FORMS", "LOWEST_OPSET", "lower_opset", "optimized", "pack", "require_form", "strip"]
 
 FORMS = ("qdq", "packed", "qoperator", "ort", "float")
 LOWEST_OPSET = {"packed": 21}  # INT4; the others: 13, a scale for each channel
@@ -35,6 +36,31 @@ def require_form(form: str) -> None:
     """Raises BitsError for a form that does not exist."""
     if form not in FORMS:
         raise BitsError("format: " + unknown("form", form, FORMS))
+
+
+def strip(model: ModelProto) -> None:
+    """Take every Quantize(-Clip)-Dequantize out (in place), before anything is stored as integers."""
+    graph = model.graph
+    makers = {o: n for n in graph.node for o in n.output}
+    replaced: dict[str, str] = {}
+    for last in [n for n in graph.node if n.op_type == "DequantizeLinear"]:
+        first = last
+        while first.op_type != "QuantizeLinear":
+            first = makers[first.input[0]]
+        replaced[last.output[0]] = first.input[0]
+    outputs = {o.name for o in graph.output}
+    for node in graph.node:
+        node.input[:] = [_through(replaced, name) for name in node.input]
+    for name in outputs.intersection(replaced):  # an output that was quantized
+        graph.node.append(helper.make_node("Identity", [_through(replaced, name)], [name]))
+        graph.node.remove(makers[name])
+    drop_unread(model)
+
+
+def _through(replaced: dict[str, str], name: str) -> str:
+    while name in replaced:
+        name = replaced[name]
+    return name
 
 
 def pack(model: ModelProto) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
 
-__all__ = ["avoid_overflow", "clip_integers", "move_integers", "pool_globally", "store_integers"]
+__all__ = ["avoid_overflow", "clip_integers", "drop_unread", "move_integers", "pool_globally", "store_integers"]
 
 INT16_MAX = 32767
 MOVES = {"DepthToSpace", "Flatten", "MaxPool", "Pad", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"}
@@ -74,7 +74,7 @@ def store_integers(model: ModelProto, float_biases: bool = False) -> None:
     if not float_biases:
         _store_biases(model, constants, dequantized, added)
     graph.initializer.extend(numpy_helper.from_array(v, k) for k, v in added.items())
-    _drop_unread(model)
+    drop_unread(model)
 
 
 def _store_biases(
@@ -133,7 +133,7 @@ def clip_integers(model: ModelProto) -> None:
                     wanted[1] = min(wanted[1], int(steps.flat[0]))
         if wanted != [low, high] or channels:
             _clip_behind(graph, clip or quantize, wanted if tuple(wanted) != ends else [], channels, zero.dtype)
-    _drop_unread(model)
+    drop_unread(model)
 
 
 def _clamp_before(graph: GraphProto, node: NodeProto, constants: Constants) -> tuple[NodeProto, dict[str, NDArray[Any]]] | None:
@@ -196,7 +196,7 @@ def move_integers(model: ModelProto) -> None:
             value = [*node.input[:2], before.input[2], *node.input[3:]]
             node.input[:] = [before.input[0], *value[1:]]
             _read_instead(end, after[0].output[0], node.output[0])
-    _drop_unread(model)
+    drop_unread(model)
 
 
 def _readers(graph: GraphProto, node: NodeProto) -> list[NodeProto]:
@@ -282,7 +282,7 @@ def _one_zero_point(integers: NDArray[Any], zero: NDArray[Any], axis: int) -> tu
     return shifted.astype(kind), np.zeros_like(zero, dtype=kind)
 
 
-def _drop_unread(model: ModelProto) -> None:
+def drop_unread(model: ModelProto) -> None:
     """Remove nodes, initializers and type notes that nothing reads any more."""
     graph = model.graph
     while True:

@@ -23,13 +23,13 @@ from onnx import ModelProto, helper
 from onnxscript import opset18
 from torch.fx import GraphModule
 
-from zaq.export.forms import lower_opset, optimized, pack, require_form
+from zaq.export.forms import lower_opset, optimized, pack, require_form, strip
 from zaq.export.integers import avoid_overflow, clip_integers, move_integers, pool_globally, store_integers
-from zaq.export.program import program_of, unquantized
-from zaq.graph import export_program, from_exported, quiet
+from zaq.export.program import program_of
+from zaq.graph import quiet
 from zaq.targets import TARGETS, Target
 
-__all__ = ["to_onnx", "write_onnx"]
+__all__ = ["in_form", "to_onnx", "translate", "write_onnx"]
 
 OPSET = 18
 HERE = TARGETS["onnxruntime"]
@@ -38,46 +38,17 @@ INPUT, OUTPUT = "input", "output"
 
 
 def write_onnx(student: GraphModule, path: Path, metadata: dict[str, Any], **choices: Any) -> None:
-    """Export to `path`; `choices` as in `to_onnx`."""
+    """Export to `path`; `choices` as in `in_form`."""
     path.write_bytes(to_onnx(program_of(student), metadata, **choices))
 
 
-def to_onnx(
-    exported: torch.export.ExportedProgram,
-    metadata: dict[str, Any],
-    form: str = "qdq",
-    opset: int | None = None,
-    int8_weights: bool = False,
-    target: Target = HERE,
-) -> bytes:
-    """A student's program (`program_of`) as a file of one of `forms.FORMS`; `metadata` goes into its properties under
-    `zaq.` names, as JSON. opset None: the lowest that holds it.
-
-    The input is (batch, C, H, W) float32, normalised; the batch is dynamic, the outputs are those of the model.
-    Raises BitsError for a form that does not exist or cannot hold the bits, SourceError for an opset that cannot.
-    """
-    require_form(form)
-    model = _translated(exported if form != "float" else export_program(unquantized(from_exported(exported))))
-    pool_globally(model)
-    if form != "float":
-        store_integers(model, target.float_biases)
-        if target.integer_clips:
-            clip_integers(model)
-            move_integers(model)
-        if not (int8_weights or target.int8_weights):
-            avoid_overflow(model)
-    if form == "packed":
-        pack(model)
-    _name_ends(model)
-    _anonymise(model)
-    lower_opset(model, form, opset)
-    helper.set_model_props(model, {f"zaq.{name}": json.dumps(value) for name, value in metadata.items()})
-    onnx.checker.check_model(model)
-    return optimized(model, to_ort=form == "ort") if form in ("qoperator", "ort") else model.SerializeToString()
+def to_onnx(exported: torch.export.ExportedProgram, metadata: dict[str, Any], **choices: Any) -> bytes:
+    """A student's program (`program_of`) as a file; `choices` as in `in_form`."""
+    return in_form(translate(exported), metadata, **choices)
 
 
-def _translated(exported: torch.export.ExportedProgram) -> ModelProto:
-    """The program in ONNX's operations, as torch's exporter writes it."""
+def translate(exported: torch.export.ExportedProgram) -> ModelProto:
+    """The program in ONNX's operations, as torch's exporter writes it: floats between pairs of quantizers, weights too."""
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with quiet():
         program = torch.onnx.export(
@@ -89,7 +60,45 @@ def _translated(exported: torch.export.ExportedProgram) -> ModelProto:
             custom_translation_table={torch.ops.zaq.fake_quantize.default: _translate},
         )
     assert program is not None
-    return program.model_proto
+    model: ModelProto = program.model_proto
+    pool_globally(model)
+    _name_ends(model)
+    _anonymise(model)
+    return model
+
+
+def in_form(
+    translated: ModelProto,
+    metadata: dict[str, Any],
+    form: str = "qdq",
+    opset: int | None = None,
+    int8_weights: bool = False,
+    target: Target = HERE,
+) -> bytes:
+    """A translated program as a file of one of `forms.FORMS`; `metadata` goes into its properties under `zaq.` names, as
+    JSON. opset None: the lowest that holds it.
+
+    The input is (batch, C, H, W) float32, normalised; the batch is dynamic, the outputs are those of the model.
+    Raises BitsError for a form that does not exist or cannot hold the bits, SourceError for an opset that cannot.
+    """
+    require_form(form)
+    model = ModelProto()
+    model.CopyFrom(translated)
+    if form == "float":
+        strip(model)
+    else:
+        store_integers(model, target.float_biases)
+        if target.integer_clips:
+            clip_integers(model)
+            move_integers(model)
+        if not (int8_weights or target.int8_weights):
+            avoid_overflow(model)
+    if form == "packed":
+        pack(model)
+    lower_opset(model, form, opset)
+    helper.set_model_props(model, {f"zaq.{name}": json.dumps(value) for name, value in metadata.items()})
+    onnx.checker.check_model(model)
+    return optimized(model, to_ort=form == "ort") if form in ("qoperator", "ort") else bytes(model.SerializeToString())
 
 
 def _translate(x: Any, scale: Any, zero_point: Any, axis: int, quant_min: int, quant_max: int) -> Any:

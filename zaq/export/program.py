@@ -1,4 +1,4 @@
-"""The student as the programs that are stored and exported."""
+"""The student as the program that is stored and exported."""
 
 import copy
 
@@ -9,7 +9,7 @@ from zaq.graph import export_program
 from zaq.nodes import attribute, set_parameter
 from zaq.quant.fake_quantize import BiasQuantize
 
-__all__ = ["deployable", "program_of", "unquantized"]
+__all__ = ["deployable", "program_of"]
 
 
 def program_of(student: GraphModule) -> torch.export.ExportedProgram:
@@ -35,18 +35,6 @@ def deployable(student: GraphModule) -> GraphModule:
             set_parameter(gm, name, module(attribute(gm, str(source.target))))
             with gm.graph.inserting_before(node):
                 node.replace_all_uses_with(gm.graph.get_attr(name))
-            gm.graph.erase_node(node)
-    gm.graph.eliminate_dead_code()
-    gm.recompile()
-    return gm
-
-
-def unquantized(checkpoint: GraphModule) -> GraphModule:
-    """A copy of a checkpoint's graph without its quantizers: the equalized, trained network in float."""
-    gm = copy.deepcopy(checkpoint)
-    for node in list(gm.graph.nodes):
-        if node.target is torch.ops.zaq.fake_quantize.default:
-            node.replace_all_uses_with(node.args[0])
             gm.graph.erase_node(node)
     gm.graph.eliminate_dead_code()
     gm.recompile()

@@ -21,7 +21,9 @@ def session(model: Path | bytes, threads: int = 0, optimized: Path | None = None
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.add_session_config_entry("session.qdqisint8allowed", "1")  # else x86 turns some int8 tensors into uint8, and not others
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    # Each session has threads of its own: none may go on spinning on a core that the next one's run needs.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     if optimized:
         options.optimized_model_filepath = str(optimized)
     try:

@@ -1,0 +1,52 @@
+"""`zaq profile`."""
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import click
+
+from zaq.cli.options import PATH, progress
+
+__all__ = ["profile"]
+
+
+@click.command()
+@click.argument("run", type=PATH)
+@click.option("--latency", is_flag=True, help="Time it in onnxruntime too, beside float and onnxruntime's own static int8.")
+@click.option(
+    "--seconds", type=click.FloatRange(min=0), default=5.0, show_default=True, help="How long each batch and number of threads is timed."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+def profile(run: Path, latency: bool, seconds: float, as_json: bool) -> None:
+    """What RUN's ONNX files cost, and what the float model would: bytes, operations, memory, an estimate of energy."""
+    from zaq.export import deployment
+    from zaq.export import latency as timing
+    from zaq.export.onnx import to_onnx
+    from zaq.run import Run
+
+    opened = Run.open(run)
+    plain = to_onnx(opened.program(), {}, form="float")
+    costs = deployment.costs(plain, opened / "model.onnx")
+    found: dict[str, Any] = deployment.report(costs)
+    tables = [deployment.table(costs)]
+    if latency:
+        with tempfile.TemporaryDirectory() as folder:
+            files = timing.contenders(plain, opened / "model.onnx", opened.samples(), Path(folder))
+            rows = timing.measure(files, seconds=seconds, progress=progress())
+        found["latency"] = [row.to_dict() for row in rows]
+        tables.append(timing.table(rows))
+    if as_json:
+        click.echo(json.dumps(found, indent=1))
+        return
+    for table in tables:
+        click.echo(_columns(table) + "\n")
+    click.echo(f"Energy by {deployment.SOURCE}.")
+
+
+def _columns(rows: list[list[str]]) -> str:
+    """A table for a terminal: the first column flush left, numbers flush right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]) for row in rows]
+    return "\n".join(lines)
