@@ -21,7 +21,7 @@ from zaq.methods.job import Job, Log
 from zaq.methods.zaq import ZAQ
 from zaq.passes.fold import fold
 from zaq.progress import Progress
-from zaq.quant.placement import weighted_layers
+from zaq.quant.placement import make_room, weighted_layers
 
 __all__ = ["Quantized", "quantize", "quantize_graph"]
 
@@ -36,13 +36,13 @@ class Quantized:
     report: dict[str, Any]
     job: Job
 
-    def export(self, path: str | Path, form: str = "qdq", opset: int | None = None, int8_weights: bool = False) -> None:
+    def export(self, path: str | Path, form: str = "qdq", opset: int | None = None) -> None:
         """Write the integer ONNX file; its properties hold bits, method, seed, version, source hash and input card.
 
-        Written for the target of its QConfig. `form`, `opset`: see `zaq.export.forms`; `int8_weights`: see `zaq.export.onnx`.
+        Written for the target of its QConfig. `form`, `opset`: see `zaq.export.forms`.
         """
         metadata, target = reporting.onnx_metadata(self.report), self.job.qconfig.runtime
-        write_onnx(self.module, Path(path), metadata, form=form, opset=opset, int8_weights=int8_weights, target=target)
+        write_onnx(self.module, Path(path), metadata, form=form, opset=opset, target=target)
 
 
 def quantize(
@@ -106,6 +106,7 @@ def quantize_graph(
         if qconfig.target != "onnxruntime":
             job.notes.append(f"for {qconfig.target}: {qconfig.runtime.rule}")
         method(job, real) if reads_data(method) else method(job)
+        make_room(job.student)
         job.student.requires_grad_(False)
         _require_finite(job.student)
         options = {

@@ -32,7 +32,6 @@ def quantize_run(
     seed: int,
     folder: Path,
     overwrite: bool = False,
-    int8_weights: bool = False,
     progress: Progress | None = None,
     data: str | None = None,
 ) -> dict[str, Any]:
@@ -60,7 +59,7 @@ def quantize_run(
         run.write_samples(quantized.job.samples, quantized.card)
     metadata = reporting.onnx_metadata(report)
     translated = translate(exported)
-    run.write("model.onnx", in_form(translated, metadata, int8_weights=int8_weights, target=qconfig.runtime))
+    run.write("model.onnx", in_form(translated, metadata, target=qconfig.runtime))
     if quantized.job.samples is not None:
         parity = compare(run / "model.onnx", quantized.module, run.samples())
         report["parity"], report["parity_sentence"] = parity.to_dict(), parity.sentence()

@@ -22,7 +22,6 @@ class Target:
     sources: tuple[str, ...]
     activations: tuple[str, ...] = ("affine", "symmetric")
     weights: tuple[str, ...] = EVERY_GRID
-    int8_weights: bool = True  # False: as uint8 where x86 without VNNI would saturate; see `zaq.export.onnx`
     float_biases: bool = False  # else int32, in steps of s_x s_w
     act_bits: int = 2  # the fewest bits of an activation; below 8 an integer Clip stands between Q and DQ
 
@@ -51,11 +50,9 @@ TARGETS = {
     for target in (
         Target(
             "onnxruntime",
-            "Pairs of uint8 x int8 products can saturate 16 bits on x86 without VNNI; uint8 x uint8 cannot.",
-            (ORT_GUIDE,),
-            int8_weights=False,
+            "uint8 activations and int8 weights, no two products of which saturate the 16 bits of x86 without VNNI.",
+            (ORT_GUIDE, ORT + "quantize.py"),
         ),
-        Target("onnxruntime-vnni", "x86 with VNNI adds uint8 x int8 products without saturation.", (ORT_GUIDE, ORT + "quantize.py")),
         Target(
             "onnxruntime-arm",
             "ARM kernels prefer int8 activations with zero point 0 and int8 weights, and do not saturate.",

@@ -22,7 +22,6 @@ __all__ = ["quantize"]
 @click.option("--activations", help="Grids of activations: affine (default), or symmetric: signed, zero point 0.")
 @click.option("--target", default="onnxruntime", show_default=True, help="The runtime the file is for: tensorrt, openvino, qnn, ...")
 @click.option("--first-last", default="", help="Bits of the first and the last layer, or 'same'; 8, and same for gdfq.")
-@click.option("--int8-weights", is_flag=True, help="Never store weights as uint8: faster, but wrong on x86 without VNNI.")
 @click.option("--method", default="zaq", show_default=True, help="Or rtn, dfq, aciq, zeroq, deepinversion, gdfq, ft.")
 @click.option("-s", "settings", multiple=True, metavar="KEY=VALUE", help="A constant of the method; repeatable.")
 @click.option("--effort", default="default", show_default=True, help="fast, default or best.")
@@ -34,7 +33,7 @@ __all__ = ["quantize"]
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @card_options
 def quantize(source: str, bits: str, target_size: str | None, placement: str, weights: str | None,
-             activations: str | None, target: str, first_last: str, int8_weights: bool, method: str,
+             activations: str | None, target: str, first_last: str, method: str,
              settings: tuple[str, ...], effort: str, data: str | None, seed: int, output: Path | None,
              overwrite: bool, dry_run: bool, as_json: bool, **card: Any) -> None:  # fmt: skip
     """Quantize SOURCE, a .pt2 file or zoo:NAME; the shipped CIFAR-10 ResNet-20 if none is named."""
@@ -59,7 +58,7 @@ def quantize(source: str, bits: str, target_size: str | None, placement: str, we
         click.echo(describe_model(model, qconfig))
         click.echo(f"\nwould run {dataclasses.asdict(algorithm)}\nwith effort {effort}, seed {seed}, into {folder}{'/'}")
         return
-    report = quantize_run(model, qconfig, algorithm, effort, seed, folder, overwrite, int8_weights, progress(), data)
+    report = quantize_run(model, qconfig, algorithm, effort, seed, folder, overwrite, progress(), data)
     click.echo(json.dumps(report, indent=1) if as_json else _summary(folder, report))
     if report["interrupted"]:
         raise Interrupted(f"interrupted; what was finished is in {folder}/ and says so.")

@@ -215,9 +215,9 @@ def _pads_zeros(node: NodeProto, constants: Constants) -> bool:
 
 
 def avoid_overflow(model: ModelProto) -> None:
-    """Store weights as uint8 where a pair of products can exceed int16 (in place); see `zaq.export.onnx`.
+    """Store weights as uint8 where a pair of products exceeds int16 (in place); see `zaq.export.onnx`.
 
-    Not beside int8 activations: no kernel takes int8 x uint8.
+    Not beside int8 activations: no kernel takes int8 x uint8. Depthwise kernels widen products before they add them.
     """
     constants = _constants(model)
     tensors = {t.name: t for t in model.graph.initializer}
@@ -231,13 +231,23 @@ def avoid_overflow(model: ModelProto) -> None:
         clip = makers.get(activation.input[0])
         largest = int(numpy_helper.to_array(tensors[clip.input[2]])) if clip is not None and clip.op_type == "Clip" else 255
         integers = numpy_helper.to_array(tensors[weight.input[0]])
-        if constants[activation.input[2]].dtype == np.int8:
+        depthwise = next((a.i for a in node.attribute if a.name == "group"), 1) == len(integers) > 1
+        if constants[activation.input[2]].dtype == np.int8 or depthwise:
             continue
-        if integers.dtype != np.int8 or 2 * largest * int(np.abs(integers.astype(np.int16)).max()) <= INT16_MAX:
+        if integers.dtype != np.int8 or largest * _largest_pair(integers.T if node.op_type == "MatMul" else integers) <= INT16_MAX:
             continue
         for name in (weight.input[0], weight.input[2]):
             shifted = (numpy_helper.to_array(tensors[name]).astype(np.int16) + 128).astype(np.uint8)
             tensors[name].CopyFrom(numpy_helper.from_array(shifted, name))
+
+
+def _largest_pair(weight: NDArray[Any]) -> int:
+    """The largest sum of two neighbours of one sign, in the two orders in which kernels lay a weight out."""
+    orders = [weight.reshape(len(weight), -1)]
+    if weight.ndim == 4:
+        orders.append(weight.transpose(0, 2, 3, 1).reshape(len(weight), -1))
+    signed = [part for rows in orders for part in (rows.astype(np.int32).clip(0), (-rows.astype(np.int32)).clip(0))]
+    return max(int((p[:, 1:] + p[:, :-1]).max()) if p.shape[1] > 1 else int(p.max()) for p in signed)
 
 
 def _constants(model: ModelProto) -> dict[str, NDArray[Any]]:

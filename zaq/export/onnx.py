@@ -3,10 +3,10 @@
 onnxruntime and its like fuse these pairs with the operation between them into one integer kernel. Weights are stored
 as int8 with a scale per channel, biases as int32 in steps of s_x s_w.
 
-One exception: where two products of an activation and a weight can exceed 16 bits (8-bit weights on 8-bit
-activations), weights are stored as uint8 with zero point 128, the same numbers. x86 kernels without VNNI add such pairs
-of uint8 x int8 products in saturating int16, and a file that is right elsewhere loses ten points there; they take
-uint8 x uint8 another, exact way. `int8_weights` keeps int8 for devices that are known to need or deserve it.
+x86 kernels without VNNI add pairs of uint8 x int8 products in saturating int16, and a file that is right elsewhere can
+lose ten points there. Weights of 8 bits are therefore fitted so that no pair overflows (`FakeQuantize.make_room`);
+those that some other grid leaves too large are stored as uint8 with zero point 128, the same numbers, for kernels that
+are exact but half as fast.
 
 Clips that a quantizer does not repeat (equalized ReLU6, which has one for each channel; ReLU on a signed grid) clip
 integers too, behind QuantizeLinear. Where the file is for another runtime, `target` says what of all this it takes.
@@ -72,7 +72,6 @@ def in_form(
     metadata: dict[str, Any],
     form: str = "qdq",
     opset: int | None = None,
-    int8_weights: bool = False,
     target: Target = HERE,
 ) -> bytes:
     """A translated program as a file of one of `forms.FORMS`; `metadata` goes into its properties under `zaq.` names, as
@@ -91,8 +90,7 @@ def in_form(
         if target.integer_clips:
             clip_integers(model)
             move_integers(model)
-        if not (int8_weights or target.int8_weights):
-            avoid_overflow(model)
+        avoid_overflow(model)
     if form == "packed":
         pack(model)
     lower_opset(model, form, opset)

@@ -18,7 +18,7 @@ from zaq.quant.aciq import allocate_bits, clip_range
 from zaq.quant.bias import correct_analytically
 from zaq.quant.fake_quantize import FakeQuantize
 from zaq.quant.moments import Clipped, moments
-from zaq.quant.placement import make_room_for_biases
+from zaq.quant.placement import make_room
 from zaq.quant.qparams import grid_of, quant_range
 
 __all__ = ["ACIQ"]
@@ -57,7 +57,7 @@ class ACIQ:
             job.stages.append(Stage("bias correction", layers))
         if self.allocate:
             job.notes.append("weights have their bits on average: 2 to 8 a channel")
-        make_room_for_biases(job.student)
+        make_room(job.student)
 
     def _set_ranges(self, job: Job, known: dict[str, Clipped]) -> None:
         """Every range from synthetic samples; or, where something is known of a tensor, from that."""

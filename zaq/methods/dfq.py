@@ -16,7 +16,7 @@ from zaq.passes.absorb import absorb, absorb_constants
 from zaq.passes.equalize import equalize, relax_relu6
 from zaq.quant.bias import correct_analytically, correct_empirically
 from zaq.quant.moments import Clipped, moments
-from zaq.quant.placement import make_room_for_biases
+from zaq.quant.placement import make_room
 
 __all__ = ["DFQ"]
 
@@ -52,7 +52,7 @@ class DFQ:
             job.samples = job.in_bounds(ZeroQ().images(job))
             layers = correct_empirically(job.teacher, job.student, job.samples)
             job.stages.append(Stage("bias correction", layers, note="empirical"))
-        make_room_for_biases(job.student)
+        make_room(job.student)
 
     def _prepare(self, job: Job) -> None:
         """Rewrite the teacher, and go on with it."""
@@ -80,7 +80,7 @@ class DFQ:
             if name in known and not quantizer.guaranteed:
                 low, high = known[name].reach(self.range_deviations)
                 quantizer.set_range(float(low.min()), float(high.max()))
-        make_room_for_biases(job.student)
+        make_room(job.student)
         job.stages.append(Stage("ranges", len(job.placement.activations) - len(unknown)))
         if unknown:
             job.notes.append(f"no statistics reach {', '.join(unknown)}: ranges from noise")

@@ -30,7 +30,7 @@ from zaq.methods.loop import Game, play
 from zaq.methods.training import distillation, step
 from zaq.nodes import attribute
 from zaq.passes.fold import BatchNormStats
-from zaq.quant.placement import make_room_for_biases
+from zaq.quant.placement import make_room
 from zaq.synth.generators import DCGAN
 
 __all__ = ["GDFQ", "FoldedSGD", "folded_gains", "statistics_loss"]
@@ -260,4 +260,4 @@ def _watch(job: Job, images: Tensor) -> None:
 def _set_grids(job: Job) -> None:
     """The weights' grids as they are now, with room for the biases."""
     job.fit_weights(search=False)
-    make_room_for_biases(job.student)
+    make_room(job.student)

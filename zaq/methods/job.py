@@ -16,7 +16,7 @@ from zaq.graph import output_nodes, shape_of, taps, with_taps
 from zaq.nodes import attribute
 from zaq.passes.fold import BatchNormStats
 from zaq.progress import Progress
-from zaq.quant.placement import Placement, make_room_for_biases, place
+from zaq.quant.placement import Placement, make_room, place
 
 __all__ = ["Job", "Log", "Stage"]
 
@@ -112,7 +112,7 @@ class Job:
         finally:
             for quantizer in self.placement.activations.values():
                 quantizer.calibrate()
-            make_room_for_biases(self.student)
+            make_room(self.student)
 
     def calibrate(self, batches: Iterable[Tensor], count: int, observer: str = "mse") -> None:
         """Freeze the ranges that `count` batches of images (n, C, H, W) cause, as a stage with its progress."""

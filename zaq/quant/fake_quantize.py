@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.ao.quantization import FakeQuantizeBase, ObserverBase
+from torch.nn import functional as F
 
 from zaq.quant.observers import OBSERVERS
 from zaq.quant.op import fake_quantize
@@ -14,6 +15,7 @@ from zaq.quant.qparams import grid_of, quant_range, search_range, symmetric_qpar
 
 __all__ = ["BiasQuantize", "FakeQuantize"]
 
+LARGEST_PAIR = 127  # sum of two neighbouring weights in steps; 255 (127 + 1 of rounding) fits int16
 LARGEST_BIAS = 2**30  # in steps of the accumulator; leaves int32 as much room again for the sum itself
 
 
@@ -43,6 +45,7 @@ class FakeQuantize(FakeQuantizeBase):
         self.scale = nn.Parameter(torch.ones(channels))
         self.register_buffer("zero_point", torch.zeros(channels, dtype=torch.int32))
         self.known = limits  # no value lies outside, whatever was observed
+        self.pairs = False  # of 8 bits, read beside 8-bit activations: see `make_room`
         self.guaranteed = False  # a range that the graph itself guarantees, which nothing should learn away
         self.observer: ObserverBase | None = observer(quant_min=self.quant_min, quant_max=self.quant_max) if observer else None
         # Plain attributes beside torch.ao's buffers: reading a buffer would be a data-dependent branch in torch.export.
@@ -107,6 +110,18 @@ class FakeQuantize(FakeQuantizeBase):
         if search:
             low, high = search_range(rows, low, high, self.quant_min, self.quant_max, grid)
         self.set_qparams(*grid(low, high, self.quant_min, self.quant_max))
+        self.make_room(weight)
+
+    @torch.no_grad()
+    def make_room(self, weight: Tensor) -> None:
+        """Coarsen the grid where two products could overflow the 16 bits in which x86 without VNNI adds them in pairs.
+
+        255 (|w_i| + |w_i+1|) <= 32767 for neighbours of one sign, in both orders in which kernels lay a weight out. Most
+        channels need a third more, where the usual remedy, weights of 7 bits, takes twice.
+        """
+        if self.pairs:
+            needed = largest_pair(weight.detach()) / LARGEST_PAIR
+            self.scale.copy_(self.scale.maximum(needed if self.axis >= 0 else needed.amax()))
 
     def limits(self) -> tuple[float, float]:
         """The least and the greatest value the grid holds (per tensor)."""
@@ -116,6 +131,13 @@ class FakeQuantize(FakeQuantizeBase):
     def extra_repr(self) -> str:
         grid = "per_channel" if self.axis >= 0 else "per_tensor"
         return f"bits={self.bits}, {grid}, quant_min={self.quant_min}, quant_max={self.quant_max}"
+
+
+def largest_pair(weight: Tensor) -> Tensor:
+    """Per output channel, the largest sum of two neighbours of one sign: along (C, H, W) or (H, W, C). (O, ...) -> (O,)."""
+    orders = [weight.flatten(1)] + ([weight.permute(0, 2, 3, 1).flatten(1)] if weight.dim() == 4 else [])
+    parts = [F.pad(part, (0, 1)) for rows in orders for part in (rows.clamp(min=0), (-rows).clamp(min=0))]
+    return torch.stack([(p[:, 1:] + p[:, :-1]).amax(1) for p in parts]).amax(0)
 
 
 class BiasQuantize(nn.Module):

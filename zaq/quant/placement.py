@@ -30,11 +30,11 @@ from torch.fx import GraphModule, Node
 
 from zaq.config import Card, QConfig
 from zaq.graph import CLAMPS, CONVS, LINEARS, MERGES, MOVES, PADS, POOLS, TRANSPOSED, WEIGHTED, activations, input_node, output_nodes
-from zaq.nodes import attribute
+from zaq.nodes import attribute, groups_of
 from zaq.quant.fake_quantize import BiasQuantize, FakeQuantize
 from zaq.quant.ranges import Bounds, bounds
 
-__all__ = ["Placement", "make_room_for_biases", "place", "weighted_layers"]
+__all__ = ["Placement", "make_room", "place", "weighted_layers"]
 
 HIGH = 8  # bits of what is not read by a convolution or linear layer
 
@@ -72,11 +72,11 @@ def place(gm: GraphModule, qconfig: QConfig, card: Card) -> tuple[GraphModule, P
     return gm, placed
 
 
-def make_room_for_biases(gm: GraphModule) -> None:
-    """Once activation ranges are known: see `BiasQuantize.make_room`."""
+def make_room(gm: GraphModule) -> None:
+    """Let no accumulator overflow, once ranges are known and whenever weights have changed: see both `make_room`."""
     for node in gm.graph.nodes:
         module = gm.get_submodule(str(node.target)) if node.op == "call_module" else None
-        if isinstance(module, BiasQuantize):
+        if isinstance(module, BiasQuantize) or (isinstance(module, FakeQuantize) and module.pairs):
             module.make_room(attribute(gm, str(node.args[0].target)))
 
 
@@ -194,16 +194,17 @@ def _quantize_layer(gm: GraphModule, node: Node, bits: int, qconfig: QConfig, pl
     source = node.args[0]
     assert isinstance(module, nn.ModuleDict) and isinstance(weight, Node) and isinstance(source, Node)
     name = str(weight.target)
-    reads = _source_quantizer(gm, source)
+    reads, value = _source_quantizer(gm, source), attribute(gm, name)
     if name not in placed.weights:
         one_scale = "tensor" in qconfig.weights or ("conv" in qconfig.weights and node.target in LINEARS)
         axis = -1 if one_scale else 1 if node.target in TRANSPOSED else 0
-        value = attribute(gm, name)
         channels = value.shape[axis] if axis >= 0 else 1
         signed = "affine" not in qconfig.weights
         placed.weights[name] = FakeQuantize(qconfig.layer_bits.get(name, bits), axis, channels, signed)
-        placed.weights[name].fit_weight(value)
         module[_key(name)] = placed.weights[name]
+    quantizer = placed.weights[name]
+    quantizer.pairs |= _adds_pairs(node, len(value), quantizer, placed.activations.get(reads), qconfig)
+    quantizer.fit_weight(value)
     with gm.graph.inserting_before(node):
         new = gm.graph.call_module(f"quant.{_key(name)}", (weight,))
     node.args = (source, new, *node.args[2:])
@@ -214,6 +215,13 @@ def _quantize_layer(gm: GraphModule, node: Node, bits: int, qconfig: QConfig, pl
         with gm.graph.inserting_before(node):
             new = gm.graph.call_module(f"quant.{node.name}_bias", (bias,))
         node.args = (*node.args[:2], new, *node.args[3:])
+
+
+def _adds_pairs(node: Node, channels: int, weight: FakeQuantize, source: FakeQuantize | None, qconfig: QConfig) -> bool:
+    """Whether a kernel adds products of 8 bits in pairs: all but depthwise ones, which widen them first."""
+    eight = source is not None and weight.bits == source.bits == HIGH
+    in_pairs = node.target not in TRANSPOSED and (groups_of(node) == 1 or groups_of(node) != channels)
+    return eight and in_pairs and weight.signed and qconfig.placement == "integer"
 
 
 def _source_quantizer(gm: GraphModule, node: Node) -> str:
