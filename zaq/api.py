@@ -41,7 +41,7 @@ class Quantized:
 
         Written for the target of its QConfig. `form`, `opset`: see `zaq.export.forms`.
         """
-        metadata, target = reporting.onnx_metadata(self.report), self.job.qconfig.runtime
+        metadata, target = reporting.onnx_metadata(self.report["options"]), self.job.qconfig.runtime
         write_onnx(self.module, Path(path), metadata, form=form, opset=opset, target=target)
 
 

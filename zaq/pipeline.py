@@ -1,5 +1,6 @@
 """What `zaq quantize` does around the method: the run directory, the file, its verification, the report."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,11 @@ from zaq.api import Quantized, quantize_graph
 from zaq.config import QConfig
 from zaq.data import shuffled
 from zaq.export import deployment
+from zaq.export.layers import SAMPLES, compare_layers, summary
 from zaq.export.onnx import in_form, translate
 from zaq.export.program import program_of
 from zaq.export.verify import compare
+from zaq.graph import from_exported
 from zaq.methods import reads_data
 from zaq.methods.job import Log
 from zaq.nodes import attribute
@@ -57,12 +60,14 @@ def quantize_run(
     run.write_checkpoint(exported)
     if quantized.job.samples is not None:
         run.write_samples(quantized.job.samples, quantized.card)
-    metadata = reporting.onnx_metadata(report)
+    metadata = reporting.onnx_metadata(report["options"]) | {"parts": run.hashes()}
     translated = translate(exported)
     run.write("model.onnx", in_form(translated, metadata, target=qconfig.runtime))
     if quantized.job.samples is not None:
         parity = compare(run / "model.onnx", quantized.module, run.samples())
         report["parity"], report["parity_sentence"] = parity.to_dict(), parity.sentence()
+        layers = compare_layers(run / "model.onnx", from_exported(exported), run.samples()[:SAMPLES])
+        report["layers"], report["layers_summary"] = [dataclasses.asdict(x) for x in layers], summary(layers)
     report["sizes"] = _sizes(run, quantized)
     report["deployment"] = deployment.report(deployment.costs(in_form(translated, {}, "float"), run / "model.onnx"))
     run.write_json("report.json", report)

@@ -47,15 +47,16 @@ def describe(job: Job, options: dict[str, Any], minutes: float) -> dict[str, Any
     }
 
 
-def onnx_metadata(report: dict[str, Any]) -> dict[str, Any]:
-    """What goes into the file's properties."""
-    options = report["options"]
+def onnx_metadata(options: dict[str, Any]) -> dict[str, Any]:
+    """What goes into a file's properties, from a run's options."""
+    from zaq import __version__
+
     return {
-        "version": report["zaq"],
+        "version": __version__,
         "bits": options["bits"],
         "first_last": options["qconfig"]["first_last"],
         "placement": options["qconfig"]["placement"],
-        "target": options["target"],
+        "target": options.get("target", "onnxruntime"),
         "real_images_read": options["data"],
         "method": options["method"],
         "effort": options["effort"],

@@ -9,6 +9,7 @@ report.json, report.html
 """
 
 import errno
+import hashlib
 import io
 import json
 import shutil
@@ -24,12 +25,14 @@ from torch.fx import GraphModule
 
 from zaq.config import Card
 from zaq.errors import OutputError, RunError, SourceError
+from zaq.export.session import session
 from zaq.graph import quiet
 from zaq.sources import read_program, read_pt2
 
-__all__ = ["FILES", "Run", "disk_errors"]
+__all__ = ["FILES", "Run", "disk_errors", "write_file"]
 
 FILES = ("model.onnx", "quantized.pt2", "options.json", "log.jsonl", "samples.safetensors", "report.json", "report.html")
+PARTS = ("quantized.pt2", "options.json")
 
 
 class Run:
@@ -64,14 +67,7 @@ class Run:
         return cls(path)
 
     def write(self, name: str, content: bytes | str) -> None:
-        """Write to a temporary name, then move the file into place."""
-        temporary = self.path / f".{name}.partial"
-        with disk_errors(self.path / name):
-            try:
-                temporary.write_bytes(content if isinstance(content, bytes) else content.encode())
-                temporary.replace(self.path / name)
-            finally:
-                temporary.unlink(missing_ok=True)
+        write_file(self.path / name, content)
 
     def write_json(self, name: str, value: Any) -> None:
         self.write(name, json.dumps(value, indent=1) + "\n")
@@ -87,6 +83,25 @@ class Run:
         low, high = card.bounds()
         pixels = ((samples - low) / (high - low) * 255).round().clamp(0, 255).to(torch.uint8)
         self.write("samples.safetensors", save({"pixels": pixels.contiguous()}))
+
+    def hashes(self) -> dict[str, str]:
+        """SHA-256 of the files that an exported file is made from, or whose truth it shares."""
+        return {name: hashlib.sha256((self.path / name).read_bytes()).hexdigest() for name in PARTS if (self.path / name).is_file()}
+
+    def require_parts(self, name: str) -> None:
+        """Raise SourceError if a file of this folder is not zaq's, or was exported from other parts than lie here."""
+        properties = session(self.path / name).get_modelmeta().custom_metadata_map
+        if "zaq.version" not in properties:
+            raise SourceError(
+                f"{self.path / name}: was not written by zaq; zaq export {self.path} --overwrite makes it from the checkpoint."
+            )
+        theirs = json.loads(properties.get("zaq.parts", "{}"))
+        for part, digest in self.hashes().items():
+            if theirs.get(part, digest) != digest:
+                raise SourceError(
+                    f"{self.path / name}: was not made from the {part} beside it (their hashes differ): the folder holds parts of two "
+                    f"runs. zaq export {self.path} --overwrite makes the file from the checkpoint that is there."
+                )
 
     def options(self) -> dict[str, Any]:
         try:
@@ -110,6 +125,17 @@ class Run:
             raise SourceError(f"{path}: missing; the run stored no samples to verify with.")
         low, high = self.card().bounds()
         return load_file(path)["pixels"].float() / 255 * (high - low) + low
+
+
+def write_file(path: Path, content: bytes | str) -> None:
+    """Write to a temporary name, then move the file into place. Raises OutputError or RunError where that fails."""
+    temporary = path.parent / f".{path.name}.partial"
+    with disk_errors(path):
+        try:
+            temporary.write_bytes(content if isinstance(content, bytes) else content.encode())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -81,3 +81,18 @@ def test_bias_lies_on_the_accumulators_grid() -> None:
     assert torch.equal(bias.grad, torch.ones(3))  # type: ignore[arg-type]
     weight.disable_fake_quant()
     assert torch.equal(module(bias), bias)
+
+
+@pytest.mark.parametrize("shape", [(6, 16, 3, 3), (6, 5, 1, 1), (6, 40), (4, 1, 5, 5)])
+def test_no_pair_of_products_overflows(shape: tuple[int, ...]) -> None:
+    """255 times two neighbouring weights, in either order of the kernel, stays in int16; and 7 bits are not needed for that."""
+    weight = torch.randn(*shape, generator=torch.Generator().manual_seed(0)) ** 3
+    quantizer = FakeQuantize(8, 0, len(weight), signed=True)
+    quantizer.pairs = True
+    quantizer.fit_weight(weight)
+    q = (quantizer(weight) / quantizer.scale.view(-1, *[1] * (weight.dim() - 1))).round().int()
+    orders = [q.flatten(1)] + ([q.permute(0, 2, 3, 1).flatten(1)] if q.dim() == 4 else [])
+    for rows in orders:
+        for part in (rows.clamp(min=0), rows.clamp(max=0)):
+            assert int((255 * (part[:, 1:] + part[:, :-1])).abs().max()) <= 32767
+    assert int(q.abs().max()) > 64

@@ -6,6 +6,7 @@ import click
 
 from zaq.cli.benchmark import benchmark
 from zaq.cli.evaluate import evaluate
+from zaq.cli.export import export
 from zaq.cli.inspect import inspect_model
 from zaq.cli.profile import profile
 from zaq.cli.quantize import quantize
@@ -40,5 +41,5 @@ def main() -> None:
     """Make a trained vision model small without its training data: 8 to 2 bits, as an integer ONNX file."""
 
 
-for verb in (quantize, inspect_model, verify, profile, evaluate, benchmark):
+for verb in (quantize, inspect_model, export, verify, profile, evaluate, benchmark):
     main.add_command(verb)

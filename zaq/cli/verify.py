@@ -1,29 +1,58 @@
 """`zaq verify`."""
 
+import dataclasses
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from zaq.cli.options import PATH
+from zaq.cli.options import PATH, progress
 
-__all__ = ["verify"]
+if TYPE_CHECKING:
+    from zaq.export.verify import Parity
+
+__all__ = ["say", "verify"]
 
 
 @click.command()
 @click.argument("run", type=PATH)
+@click.option("--data", help="Compare on real images as well: cifar10:DIR, cifar100:DIR, folder:DIR, csv:DIR, npz:FILE.")
+@click.option("--limit", type=click.IntRange(min=1), default=1000, show_default=True, help="Only the first of them.")
+@click.option("--layers", is_flag=True, help="Print every layer, not only the first that parts.")
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
-def verify(run: Path, as_json: bool) -> None:
-    """RUN's ONNX file in onnxruntime against its quantized checkpoint, on synthetic samples."""
-    from zaq.export.verify import compare
+def verify(run: Path, data: str | None, limit: int, layers: bool, as_json: bool) -> None:
+    """RUN's ONNX files against its quantized checkpoint, and both against integer arithmetic, layer by layer."""
+    from zaq.data import batches
+    from zaq.export.deployment import forms_of
+    from zaq.export.layers import SAMPLES, compare_layers, summary
+    from zaq.export.verify import BATCH, compare
     from zaq.run import Run
 
     opened = Run.open(run)
-    parity = compare(opened / "model.onnx", opened.student(), opened.samples())
+    opened.require_parts("model.onnx")
+    student, samples = opened.student(), opened.samples()
+    progress().say("comparing, layer by layer first")
+    found = compare_layers(opened / "model.onnx", student, samples[:SAMPLES])
+    parity = {p.name: compare(p, student, samples) for p in forms_of(opened / "model.onnx")}
+    if data:
+        real = batches(data, opened.card(), BATCH, limit)
+        parity[f"model.onnx on {data}"] = compare(opened / "model.onnx", student, (images for images, _ in real))
     if as_json:
-        click.echo(json.dumps(parity.to_dict(), indent=1))
+        fields: dict[str, Any] = {name: p.to_dict() for name, p in parity.items()}
+        click.echo(json.dumps(fields.pop("model.onnx") | {"others": fields, "layers": [dataclasses.asdict(x) for x in found]}, indent=1))
         return
+    for name, one in parity.items():
+        click.echo(f"{name}: ", nl=False)
+        say(one)
+    for line in summary(found, layers):
+        click.echo(line)
+
+
+def say(parity: "Parity") -> None:
+    """How a file compares with its checkpoint, what kernels it runs, and which of them in float."""
     click.echo(parity.sentence())
-    click.echo("kernels: " + ", ".join(f"{n} {k}" for k, n in parity.kernels.items()))
-    if parity.float_kernels:
-        click.echo("in float: " + ", ".join(parity.float_kernels))
+    if parity.kernels:
+        click.echo("  kernels: " + ", ".join(f"{n} {k}" for k, n in parity.kernels.items()))
+    for line in parity.float_kernels:
+        click.echo(f"  in float: {line}")

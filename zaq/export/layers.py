@@ -20,9 +20,12 @@ from zaq.export.onnx import INPUT
 from zaq.export.session import session
 from zaq.graph import output_nodes, with_taps
 from zaq.nodes import attribute
-from zaq.quant.integer import Execution, execute
+from zaq.quant.integer import execute
 
-__all__ = ["Layer", "Shares", "compare_layers", "first_parting"]
+__all__ = ["SAMPLES", "Layer", "Shares", "compare_layers", "summary"]
+
+
+SAMPLES = 16  # as many show what a layer does; the referee is no fast path
 
 
 @dataclass(frozen=True)
@@ -51,15 +54,15 @@ class Layer:
     file: Shares
     checkpoint: Shares
 
-    def sentence(self) -> str:
+    def __str__(self) -> str:
         file, checkpoint = (
             f"{100 * s.equal:.4f} % equal, {100 * s.worse:.4f} % off by more than one step" for s in (self.file, self.checkpoint)
         )
         return f"{self.name} ({self.bits} bits): file {file}; checkpoint {checkpoint}"
 
 
-def compare_layers(path: Path, checkpoint: GraphModule, samples: Tensor) -> tuple[list[Layer], Execution]:
-    """Every quantized tensor of the graph, in order, for `samples` (N, C, H, W); and what the referee found.
+def compare_layers(path: Path, checkpoint: GraphModule, samples: Tensor) -> list[Layer]:
+    """Every quantized tensor of the graph, in order, for `samples` (N, C, H, W).
 
     `path` is a file in the qdq or packed form. Raises SourceError where it does not hold the checkpoint's tensors.
     """
@@ -78,12 +81,17 @@ def compare_layers(path: Path, checkpoint: GraphModule, samples: Tensor) -> tupl
         bits = (high - low).bit_length()
         label = str(scale.target).removeprefix("quant.").removesuffix(".scale")
         layers.append(Layer(label, bits, Shares.of(found[name], expected), Shares.of(simulated, expected)))
-    return layers, referee
+    return layers
 
 
-def first_parting(layers: list[Layer]) -> Layer | None:
-    """The first layer in which file and referee differ at all."""
-    return next((layer for layer in layers if layer.file.equal < 1), None)
+def summary(layers: list[Layer], every: bool = False) -> list[str]:
+    """Lines for a terminal: how many layers are equal to the referee's in all elements, and the first that is not."""
+    lines = []
+    for who in ("file", "checkpoint"):
+        apart = [x for x in layers if getattr(x, who).equal < 1]
+        where = f"; they part first at {apart[0].name}: {getattr(apart[0], who)}" if apart else ""
+        lines.append(f"{who} against integer arithmetic: {len(layers) - len(apart)} of {len(layers)} quantized tensors equal{where}")
+    return lines + ([str(layer) for layer in layers] if every else [])
 
 
 def _written(path: Path, checkpoint: GraphModule, names: list[str], samples: Tensor) -> dict[str, NDArray[np.int64]]:

@@ -1,6 +1,7 @@
 """Is the file the student? Both are run on the same samples and compared, step by step of the output's grid."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from zaq.export.kernels import kernels
+from zaq.export.kernels import Kernels, kernels
 from zaq.export.session import run_session, session
 
-__all__ = ["Parity", "compare"]
+__all__ = ["BATCH", "Parity", "compare"]
 
 BATCH = 50
 
@@ -50,13 +51,15 @@ class Parity:
 
 
 @torch.no_grad()
-def compare(path: Path, student: nn.Module, samples: Tensor) -> Parity:
-    """Run `samples` (N, C, H, W) through the file and through the student."""
+def compare(path: Path, student: nn.Module, samples: Tensor | Iterable[Tensor]) -> Parity:
+    """Run `samples` (N, C, H, W), or batches of them, through the file and through the student."""
     run = session(path)
     found: list[NDArray[np.float32]] = []
     expected: list[NDArray[np.float32]] = []
     same_top1: list[NDArray[np.bool_]] = []
-    for batch in samples.split(BATCH):
+    count = 0
+    for batch in samples.split(BATCH) if isinstance(samples, Tensor) else samples:
+        count += len(batch)
         ours = [t.numpy() for t in pytree.tree_leaves(student(batch))]
         theirs = run_session(run, batch)
         expected.append(np.concatenate([a.ravel() for a in ours]))
@@ -64,11 +67,11 @@ def compare(path: Path, student: nn.Module, samples: Tensor) -> Parity:
         if len(ours) == 1 and ours[0].ndim == 2:
             same_top1.append(ours[0].argmax(1) == theirs[0].argmax(1))
     a, b = np.concatenate(expected), np.concatenate(found)
-    step = max(_output_step(path) or float(a.max() - a.min()) / 256, 1e-12)
+    step = max((_output_step(path) if path.suffix == ".onnx" else None) or float(a.max() - a.min()) / 256, 1e-12)
     steps = np.abs(a - b) / step
-    ran = kernels(path)
+    ran = kernels(path) if path.suffix == ".onnx" else Kernels({}, [])  # other formats hold kernels chosen before
     return Parity(
-        samples=len(samples),
+        samples=count,
         largest_difference=float(np.abs(a - b).max()),
         share_equal=float((steps < 0.01).mean()),
         share_one_step=float(((steps >= 0.01) & (steps < 1.01)).mean()),

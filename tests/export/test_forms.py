@@ -1,0 +1,113 @@
+"""Every form is the same numbers; each holds what its name says."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto
+from zoo import SHAPE, build, images
+
+import zaq
+from zaq.config import Card, QConfig
+from zaq.errors import BitsError, SourceError
+from zaq.export.forms import FORMS
+from zaq.export.kernels import kernels
+from zaq.export.session import run_session, session
+from zaq.graph import trace
+from zaq.methods.rtn import RTN
+from zaq.passes.fold import fold
+
+NETS = ("residual", "depthwise", "pools", "transposed")
+
+
+@pytest.fixture(scope="module", params=NETS)
+def forms(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A net at w3a4 in every form, by the form's name."""
+    folder = tmp_path_factory.mktemp(request.param)
+    quantized = zaq.quantize(build(request.param), images(1), "w3a4", RTN(), card=Card(input=SHAPE))
+    paths = {form: folder / ("model.ort" if form == "ort" else f"{form}.onnx") for form in FORMS}
+    for form, path in paths.items():
+        quantized.export(path, form=form)
+    torch.save(fold(trace(build(request.param), images(1)))[0](images(8)), folder / "teacher.pt")
+    return paths
+
+
+def output(path: Path) -> np.ndarray:
+    return run_session(session(path, threads=1), images(8))[0]
+
+
+@pytest.mark.parametrize("form", ["packed", "qoperator", "ort"])
+def test_all_forms_are_the_same_numbers(forms: dict[str, Path], form: str) -> None:
+    np.testing.assert_allclose(output(forms[form]), output(forms["qdq"]), atol=1e-5)
+    if form != "ort":
+        ours, theirs = (kernels(forms[f]) for f in (form, "qdq"))
+        assert ours.counts.get("QLinearConv") == theirs.counts.get("QLinearConv") and ours.in_float == theirs.in_float
+
+
+def test_the_float_form_is_the_network_without_quantizers(forms: dict[str, Path]) -> None:
+    teacher = torch.load(forms["float"].parent / "teacher.pt", weights_only=True).detach().numpy()
+    np.testing.assert_allclose(output(forms["float"]), teacher, atol=0.05 * np.abs(teacher).max())  # biases are rounded
+    graph = onnx.load(forms["float"]).graph
+    assert not {n.op_type for n in graph.node} & {"QuantizeLinear", "DequantizeLinear"}
+
+
+def test_packed_weights_take_half_a_byte(forms: dict[str, Path]) -> None:
+    graph = onnx.load(forms["packed"]).graph
+    packed = [t for t in graph.initializer if t.data_type == TensorProto.INT4]
+    assert packed and all(len(t.raw_data) == (np.prod(t.dims) + 1) // 2 for t in packed)
+    assert not [t for t in onnx.load(forms["qdq"]).graph.initializer if t.data_type == TensorProto.INT4]
+    weights = sum(t.data_type in (TensorProto.INT4, TensorProto.INT8) and len(t.dims) > 1 for t in graph.initializer)
+    assert len(packed) == weights - 2  # the first and the last layer have 8 bits
+
+
+def test_qoperator_has_no_float_operation(forms: dict[str, Path]) -> None:
+    operations = {n.op_type for n in onnx.load(forms["qoperator"]).graph.node}
+    assert "QLinearConv" in operations and not {"Conv", "Gemm", "Add"} & operations
+
+
+def test_each_declares_the_lowest_opset(forms: dict[str, Path]) -> None:
+    opsets = {f: next(i.version for i in onnx.load(forms[f]).opset_import if not i.domain) for f in FORMS if f != "ort"}
+    assert opsets["packed"] == 21 and opsets["qdq"] in (13, 14) and opsets["float"] in (13, 14)
+
+
+@pytest.fixture(scope="module")
+def eight_bits() -> zaq.Quantized:
+    return zaq.quantize(build("residual"), images(1), "w8a8", RTN(), card=Card(input=SHAPE))
+
+
+def test_an_opset_can_be_asked_for(eight_bits: zaq.Quantized, tmp_path: Path) -> None:
+    eight_bits.export(tmp_path / "model.onnx", opset=19)
+    assert onnx.load(tmp_path / "model.onnx").opset_import[0].version == 19
+    assert session(tmp_path / "model.onnx")
+    with pytest.raises(SourceError, match="needs 1[34] or later"):
+        eight_bits.export(tmp_path / "model.onnx", opset=12)
+    with pytest.raises(SourceError, match="ends at"):
+        eight_bits.export(tmp_path / "model.onnx", opset=999)
+
+
+def test_what_a_form_cannot_hold_is_a_sentence(eight_bits: zaq.Quantized, tmp_path: Path) -> None:
+    with pytest.raises(BitsError, match="weights of 4 bits and fewer"):
+        eight_bits.export(tmp_path / "model.onnx", form="packed")
+    with pytest.raises(BitsError, match="Did you mean 'packed'"):
+        eight_bits.export(tmp_path / "model.onnx", form="pakced")
+
+
+def test_unsigned_weights_pack_too(tmp_path: Path) -> None:
+    quantized = zaq.quantize(
+        build("residual"), images(1), QConfig.parse("w4a4", weights="per_tensor_affine"), RTN(), card=Card(input=SHAPE)
+    )
+    for form in ("qdq", "packed"):
+        quantized.export(tmp_path / f"{form}.onnx", form=form)
+    kinds = {t.data_type for t in onnx.load(tmp_path / "packed.onnx").graph.initializer}
+    assert TensorProto.UINT4 in kinds
+    np.testing.assert_allclose(output(tmp_path / "packed.onnx"), output(tmp_path / "qdq.onnx"), atol=1e-5)
+
+
+def test_properties_survive_every_form(forms: dict[str, Path]) -> None:
+    for form, path in forms.items():
+        properties = session(path).get_modelmeta().custom_metadata_map
+        assert json.loads(properties["zaq.bits"]) == "w3a4", form
+        assert b"site-packages" not in path.read_bytes() and str(Path.home()).encode() + b"/" not in path.read_bytes()

@@ -1,0 +1,43 @@
+"""`zaq export`."""
+
+from pathlib import Path
+
+import click
+
+from zaq.cli.options import PATH
+from zaq.cli.verify import say
+from zaq.errors import OutputError
+
+__all__ = ["export"]
+
+
+@click.command()
+@click.argument("run", type=PATH)
+@click.option("--format", "form", default="qdq", show_default=True, help="qdq, packed (4-bit weights), qoperator, ort, or float.")
+@click.option("--opset", type=click.IntRange(min=1), help="ONNX opset; the lowest that holds the file if not given.")
+@click.option("-o", "--output", type=PATH, help="The file; RUN/model.FORMAT.onnx by default, RUN/model.onnx for qdq.")
+@click.option("--overwrite", is_flag=True, help="Replace a file that is there.")
+def export(run: Path, form: str, opset: int | None, output: Path | None, overwrite: bool) -> None:
+    """RUN's checkpoint as an ONNX file of another form, checked against the checkpoint."""
+    from zaq.export.forms import require_form
+    from zaq.export.onnx import to_onnx
+    from zaq.export.verify import compare
+    from zaq.report import onnx_metadata
+    from zaq.run import Run, write_file
+    from zaq.targets import TARGETS
+
+    require_form(form)
+    opened = Run.open(run)
+    path = output or run / {"qdq": "model.onnx", "ort": "model.ort"}.get(form, f"model.{form}.onnx")
+    if path.exists() and not overwrite:
+        raise OutputError(f"{path}: exists already; name another file with -o, or say --overwrite.")
+    options = opened.options()
+    metadata = onnx_metadata(options) | {"parts": opened.hashes()}
+    target = TARGETS[options.get("target", "onnxruntime")]
+    write_file(path, to_onnx(opened.program(), metadata, form=form, opset=opset, target=target))
+    click.echo(f"{path}: {path.stat().st_size / 1024:.0f} KB")
+    parity = compare(path, opened.student(), opened.samples())
+    if form != "float":
+        say(parity)
+    elif parity.top1_agreement is not None:
+        click.echo(f"the quantized model finds the same class in {100 * parity.top1_agreement:.2f} % of {parity.samples} samples")
