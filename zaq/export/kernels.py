@@ -14,6 +14,7 @@ __all__ = ["FloatNode", "Kernels", "kernels"]
 
 # Operations with an integer kernel in onnxruntime, and what is no more than a copy on integers.
 INTEGER = {"Add", "AveragePool", "Concat", "Conv", "Gemm", "GlobalAveragePool", "MatMul", "Mul"}
+WEIGHTED = {"Conv", "FusedConv", "Gemm", "MatMul"}
 MOVES = {"Clip", "Flatten", "Max", "MaxPool", "Min", "Pad", "Relu", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"}
 WITHOUT = {"BatchNormalization", "ConvTranspose", "FusedConv", "InstanceNormalization", "LayerNormalization", "ReduceMean"}
 
@@ -84,15 +85,13 @@ def _after_integers(node: NodeProto, makers: dict[str, NodeProto], integers: set
 
 
 def _why(node: NodeProto, makers: dict[str, NodeProto], readers: dict[str, list[NodeProto]], data: set[str]) -> str:
-    if node.op_type in WITHOUT - {"FusedConv"}:
+    if node.op_type in WITHOUT - WEIGHTED:
         return "onnxruntime has no integer kernel for it"
+    if node.op_type in WEIGHTED and (node.input[1] not in makers or makers[node.input[1]].op_type != "DequantizeLinear"):
+        return "its weight has no 8-bit integer form"
     for name in node.input:
         if name in data and (name not in makers or makers[name].op_type != "DequantizeLinear"):
             return f"it reads {name}, which nothing quantizes"
-    if not all(r.op_type == "QuantizeLinear" for o in node.output for r in readers[o]) or not any(readers[o] for o in node.output):
+    if {r.op_type for o in node.output for r in readers[o]} != {"QuantizeLinear"}:
         return f"it writes {node.output[0]}, which nothing quantizes"
-    return (
-        "its weight has no 8-bit integer form"
-        if node.op_type in ("Conv", "Gemm", "MatMul", "FusedConv")
-        else "onnxruntime does not fuse it"
-    )
+    return "onnxruntime does not fuse it"
