@@ -30,11 +30,11 @@ WEB, SCRIPT = "1.30.0", Path(__file__).with_name("web.mjs")
 LAST_BITS = 1e-6  # of the range: floats behind the last integer are summed in another order
 
 
-class DequantizeLinear(DequantizeLinear_19):  # type: ignore[misc]
+class DequantizeLinear(DequantizeLinear_19):
     """The evaluator has none for the opsets before 19, at which files are written by default; the arithmetic is the same."""
 
-    def _run(self, x: Any, scale: Any, zero_point: Any = None, axis: int = 1, **later: Any) -> Any:
-        return super()._run(x, scale, zero_point, axis)
+    def _run(self, x: Any, x_scale: Any, x_zero_point: Any = None, axis: int = 1, *_: Any, **later: Any) -> Any:
+        return super()._run(x, x_scale, x_zero_point, axis)
 
 
 def reference(path: Path, x: Tensor, lend: bool = False) -> NDArray[np.float32]:
