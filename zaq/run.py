@@ -92,9 +92,7 @@ class Run:
         """Raise SourceError if a file of this folder is not zaq's, or was exported from other parts than lie here."""
         properties = session(self.path / name).get_modelmeta().custom_metadata_map
         if "zaq.version" not in properties:
-            raise SourceError(
-                f"{self.path / name}: was not written by zaq; zaq export {self.path} --overwrite makes it from the checkpoint."
-            )
+            raise SourceError(f"{self.path / name}: was not written by zaq; zaq export {self.path} --overwrite makes it anew.")
         theirs = json.loads(properties.get("zaq.parts", "{}"))
         for part, digest in self.hashes().items():
             if theirs.get(part, digest) != digest:

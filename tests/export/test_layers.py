@@ -28,7 +28,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, GraphModul
 
 def test_every_layer_is_equal(exported: tuple[Path, GraphModule]) -> None:
     layers = compare_layers(*exported, images(16))
-    assert [x.bits for x in layers][0] == 8 and 4 in {x.bits for x in layers} and len(layers) > 6
+    assert layers[0].bits == 8 and 4 in {x.bits for x in layers} and len(layers) > 6
     assert all(x.file.equal == 1 and x.checkpoint.equal > 0.99 for x in layers), [str(x) for x in layers]
     assert f"{len(layers)} of {len(layers)} quantized tensors equal" in summary(layers)[0]
     assert len(summary(layers, every=True)) == len(layers) + 2

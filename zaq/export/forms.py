@@ -2,12 +2,13 @@
 
 | form        | what it is                                                                     | lowest opset |
 |-------------|--------------------------------------------------------------------------------|--------------|
-| `qdq`       | float operations between DequantizeLinear and QuantizeLinear, which runtimes fuse; an integer Clip below 8 bits | 13 |
+| `qdq`       | float operations between DequantizeLinear and QuantizeLinear, which runtimes fuse; an integer Clip below 8 bits | 19 (13) |
 | `packed`    | the same with weights of 4 bits and fewer as INT4, which a Cast to INT8 unpacks when the file is loaded | 21 |
 | `qoperator` | QLinearConv and its like, with onnxruntime's own operators (com.microsoft) where ONNX has none | 13 |
 | `ort`       | the qoperator form in onnxruntime's format for mobile builds                   | 13 |
 | `float`     | the equalized, trained network without quantizers                              | 13 |
 
+The qdq form is valid from opset 13 on; unasked it declares 19, the first that onnx's own reference evaluator runs.
 An INT4 DequantizeLinear straight into a convolution would run in float (a third as fast as the float model); behind a
 Cast it is folded into an INT8 weight, and the kernels stay integer.
 """
@@ -27,8 +28,8 @@ from zaq.export.integers import drop_unread
 __all__ = ["FORMS", "LOWEST_OPSET", "lower_opset", "optimized", "pack", "require_form", "strip"]
 
 FORMS = ("qdq", "packed", "qoperator", "ort", "float")
-LOWEST_OPSET = {"packed": 21}  # INT4; the others: 13, a scale for each channel
-PER_CHANNEL = 13
+LOWEST_OPSET = {"qdq": 19, "packed": 21}  # what is declared unasked; the others: whatever they can do with
+PER_CHANNEL = 13  # the first opset with a scale for each channel
 PACKABLE = {TensorProto.INT8: (TensorProto.INT4, -8, 7), TensorProto.UINT8: (TensorProto.UINT4, 0, 15)}
 
 
@@ -119,13 +120,13 @@ def lower_opset(model: ModelProto, form: str, opset: int | None = None) -> None:
 
     Raises SourceError for an opset that the file's operations do not exist in.
     """
-    lowest, highest = LOWEST_OPSET.get(form, PER_CHANNEL), onnx.defs.onnx_opset_version()
+    highest = onnx.defs.onnx_opset_version()
     if opset is not None and opset > highest:
         raise SourceError(f"opset {opset}: the onnx installed here ends at {highest}.")
-    first = next((v for v in range(lowest, highest + 1) if _declared(model, v)), highest)
+    first = next((v for v in range(PER_CHANNEL, highest + 1) if _declared(model, v)), highest)
     if opset is not None and opset < first:
         raise SourceError(f"opset {opset}: this model in the form {form!r} needs {first} or later.")
-    _stamp(model, opset or first)
+    _stamp(model, opset or max(first, LOWEST_OPSET.get(form, first)))
 
 
 def _declared(model: ModelProto, opset: int) -> bool:
