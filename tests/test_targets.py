@@ -14,11 +14,11 @@ from zoo import SHAPE, build, images
 import zaq
 from zaq.config import ACTIVATION_GRIDS, WEIGHT_GRIDS, Card, QConfig
 from zaq.export.verify import Parity, compare
-from zaq.methods.zaq import ZAQ
+from zaq.methods.rtn import RTN
 from zaq.targets import TARGETS
 
 CARD = Card(input=SHAPE, mean=(0.5,) * 3, std=(0.25,) * 3)
-QUICK = ZAQ(warm_up=2, rounds=0, latent=16, width=16)
+QUICK = RTN()
 
 
 def exported(target: str, name: str, folder: Path, bits: str = "w8a8") -> tuple[ModelProto, Parity]:

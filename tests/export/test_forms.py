@@ -15,10 +15,13 @@ from zaq.config import Card, QConfig
 from zaq.errors import BitsError, SourceError
 from zaq.export.forms import FORMS
 from zaq.export.kernels import kernels
+from zaq.export.onnx import in_form, translate
+from zaq.export.program import program_of
 from zaq.export.session import run_session, session
 from zaq.graph import trace
 from zaq.methods.rtn import RTN
 from zaq.passes.fold import fold
+from zaq.report import onnx_metadata
 
 NETS = ("residual", "depthwise", "pools", "transposed")
 
@@ -29,8 +32,9 @@ def forms(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     folder = tmp_path_factory.mktemp(request.param)
     quantized = zaq.quantize(build(request.param), images(1), "w3a4", RTN(), card=Card(input=SHAPE))
     paths = {form: folder / ("model.ort" if form == "ort" else f"{form}.onnx") for form in FORMS}
+    translated = translate(program_of(quantized.module))
     for form, path in paths.items():
-        quantized.export(path, form=form)
+        path.write_bytes(in_form(translated, onnx_metadata(quantized.report["options"]), form))
     torch.save(fold(trace(build(request.param), images(1)))[0](images(8)), folder / "teacher.pt")
     return paths
 
@@ -79,14 +83,15 @@ def eight_bits() -> zaq.Quantized:
 
 
 def test_an_opset_can_be_asked_for(eight_bits: zaq.Quantized, tmp_path: Path) -> None:
+    translated = translate(program_of(eight_bits.module))
     for opset in (14, 21):
-        eight_bits.export(tmp_path / "model.onnx", opset=opset)
+        (tmp_path / "model.onnx").write_bytes(in_form(translated, {}, opset=opset))
         assert onnx.load(tmp_path / "model.onnx").opset_import[0].version == opset
         assert session(tmp_path / "model.onnx")
     with pytest.raises(SourceError, match=r"needs 1[34] or later"):
-        eight_bits.export(tmp_path / "model.onnx", opset=12)
+        in_form(translated, {}, opset=12)
     with pytest.raises(SourceError, match="ends at"):
-        eight_bits.export(tmp_path / "model.onnx", opset=999)
+        in_form(translated, {}, opset=999)
 
 
 def test_what_a_form_cannot_hold_is_a_sentence(eight_bits: zaq.Quantized, tmp_path: Path) -> None:
@@ -100,8 +105,9 @@ def test_unsigned_weights_pack_too(tmp_path: Path) -> None:
     quantized = zaq.quantize(
         build("residual"), images(1), QConfig.parse("w4a4", weights="per_tensor_affine"), RTN(), card=Card(input=SHAPE)
     )
+    translated = translate(program_of(quantized.module))
     for form in ("qdq", "packed"):
-        quantized.export(tmp_path / f"{form}.onnx", form=form)
+        (tmp_path / f"{form}.onnx").write_bytes(in_form(translated, {}, form))
     kinds = {t.data_type for t in onnx.load(tmp_path / "packed.onnx").graph.initializer}
     assert TensorProto.UINT4 in kinds
     np.testing.assert_allclose(output(tmp_path / "packed.onnx"), output(tmp_path / "qdq.onnx"), atol=1e-5)

@@ -15,10 +15,10 @@ from zaq.config import Card, QConfig
 from zaq.errors import SourceError
 from zaq.export.session import session
 from zaq.export.verify import compare
-from zaq.methods.zaq import ZAQ
+from zaq.methods.rtn import RTN
 
 CARD = Card(input=SHAPE, mean=(0.5,) * 3, std=(0.25,) * 3)
-QUICK = ZAQ(warm_up=2, rounds=0, latent=16, width=16)
+QUICK = RTN()
 IN_FLOAT = {"transposed": {"ConvTranspose"}, "shared_weight": {"BatchNormalization"}, "signed": {"BatchNormalization"}}
 
 

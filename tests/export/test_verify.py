@@ -11,14 +11,14 @@ import zaq
 from zaq.config import Card
 from zaq.export.kernels import kernels
 from zaq.export.verify import compare
-from zaq.methods.zaq import ZAQ
+from zaq.methods.rtn import RTN
 
 CARD = Card(input=SHAPE, mean=(0.5,) * 3, std=(0.25,) * 3)
 
 
 @pytest.fixture(scope="module")
 def quantized() -> zaq.Quantized:
-    return zaq.quantize(build("residual"), images(1), "w8a8", ZAQ(warm_up=2, rounds=0, latent=16, width=16), card=CARD)
+    return zaq.quantize(build("residual"), images(1), "w8a8", RTN(), card=CARD)
 
 
 def test_a_changed_file_is_seen(quantized: zaq.Quantized, tmp_path: Path) -> None:
@@ -37,7 +37,7 @@ def test_a_changed_file_is_seen(quantized: zaq.Quantized, tmp_path: Path) -> Non
 
 
 def test_float_kernels_are_named(tmp_path: Path) -> None:
-    gated = zaq.quantize(build("transposed"), images(1), "w8a8", ZAQ(warm_up=2, rounds=0, latent=16, width=16), card=CARD)
+    gated = zaq.quantize(build("transposed"), images(1), "w8a8", RTN(), card=CARD)
     gated.export(tmp_path / "model.onnx")
     parity = compare(tmp_path / "model.onnx", gated.module, images(8))
     assert [n.split()[0] for n in parity.float_kernels] == ["ConvTranspose"] and parity.top1_agreement is None
