@@ -71,6 +71,8 @@ def compare_layers(path: Path, checkpoint: GraphModule, samples: Tensor) -> tupl
     found = _written(path, checkpoint, names, samples)
     layers = []
     for name, value in zip(names, values, strict=True):
+        if name not in found:
+            continue
         scale, zero_point, _, low, high = nodes[name].args[1:]
         step, zero = (attribute(checkpoint, a.target) for a in (scale, zero_point))
         simulated = ((value / step).round().long() + zero).numpy()
@@ -87,19 +89,28 @@ def first_parting(layers: list[Layer]) -> Layer | None:
 
 
 def _written(path: Path, checkpoint: GraphModule, names: list[str], samples: Tensor) -> dict[str, NDArray[np.int64]]:
-    """The integers that stand before the DequantizeLinear of each quantizer in the file, by the quantizer's node."""
+    """The integers that stand before the DequantizeLinear of each quantizer in the file, by the quantizer's node.
+
+    Of the nodes of one quantizer, repeated behind what only moves values, some may be gone: `integers.move_integers`.
+    """
     model = onnx.load(path)
     outputs = dict(zip((n.name for n in output_nodes(checkpoint)), (o.name for o in model.graph.output), strict=True))
     dequantized = {n.output[0]: n for n in model.graph.node if n.op_type == "DequantizeLinear"}
     kinds = {t.name: t.data_type for t in model.graph.initializer}
+    quantizers = {n.name: str(n.args[1]) for n in checkpoint.graph.nodes if n.name in names}
+    held = {quantizers[name] for name in names if outputs.get(name, name) in dequantized}
     tensors: dict[str, str] = {}
     for name in names:
         node = dequantized.get(outputs.get(name, name))
+        if node is None and quantizers[name] in held:
+            continue
         if node is None:
             raise SourceError(f"{path}: holds no tensor {name!r}; it was not exported from this checkpoint in the qdq or packed form.")
         tensors[name] = node.input[0]
         if node.input[0] not in {o.name for o in model.graph.output}:
             model.graph.output.append(helper.make_tensor_value_info(node.input[0], kinds[node.input[2]], None))
+    if not tensors:
+        return {}
     run = session(model.SerializeToString())
     values = run.run(list(tensors.values()), {INPUT: samples.contiguous().numpy()})
     return {name: value.astype(np.int64) for name, value in zip(tensors, values, strict=True)}
