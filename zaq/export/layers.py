@@ -46,6 +46,7 @@ class Shares:
 class Layer:
     """What a quantizer writes, in the file and in the checkpoint, against the referee."""
 
+    node: str  # the quantizer's, in the checkpoint's graph
     name: str
     bits: int
     file: Shares
@@ -79,7 +80,7 @@ def compare_layers(path: Path, checkpoint: GraphModule, samples: Tensor) -> tupl
         expected = referee.integers[name].numpy()
         bits = (high - low).bit_length()
         label = str(scale.target).removeprefix("quant.").removesuffix(".scale")
-        layers.append(Layer(label, bits, Shares.of(found[name], expected), Shares.of(simulated, expected)))
+        layers.append(Layer(name, label, bits, Shares.of(found[name], expected), Shares.of(simulated, expected)))
     return layers, referee
 
 
