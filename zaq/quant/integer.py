@@ -83,7 +83,7 @@ def execute(checkpoint: GraphModule, images: Tensor) -> Execution:
 
 
 def multiplier(ratio: Tensor, bits: int = MANTISSA) -> tuple[Tensor, Tensor]:
-    """A positive ratio as (mantissa, shift), int64 both: ratio ~ mantissa 2^-shift, mantissa < 2^bits.
+    """A positive ratio as (mantissa, shift), int64 both: ratio ~ mantissa 2^-shift, mantissa <= 2^bits.
 
     (Jacob et al. 2018, eq. 6, with the power of two in the shift.) Raises ValueError for a ratio too large to shift.
     """
@@ -196,7 +196,7 @@ def _pooled_or_moved(n: Node, x: Integers, args: tuple[Any, ...], kwargs: dict[s
         summed = F.avg_pool2d(x.centred.double(), *args[1:]) * size  # exact: sums of integers
         total = summed.round().long()
         return Sum([(total, x.scale / size)])
-    if n.target in PADS:
+    if n.target in PADS and not (isinstance(args[-1], int | float) and args[-1]):  # with zeros, or with values of its own
         return Integers(_on_floats(n, x.centred, args, kwargs) + x.zero_point, x.scale, x.zero_point)
     if n.target in MOVES:
         return Integers(_on_floats(n, x.values, args, kwargs), x.scale, x.zero_point)
