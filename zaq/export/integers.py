@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
 
-__all__ = ["avoid_overflow", "clip_integers", "drop_unread", "move_integers", "pool_globally", "store_integers"]
+__all__ = ["avoid_overflow", "clip_integers", "count_values", "drop_unread", "move_integers", "pool_globally", "store_integers"]
 
 INT16_MAX = 32767
 MOVES = {"DepthToSpace", "Flatten", "MaxPool", "Pad", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"}
@@ -30,6 +30,22 @@ def pool_globally(model: ModelProto) -> None:
         graph.node.remove(node)
         for n in reversed(new):
             graph.node.insert(index, n)
+
+
+def count_values(model: ModelProto) -> None:
+    """Average pooling without padding as one that counts values only (in place), which is the same.
+
+    Where ceil_mode lets a window reach over the edge, onnxruntime's QLinearAveragePool would count what lies beyond.
+    """
+    for node in model.graph.node:
+        attributes = {a.name: a for a in node.attribute}
+        if (
+            node.op_type == "AveragePool"
+            and "pads" in attributes
+            and not any(attributes["pads"].ints)
+            and "count_include_pad" in attributes
+        ):
+            attributes["count_include_pad"].i = 0
 
 
 def store_integers(model: ModelProto, float_biases: bool = False) -> None:
