@@ -27,19 +27,22 @@ __all__ = ["Layer", "Shares", "compare_layers", "first_parting"]
 
 @dataclass(frozen=True)
 class Shares:
-    """Of the elements of two integer tensors: equal, one step apart, further apart."""
+    """Of the elements of two integer tensors: equal, one step apart, further apart; and apart but not because of a tie."""
 
     equal: float
     one_step: float
     worse: float
+    unexplained: float = 0.0
 
     def __str__(self) -> str:
         return f"{100 * self.equal:.4f} % equal, {100 * self.worse:.4f} % off by more than one step"
 
     @classmethod
-    def of(cls, a: NDArray[np.int64], b: NDArray[np.int64]) -> "Shares":
+    def of(cls, a: NDArray[np.int64], b: NDArray[np.int64], ties: NDArray[np.bool_]) -> "Shares":
+        """`ties`: what may be rounded either way, so that it explains a difference of one step."""
         apart = np.abs(a - b)
-        return cls(float((apart == 0).mean()), float((apart == 1).mean()), float((apart > 1).mean()))
+        unexplained = (apart > 1) | ((apart == 1) & ~ties)
+        return cls(float((apart == 0).mean()), float((apart == 1).mean()), float((apart > 1).mean()), float(unexplained.mean()))
 
 
 @dataclass(frozen=True)
@@ -77,10 +80,10 @@ def compare_layers(path: Path, checkpoint: GraphModule, samples: Tensor) -> tupl
         scale, zero_point, _, low, high = nodes[name].args[1:]
         step, zero = (attribute(checkpoint, a.target) for a in (scale, zero_point))
         simulated = ((value / step).round().long() + zero).numpy()
-        expected = referee.integers[name].numpy()
+        expected, ties = referee.integers[name].numpy(), referee.ties[name].numpy()
         bits = (high - low).bit_length()
         label = str(scale.target).removeprefix("quant.").removesuffix(".scale")
-        layers.append(Layer(name, label, bits, Shares.of(found[name], expected), Shares.of(simulated, expected)))
+        layers.append(Layer(name, label, bits, Shares.of(found[name], expected, ties), Shares.of(simulated, expected, ties)))
     return layers, referee
 
 
@@ -92,18 +95,19 @@ def first_parting(layers: list[Layer]) -> Layer | None:
 def _written(path: Path, checkpoint: GraphModule, names: list[str], samples: Tensor) -> dict[str, NDArray[np.int64]]:
     """The integers that stand before the DequantizeLinear of each quantizer in the file, by the quantizer's node.
 
-    Of the nodes of one quantizer, repeated behind what only moves values, some may be gone: `integers.move_integers`.
+    A quantizer repeated behind what only moves values may be gone (`integers.move_integers`), and so may one of two
+    that quantize the same. Both have the scale of another that is there.
     """
     model = onnx.load(path)
     outputs = dict(zip((n.name for n in output_nodes(checkpoint)), (o.name for o in model.graph.output), strict=True))
     dequantized = {n.output[0]: n for n in model.graph.node if n.op_type == "DequantizeLinear"}
     kinds = {t.name: t.data_type for t in model.graph.initializer}
-    quantizers = {n.name: str(n.args[1]) for n in checkpoint.graph.nodes if n.name in names}
-    held = {quantizers[name] for name in names if outputs.get(name, name) in dequantized}
+    scales = {n.name: attribute(checkpoint, n.args[1].target).item() for n in checkpoint.graph.nodes if n.name in names}
+    held = {scales[name] for name in names if outputs.get(name, name) in dequantized}
     tensors: dict[str, str] = {}
     for name in names:
         node = dequantized.get(outputs.get(name, name))
-        if node is None and quantizers[name] in held:
+        if node is None and scales[name] in held:
             continue
         if node is None:
             raise SourceError(f"{path}: holds no tensor {name!r}; it was not exported from this checkpoint in the qdq or packed form.")
