@@ -73,10 +73,8 @@ def test_verify_on_real_images_layer_by_layer(run: Path, shared: Path, cifar: st
     done = zaq("verify", run, "--data", cifar, "--limit", 100, "--layers")
     assert done.returncode == 0, done.stderr
     assert f"model.onnx on {cifar}: 100 samples" in done.stdout
-    assert (
-        "file against integer arithmetic: 33 of 33 quantized tensors equal" in done.stdout
+    assert "file against integer arithmetic: 33 of 33 quantized tensors equal" in done.stdout
     assert "x (8 bits): file 100.0000 %" in done.stdout
-    )
 
 
 def test_export(run: Path, tmp_path: Path) -> None:

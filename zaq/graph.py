@@ -174,10 +174,14 @@ def _flatten_outputs(graph: Graph) -> None:
 
 def _one_spelling(graph: Graph) -> None:
     """Operations that come in two spellings, in one: global pooling as a mean that keeps its dimensions (and a flatten
-    where the model kept none), view as reshape, which takes any memory format."""
+    where the model kept none), view as reshape, which takes any memory format, a clamp as one of `CLAMPS`."""
     for node in list(graph.nodes):
         if node.target is aten.view.default:
             node.target = aten.reshape.default
+        elif node.target is aten.relu6.default:  # of F.relu6; nn.ReLU6 is a hardtanh already
+            node.target, node.args = aten.hardtanh.default, (node.args[0], 0.0, 6.0)
+        elif node.target is aten.clamp_max.default:
+            node.target, node.args = aten.clamp.default, (node.args[0], None, node.args[1])
         elif node.target is aten.adaptive_avg_pool2d.default and list(node.args[1]) == [1, 1]:
             node.target, node.args = aten.mean.dim, (node.args[0], [-1, -2], True)
         elif node.target is aten.mean.dim and len(node.args) == 2 and _over_space(node):

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from zaq.graph import LINEARS, PADS
+from zaq.graph import LINEARS, MOVES, PADS
 
 __all__ = [
     "add_to_bias", "attribute", "bias_of", "channel_limits", "channel_padding", "clamp_limits", "groups_of", "has_bias",
-    "set_limits", "set_parameter", "weight_of",
+    "moves", "pad_value", "set_limits", "set_parameter", "weight_of",
 ]  # fmt: skip
 
 aten = torch.ops.aten
@@ -109,6 +109,19 @@ def channel_padding(node: Node) -> tuple[int, int] | None:
         return None
     before, behind = amounts[4:]
     return (before, behind) if isinstance(before, int) and isinstance(behind, int) else None
+
+
+def pad_value(node: Node) -> float | None:
+    """What a padding (of `PADS`) puts around a tensor; None if it repeats or mirrors the tensor's own values."""
+    choices = node.args[2:]
+    if any(isinstance(c, str) and c != "constant" for c in choices):
+        return None
+    return next((float(c) for c in choices if isinstance(c, int | float)), 0.0)
+
+
+def moves(node: Node) -> bool:
+    """Whether a node only moves values and makes no new ones but zero: what is quantized before it is quantized after."""
+    return node.target in MOVES or (node.target in PADS and not pad_value(node))
 
 
 def _parameter(node: Node, argument: int) -> str:

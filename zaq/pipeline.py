@@ -66,7 +66,7 @@ def quantize_run(
     if quantized.job.samples is not None:
         parity = compare(run / "model.onnx", quantized.module, run.samples())
         report["parity"], report["parity_sentence"] = parity.to_dict(), parity.sentence()
-        layers = compare_layers(run / "model.onnx", from_exported(exported), run.samples()[:SAMPLES])
+        layers, _ = compare_layers(run / "model.onnx", from_exported(exported), run.samples()[:SAMPLES])
         report["layers"], report["layers_summary"] = [dataclasses.asdict(x) for x in layers], summary(layers)
     report["sizes"] = _sizes(run, quantized)
     report["deployment"] = deployment.report(deployment.costs(in_form(translated, {}, "float"), run / "model.onnx"))

@@ -27,7 +27,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, GraphModul
 
 
 def test_every_layer_is_equal(exported: tuple[Path, GraphModule]) -> None:
-    layers = compare_layers(*exported, images(16))
+    layers, _ = compare_layers(*exported, images(16))
     assert layers[0].bits == 8 and 4 in {x.bits for x in layers} and len(layers) > 6
     assert all(x.file.equal == 1 and x.checkpoint.equal > 0.99 for x in layers), [str(x) for x in layers]
     assert f"{len(layers)} of {len(layers)} quantized tensors equal" in summary(layers)[0]
@@ -42,7 +42,7 @@ def test_the_first_layer_that_parts_is_named(exported: tuple[Path, GraphModule],
     weight = next(t for t in model.graph.initializer if t.name == makers[second.input[1]].input[0])
     weight.CopyFrom(numpy_helper.from_array(np.roll(numpy_helper.to_array(weight), 1, axis=0), weight.name))
     onnx.save(model, tmp_path / "model.onnx")
-    layers = compare_layers(tmp_path / "model.onnx", checkpoint, images(8))
+    layers, _ = compare_layers(tmp_path / "model.onnx", checkpoint, images(8))
     first = next(i for i, x in enumerate(layers) if x.file.equal < 1)
     assert first == 2 and layers[1].file.equal == 1  # the image, what the first convolution writes, then this one
     assert layers[first].checkpoint.equal > 0.99

@@ -33,7 +33,7 @@ def verify(run: Path, data: str | None, limit: int, layers: bool, as_json: bool)
     opened.require_parts("model.onnx")
     student, samples = opened.student(), opened.samples()
     progress().say("comparing, layer by layer first")
-    found = compare_layers(opened / "model.onnx", student, samples[:SAMPLES])
+    found, _ = compare_layers(opened / "model.onnx", student, samples[:SAMPLES])
     parity = {p.name: compare(p, student, samples) for p in forms_of(opened / "model.onnx")}
     if data:
         real = batches(data, opened.card(), BATCH, limit)

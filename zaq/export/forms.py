@@ -101,6 +101,7 @@ def optimized(model: ModelProto, to_ort: bool = False) -> bytes:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
         options.optimized_model_filepath = str(path)
         options.add_session_config_entry("session.save_model_format", "ORT" if to_ort else "ONNX")
+        options.add_session_config_entry("session.qdqisint8allowed", "1")  # as in zaq.export.session
         ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
         content = path.read_bytes()
     return content if to_ort else _only_used_domains(content)

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
 
-__all__ = ["avoid_overflow", "clip_integers", "drop_unread", "move_integers", "pool_globally", "store_integers"]
+__all__ = ["avoid_overflow", "clip_integers", "count_values", "drop_unread", "move_integers", "pool_globally", "store_integers"]
 
 INT16_MAX = 32767
 MOVES = {"DepthToSpace", "Flatten", "MaxPool", "Pad", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"}
@@ -30,6 +30,22 @@ def pool_globally(model: ModelProto) -> None:
         graph.node.remove(node)
         for n in reversed(new):
             graph.node.insert(index, n)
+
+
+def count_values(model: ModelProto) -> None:
+    """Average pooling without padding as one that counts values only (in place), which is the same.
+
+    Where ceil_mode lets a window reach over the edge, onnxruntime's QLinearAveragePool would count what lies beyond.
+    """
+    for node in model.graph.node:
+        attributes = {a.name: a for a in node.attribute}
+        if (
+            node.op_type == "AveragePool"
+            and "pads" in attributes
+            and not any(attributes["pads"].ints)
+            and "count_include_pad" in attributes
+        ):
+            attributes["count_include_pad"].i = 0
 
 
 def store_integers(model: ModelProto, float_biases: bool = False) -> None:
@@ -60,10 +76,6 @@ def store_integers(model: ModelProto, float_biases: bool = False) -> None:
         # Initializers of their own, even of a shared weight: onnxruntime's x64quantprecision mode rewrites them in place.
         name, zero = f"{node.output[0]}_quantized", f"{node.output[0]}_zero_point"
         integers, zero_point = _one_zero_point(integers, constants[node.input[2]], node.attribute[0].i)
-        if integers.dtype == np.int16:  # fits no 8-bit type: a comparison's grid, kept as the floats it stands for
-            constants[node.output[0]] = added[node.output[0]] = _dequantize(integers, scale, zero_point, node.attribute[0].i)
-            dead += [node, *(n for n in chain if n is not None)]
-            continue
         added[name], added[zero] = integers, zero_point
         node.input[0], node.input[2] = name, zero
         dequantized[node.output[0]] = (constants[node.input[1]], integers)
@@ -283,7 +295,8 @@ def _dequantize(q: NDArray[Any], scale: NDArray[Any], zero: NDArray[Any], axis: 
 def _one_zero_point(integers: NDArray[Any], zero: NDArray[Any], axis: int) -> tuple[NDArray[Any], NDArray[Any]]:
     """Weights whose channels have different zero points as int8 around 0, or as int16 where 8 bits do not hold that.
 
-    onnxruntime's QLinearConv takes one zero point a weight, whatever the file says.
+    onnxruntime's QLinearConv takes one zero point a weight, whatever the file says. (No kernel takes int16: such a layer,
+    of a grid for comparison, computes in float. As floats its weight would be quantized anew, to int8, on load.)
     """
     if not zero.ndim or (zero == zero.flat[0]).all():
         return integers, zero

@@ -15,7 +15,10 @@ __all__ = ["FloatNode", "Kernels", "kernels"]
 # Operations with an integer kernel in onnxruntime, and what is no more than a copy on integers.
 INTEGER = {"Add", "AveragePool", "Concat", "Conv", "Gemm", "GlobalAveragePool", "MatMul", "Mul"}
 WEIGHTED = {"Conv", "FusedConv", "Gemm", "MatMul"}
-MOVES = {"Clip", "Flatten", "Max", "MaxPool", "Min", "Pad", "Relu", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"}
+MOVES = {
+    "Clip", "DepthToSpace", "Flatten", "Max", "MaxPool", "Min", "Pad", "Relu", "Reshape", "Resize", "Slice", "Squeeze", "Transpose",
+    "Unsqueeze",
+}  # fmt: skip
 WITHOUT = {"BatchNormalization", "ConvTranspose", "FusedConv", "InstanceNormalization", "LayerNormalization", "ReduceMean"}
 
 
@@ -59,7 +62,7 @@ def _in_float(graph: GraphProto) -> list[FloatNode]:
     data = {graph.input[0].name}  # what depends on the image
     found = []
     for node in graph.node:
-        if not data.intersection(node.input):
+        if not data.intersection(node.input) or node.op_type == "Shape":
             continue
         data.update(node.output)
         if node.op_type == "QuantizeLinear" or node.op_type.startswith("QLinear") or (node.op_type == "QGemm" and len(node.input) > 7):

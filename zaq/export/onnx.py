@@ -24,7 +24,7 @@ from onnxscript import opset18
 from torch.fx import GraphModule
 
 from zaq.export.forms import lower_opset, optimized, pack, require_form, strip
-from zaq.export.integers import avoid_overflow, clip_integers, move_integers, pool_globally, store_integers
+from zaq.export.integers import avoid_overflow, clip_integers, count_values, move_integers, pool_globally, store_integers
 from zaq.export.program import program_of
 from zaq.graph import quiet
 from zaq.targets import TARGETS, Target
@@ -62,6 +62,7 @@ def translate(exported: torch.export.ExportedProgram) -> ModelProto:
     assert program is not None
     model: ModelProto = program.model_proto
     pool_globally(model)
+    count_values(model)
     _name_ends(model)
     _anonymise(model)
     return model

@@ -22,6 +22,7 @@ from torch.utils import _pytree as pytree
 
 from zaq.errors import RunError
 from zaq.graph import CLAMPS, MOVES, PADS, TRANSPOSED, WEIGHTED
+from zaq.nodes import moves
 
 __all__ = ["Execution", "execute", "multiplier", "requantize"]
 
@@ -29,6 +30,7 @@ aten = torch.ops.aten
 LINEAR_MOVES = MOVES - {aten.max_pool2d.default}
 MANTISSA = 31  # bits of a multiplier
 INT32 = torch.iinfo(torch.int32)
+TIE = 2.0**-19  # of a tensor's largest value: what float32 may be wrong by, before it rounds
 
 
 @dataclass(frozen=True)
@@ -64,10 +66,14 @@ class Sum:
 
 @dataclass(frozen=True)
 class Execution:
-    """outputs: floats, as the model returns them. integers: by the name of the quantizer's node, as the grid numbers them."""
+    """outputs: floats, as the model returns them. integers: by the name of the quantizer's node, as the grid numbers them.
+
+    ties: by the same name, which elements lie so near a tie between two steps that float32 may round them either way.
+    """
 
     outputs: list[Tensor]
     integers: dict[str, Tensor]
+    ties: dict[str, Tensor]
     in_float: list[str]
 
 
@@ -79,11 +85,13 @@ def execute(checkpoint: GraphModule, images: Tensor) -> Execution:
     """
     executor = _Executor(checkpoint)
     result = executor.run(images)
-    return Execution([_floats(r) for r in pytree.tree_leaves(result, is_leaf=_is_ours)], executor.integers, executor.in_float)
+    return Execution(
+        [_floats(r) for r in pytree.tree_leaves(result, is_leaf=_is_ours)], executor.integers, executor.ties, executor.in_float
+    )
 
 
 def multiplier(ratio: Tensor, bits: int = MANTISSA) -> tuple[Tensor, Tensor]:
-    """A positive ratio as (mantissa, shift), int64 both: ratio ~ mantissa 2^-shift, mantissa < 2^bits.
+    """A positive ratio as (mantissa, shift), int64 both: ratio ~ mantissa 2^-shift, mantissa <= 2^bits.
 
     (Jacob et al. 2018, eq. 6, with the power of two in the shift.) Raises ValueError for a ratio too large to shift.
     """
@@ -118,6 +126,7 @@ class _Executor(Interpreter):
     def __init__(self, gm: GraphModule) -> None:
         super().__init__(gm)
         self.integers: dict[str, Tensor] = {}
+        self.ties: dict[str, Tensor] = {}
         self.in_float: list[str] = []
 
     def run_node(self, n: Node) -> Any:
@@ -128,6 +137,7 @@ class _Executor(Interpreter):
             quantized = _quantize(*args)
             if not isinstance(n.args[0], Node) or n.args[0].op != "get_attr":
                 self.integers[n.name] = quantized.values
+                self.ties[n.name] = _ties(args[0], quantized.scale)
             return quantized
         if not any(_is_ours(a) for a in pytree.tree_leaves((args, kwargs), is_leaf=_is_ours)):
             return n.target(*args, **kwargs)  # type: ignore[operator]
@@ -196,7 +206,7 @@ def _pooled_or_moved(n: Node, x: Integers, args: tuple[Any, ...], kwargs: dict[s
         summed = F.avg_pool2d(x.centred.double(), *args[1:]) * size  # exact: sums of integers
         total = summed.round().long()
         return Sum([(total, x.scale / size)])
-    if n.target in PADS:
+    if n.target in PADS and moves(n):
         return Integers(_on_floats(n, x.centred, args, kwargs) + x.zero_point, x.scale, x.zero_point)
     if n.target in MOVES:
         return Integers(_on_floats(n, x.values, args, kwargs), x.scale, x.zero_point)
@@ -223,6 +233,14 @@ def _quantize(x: Any, scale: Tensor, zero_point: Tensor, axis: int, quant_min: i
         for low, high in _sum(x).clamps:  # rounding keeps order: clamped and rounded is rounded and clamped
             values = values.clamp(_on_grid(low, step, zero), _on_grid(high, step, zero))
     return Integers(values.clamp(quant_min, quant_max), step.double(), zero)
+
+
+def _ties(x: Any, step: Tensor) -> Tensor:
+    terms = _sum(x).terms if _is_ours(x) else [(x.double(), torch.ones(()).double())]
+    position = torch.stack(torch.broadcast_tensors(*(t * (s / step) for t, s in terms)))
+    reach = TIE * position.abs().sum(0).amax()
+    total: Tensor = position.sum(0)
+    return (total - total.floor() - 0.5).abs() <= reach
 
 
 def _on_grid(end: Tensor | float | None, step: Tensor, zero: Tensor) -> Tensor | None:

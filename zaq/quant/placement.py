@@ -30,7 +30,7 @@ from torch.fx import GraphModule, Node
 
 from zaq.config import Card, QConfig
 from zaq.graph import CLAMPS, CONVS, LINEARS, MERGES, MOVES, PADS, POOLS, TRANSPOSED, WEIGHTED, activations, input_node, output_nodes
-from zaq.nodes import attribute, groups_of
+from zaq.nodes import attribute, groups_of, moves, pad_value
 from zaq.quant.fake_quantize import BiasQuantize, FakeQuantize
 from zaq.quant.ranges import Bounds, bounds
 
@@ -128,7 +128,7 @@ def _is_merge_or_pool(node: Node, live: set[Node]) -> bool:
 
 def _maker(node: Node) -> Node:
     """The node that made a tensor's values: back through operations that only move them."""
-    while node.target in MOVES | PADS and isinstance(node.args[0], Node):
+    while moves(node) and isinstance(node.args[0], Node):
         node = node.args[0]
     return node
 
@@ -185,7 +185,11 @@ def _insert_after(gm: GraphModule, node: Node, quantizer: FakeQuantize) -> None:
         for reader in readers:
             reader.replace_input_with(place, new)
         # Runtimes fuse a padding into the convolution behind it, if nothing stands between the two.
-        todo += [u for u in readers if u.target in MOVES or (u.target in PADS and not any(r.target in CONVS for r in u.users))]
+        todo += [u for u in readers if moves(u) and not _joins_a_convolution(u)]
+
+
+def _joins_a_convolution(node: Node) -> bool:
+    return node.target in PADS and pad_value(node) == 0 and any(r.target in CONVS for r in node.users)
 
 
 def _quantize_layer(gm: GraphModule, node: Node, bits: int, qconfig: QConfig, placed: Placement) -> None:
@@ -227,7 +231,7 @@ def _adds_pairs(node: Node, channels: int, weight: FakeQuantize, source: FakeQua
 def _source_quantizer(gm: GraphModule, node: Node) -> str:
     """The name of the tensor whose quantizer a layer's input went through; empty where it went through none."""
     while node.op != "call_module":
-        if node.target not in MOVES | PADS or not isinstance(node.args[0], Node):
+        if not moves(node) or not isinstance(node.args[0], Node):
             return ""
         node = node.args[0]
     return str(node.target).removeprefix("quant.")
@@ -240,5 +244,5 @@ def _key(name: str) -> str:
 def _left_in_float(gm: GraphModule) -> list[str]:
     """The operations that compute in float between quantized tensors."""
     integer = WEIGHTED | MOVES | PADS | CLAMPS | POOLS | MERGES
-    nodes = [n for n in activations(gm) if n.op == "call_function" and n.target not in integer]
+    nodes = [n for n in activations(gm) if n.op == "call_function" and (n.target not in integer or (n.target in PADS and not moves(n)))]
     return [f"{n.name} ({n.target})" for n in nodes if "aten" in str(n.target) and "sym_" not in str(n.target)]

@@ -8,7 +8,7 @@ from torch.fx import GraphModule, Node
 
 from zaq.config import Card
 from zaq.graph import CLAMPS, MOVES, PADS, POOLS, activations, input_node
-from zaq.nodes import clamp_limits
+from zaq.nodes import clamp_limits, pad_value
 
 __all__ = ["Bounds", "bounds"]
 
@@ -52,7 +52,8 @@ def _bounds_of(node: Node, parts: list[Bounds]) -> Bounds:
     if node.target in MOVES | POOLS:
         return first
     if node.target in PADS:
-        return Bounds(min(0.0, first.low), max(0.0, first.high), first.tight)
+        value = pad_value(node)
+        return first if value is None else Bounds(min(value, first.low), max(value, first.high), first.tight)
     if node.target is aten.cat.default:
         return Bounds(min(p.low for p in parts), max(p.high for p in parts), all(p.tight for p in parts))
     if node.target is aten.add.Tensor and len(parts) == 2:
