@@ -151,7 +151,7 @@ def test_the_same_seed_gives_the_same_file(model: Path, tmp_path: Path) -> None:
     files = []
     for name in ("a", "b"):
         assert zaq("quantize", model, *QUICK, "--seed", 5, "-o", tmp_path / name).returncode == 0
-        files.append([(tmp_path / name / f).read_bytes() for f in ("model.onnx", "log.jsonl", "samples.safetensors")])
+        files.append([(tmp_path / name / f).read_bytes() for f in ("model.onnx", "quantized.pt2", "log.jsonl", "samples.safetensors")])
     assert files[0] == files[1]
 
 

@@ -13,10 +13,12 @@ __all__ = ["deployable", "program_of"]
 
 
 def program_of(student: GraphModule) -> torch.export.ExportedProgram:
-    """What is shipped, as a program: the checkpoint, and what the ONNX file is made from. It names no file of this machine."""
+    """What is shipped, as a program: the checkpoint, and what the ONNX file is made from. It names no file of this machine,
+    and no address in its memory, so that the same student makes the same bytes."""
     exported = export_program(deployable(student))
     for node in exported.graph.nodes:
-        node.meta.pop("stack_trace", None)
+        for trace in ("stack_trace", "from_node"):
+            node.meta.pop(trace, None)
     return exported
 
 
