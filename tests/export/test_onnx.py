@@ -49,7 +49,7 @@ def test_all_bits(bits: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("weights", ["per_channel_affine", "per_tensor", "per_tensor_affine"])
 @pytest.mark.parametrize("bits", ["w8a8", "w4a4"])
 def test_every_weight_grid(weights: str, bits: str, tmp_path: Path) -> None:
-    """onnxruntime takes one zero point a weight: channels with their own lie around 0, or as floats where 8 bits are too few."""
+    """onnxruntime takes one zero point a weight: channels with their own lie around 0, or as int16 where 8 bits are too few."""
     quantized = zaq.quantize(build("grouped"), images(1), QConfig.parse(bits, None, weights=weights), QUICK, card=CARD)
     quantized.export(tmp_path / "model.onnx")
     parity = compare(tmp_path / "model.onnx", quantized.module, images(64))
