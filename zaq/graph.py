@@ -176,7 +176,7 @@ def _one_spelling(graph: Graph) -> None:
     """Operations that come in two spellings, in one: global pooling as a mean that keeps its dimensions (and a flatten
     where the model kept none), view as reshape, which takes any memory format, a clamp as one of `CLAMPS`."""
     for node in list(graph.nodes):
-        if node.target is aten.view.default:
+        if node.target in (aten.view.default, aten._unsafe_view.default):
             node.target = aten.reshape.default
         elif node.target is aten.relu6.default:  # of F.relu6; nn.ReLU6 is a hardtanh already
             node.target, node.args = aten.hardtanh.default, (node.args[0], 0.0, 6.0)
