@@ -27,6 +27,7 @@ def profile(run: Path, latency: bool, seconds: float, as_json: bool) -> None:
     from zaq.run import Run
 
     opened = Run.open(run)
+    opened.require_parts("model.onnx")
     plain = to_onnx(opened.program(), {}, form="float")
     costs = deployment.costs(plain, opened / "model.onnx")
     found: dict[str, Any] = deployment.report(costs)
