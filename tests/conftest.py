@@ -8,12 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 sys.path.insert(0, str(ROOT / "tests"))
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start; pytest itself runs two
 torch.set_num_threads(1)
+
+settings.register_profile("repeatable", derandomize=True, deadline=None)  # CI tries the same cases every time
+settings.load_profile("repeatable")
 
 with warnings.catch_warnings():  # onnxscript's import warns of its own deprecated corners
     warnings.simplefilter("ignore")

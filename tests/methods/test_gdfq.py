@@ -115,7 +115,8 @@ def test_activation_ranges_are_frozen_after_calibration_and_weight_grids_follow_
     assert all(torch.equal(a, b) for scales, _ in found for a, b in zip(scales, found[0][0], strict=True))
     assert not all(torch.equal(a, b) for a, b in zip(found[0][1], found[-1][1], strict=True))  # the weights did move
     for quantizer, scale in zip(job.placement.weights.values(), grids(job)[1], strict=True):
-        torch.testing.assert_close(quantizer.scale.detach(), scale)
+        if not quantizer.pairs:  # 8 bits make room in 16-bit sums
+            torch.testing.assert_close(quantizer.scale.detach(), scale)
     assert not any(q.scale.requires_grad for q in (*job.placement.weights.values(), *job.placement.activations.values()))
 
 

