@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn
 from torch import Tensor, nn
 from torch.nn import functional as F
+from zoo import with_history
 
 from zaq.config import ACTIVATION_GRIDS, PLACEMENTS, WEIGHT_GRIDS, QConfig
 from zaq.targets import TARGETS
@@ -233,18 +234,9 @@ def nets(draw: DrawFn) -> tuple[nn.Module, Shape]:
         if after[0] <= MOST and max(after[1:]) <= 24:
             parts, shape = [*parts, made], after
     net = Net(parts, [head(draw, shape) for _ in range(draw(st.sampled_from([1, 1, 1, 2])))])
-    _with_history(net)
+    with_history(net)
     _damage(net, draw(st.sampled_from(["", "", "dead", "unequal", "large"])))
     return net.eval(), image
-
-
-def _with_history(net: nn.Module) -> None:
-    for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.normal_(module.running_mean, 0.0, 0.3)  # type: ignore[arg-type]
-            nn.init.uniform_(module.running_var, 0.5, 2.0)  # type: ignore[arg-type]
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias, 0.0, 0.3)
 
 
 @torch.no_grad()

@@ -181,14 +181,18 @@ ZOO: dict[str, Callable[[], nn.Module]] = {
 def build(name: str, seed: int = 0) -> nn.Module:
     """A net of the zoo in eval mode, its batch norms as if it had been trained."""
     torch.manual_seed(seed)
-    model = ZOO[name]()
+    return with_history(ZOO[name]()).eval()
+
+
+def with_history(model: nn.Module) -> nn.Module:
+    """The same model, its batch norms with statistics and weights as training leaves them."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.normal_(module.running_mean, 0.0, 0.3)  # type: ignore[arg-type]
             nn.init.uniform_(module.running_var, 0.5, 2.0)  # type: ignore[arg-type]
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.normal_(module.bias, 0.0, 0.3)
-    return model.eval()
+    return model
 
 
 def images(n: int = 4, seed: int = 1) -> Tensor:

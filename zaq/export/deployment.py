@@ -16,7 +16,6 @@ comes from DRAM once, weights at the bits they need. What is no multiply-accumul
 
 import copy
 import math
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ import onnxruntime as ort
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 
 from zaq.errors import SourceError
+from zaq.export.forms import optimized
 
 __all__ = ["PICOJOULES", "SOURCE", "Deployment", "costs", "deployment", "forms_of", "report", "table"]
 
@@ -127,12 +127,12 @@ def report(found: dict[str, Deployment]) -> dict[str, Any]:
 def deployment(file: Path | bytes) -> Deployment:
     """The costs of an ONNX file. Raises SourceError if onnxruntime cannot load it."""
     content = file if isinstance(file, bytes) else file.read_bytes()
-    optimized = _optimized(content, "the model" if isinstance(file, bytes) else str(file))
+    fused = _optimized(content, "the model" if isinstance(file, bytes) else str(file))
     model = onnx.load_model_from_string(content)
-    values = _values(optimized)
+    values = _values(fused)
     parts = _bytes(model.graph)
-    macs, integer_macs = _macs(optimized.graph, values)
-    peak, traffic = _memory(optimized.graph, {k: math.prod(shape) * kind.itemsize for k, (shape, kind) in values.items()})
+    macs, integer_macs = _macs(fused.graph, values)
+    peak, traffic = _memory(fused.graph, {k: math.prod(shape) * kind.itemsize for k, (shape, kind) in values.items()})
     pj = PICOJOULES
     floats = (macs - integer_macs) * (pj["float mult"] + pj["float add"])
     moved = parts["packed"] + parts["biases"] + parts["scales"]
@@ -152,25 +152,19 @@ def deployment(file: Path | bytes) -> Deployment:
 
 def _optimized(content: bytes, name: str) -> ModelProto:
     """The graph that onnxruntime runs for one sample."""
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-    with tempfile.TemporaryDirectory() as folder:
-        options.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
-        try:
-            model = onnx.load_model_from_string(content)
-            for value in model.graph.input:
-                value.type.tensor_type.shape.dim[0].dim_value = 1
-            ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        except Exception as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise SourceError(f"{name}: onnxruntime cannot load it: {reason}") from error
-        return onnx.load(options.optimized_model_filepath)
+    try:
+        model = onnx.load_model_from_string(content)
+        for value in model.graph.input:
+            value.type.tensor_type.shape.dim[0].dim_value = 1
+        return onnx.load_model_from_string(optimized(model))
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise SourceError(f"{name}: onnxruntime cannot load it: {reason}") from error
 
 
-def _values(optimized: ModelProto) -> Values:
+def _values(fused: ModelProto) -> Values:
     """Every tensor's shape and type, by running the graph once: onnx infers none for onnxruntime's own operations."""
-    model = copy.deepcopy(optimized)
+    model = copy.deepcopy(fused)
     graph = model.graph
     names = list(dict.fromkeys(name for node in graph.node for name in node.output if name))
     del graph.output[:]

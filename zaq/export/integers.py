@@ -205,8 +205,7 @@ def move_integers(model: ModelProto) -> None:
         if clipped:
             _read_instead(end, behind[0].output[0], after[0].output[0])
         if node.op_type == "Pad" and _pads_zeros(node, constants):
-            value = [*node.input[:2], before.input[2], *node.input[3:]]
-            node.input[:] = [before.input[0], *value[1:]]
+            node.input[:] = [before.input[0], node.input[1], before.input[2], *node.input[3:]]
             _read_instead(end, after[0].output[0], node.output[0])
     drop_unread(model)
 
@@ -283,13 +282,6 @@ def _quantize(x: NDArray[Any], scale: NDArray[Any], zero: NDArray[Any], axis: in
     q = np.rint(x / scale) + zero
     integers: NDArray[Any] = q.clip(info.min, info.max).astype(zero.dtype)
     return integers
-
-
-def _dequantize(q: NDArray[Any], scale: NDArray[Any], zero: NDArray[Any], axis: int) -> NDArray[Any]:
-    """What DequantizeLinear computes."""
-    scale, zero = _along(scale, axis, q.ndim), _along(zero, axis, q.ndim)
-    x: NDArray[Any] = ((q.astype(np.float32) - zero) * scale).astype(np.float32)
-    return x
 
 
 def _one_zero_point(integers: NDArray[Any], zero: NDArray[Any], axis: int) -> tuple[NDArray[Any], NDArray[Any]]:
