@@ -9,10 +9,10 @@ from zaq.synth.generators import DCGAN
 
 
 @pytest.mark.parametrize("shape", [(3, 32, 32), (1, 28, 28), (3, 7, 5), (3, 96, 50), (4, 16, 16)])
-@pytest.mark.parametrize("classes", [None, 10])
-def test_shape_and_range(shape: tuple[int, ...], classes: int | None) -> None:
+@pytest.mark.parametrize(("classes", "conditional"), [(None, False), (10, False), (10, True), (None, True)])
+def test_shape_and_range(shape: tuple[int, ...], classes: int | None, conditional: bool) -> None:
     card = Card(input=shape, mean=(0.4,) * shape[0], std=(0.2,) * shape[0])
-    generator = DCGAN(card, latent=16, width=16, classes=classes)
+    generator = DCGAN(card, latent=16, width=16, classes=classes, conditional=conditional)
     images, labels = generator.sample(6)
     assert images.shape == (6, *shape) and (labels is None) == (classes is None)
     low, high = card.bounds()

@@ -6,6 +6,7 @@ from typing import Any
 from zaq.methods.aciq import ACIQ
 from zaq.methods.deepinversion import DeepInversion
 from zaq.methods.dfq import DFQ
+from zaq.methods.flagship import Flagship
 from zaq.methods.ft import FineTune
 from zaq.methods.gdfq import GDFQ
 from zaq.methods.job import Job
@@ -16,6 +17,7 @@ from zaq.methods.zeroq import ZeroQ
 __all__ = ["METHODS", "Job", "reads_data"]
 
 METHODS: dict[str, Callable[..., Any]] = {
+    "flagship": Flagship,
     "rtn": RTN,
     "dfq": DFQ,
     "aciq": ACIQ,

@@ -12,6 +12,7 @@ statistics where the teacher has them, and on its classes where it is a classifi
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -71,8 +72,14 @@ class ZAQ:
         held_out = [_draw(job, generator) for _ in range(HELD_OUT_BATCHES)]
         job.samples = torch.cat(held_out)
         job.calibrate((_draw(job, generator) for _ in range(CALIBRATION_BATCHES)), CALIBRATION_BATCHES)
+
+        @torch.no_grad()
+        def held_out_loss() -> float:
+            outputs = [[with_taps(gm, [])(x)[0] for gm in (job.teacher, job.student)] for x in held_out]
+            return float(torch.stack([output_discrepancy(p, q) for p, q in outputs]).mean())
+
         if not job.interrupted:
-            self._play(job, generator, rounds if self.rounds is None else self.rounds, held_out)
+            self.game(job, generator, rounds if self.rounds is None else self.rounds, held_out_loss)
 
     def _warm_up(self, job: Job, generator: DCGAN, steps: int) -> None:
         stats = job.batch_norms()
@@ -105,7 +112,8 @@ class ZAQ:
             job.interrupted = True
             stage.note = f"interrupted after step {stage.steps} of {steps}"
 
-    def _play(self, job: Job, generator: DCGAN, rounds: int, held_out: list[Tensor]) -> None:
+    def game(self, job: Job, generator: DCGAN, rounds: int, held_out: Callable[[], float]) -> None:
+        """Play, and keep the state of `job.student` for which `held_out` is least."""
         teacher, student = job.tapped(student=False), job.tapped(student=True)
         stats = job.batch_norms() if self.bns else {}
         watched = with_taps(job.teacher, list(stats)) if stats else None
@@ -142,12 +150,7 @@ class ZAQ:
                     losses["loss_g"] = float(loss.detach())
             return losses
 
-        @torch.no_grad()
-        def held_out_loss() -> float:
-            gaps = [output_discrepancy(teacher(x)[0], student(x)[0]) for x in held_out]
-            return float(torch.stack(gaps).mean())
-
-        play(job, game, rounds, one_round, self._schedule, held_out_loss, "zaq")
+        play(job, game, rounds, one_round, self._schedule, held_out, "zaq")
 
     def _schedule(self, progress: float) -> float:
         return float(0.1 ** sum(progress >= m for m in self.milestones))

@@ -46,6 +46,7 @@ class FakeQuantize(FakeQuantizeBase):
         self.register_buffer("zero_point", torch.zeros(channels, dtype=torch.int32))
         self.known = limits  # no value lies outside, whatever was observed
         self.pairs = False  # of 8 bits, read beside 8-bit activations: see `make_room`
+        self.drop = 0.0  # part of the values that pass unrounded while a block is learned (QDrop; Wei et al. 2022)
         self.guaranteed = False  # a range that the graph itself guarantees, which nothing should learn away
         self.observer: ObserverBase | None = observer(quant_min=self.quant_min, quant_max=self.quant_max) if observer else None
         # Plain attributes beside torch.ao's buffers: reading a buffer would be a data-dependent branch in torch.export.
@@ -66,7 +67,7 @@ class FakeQuantize(FakeQuantizeBase):
         if not self.quantizing:
             return x
         y: Tensor = fake_quantize(x, self.scale, self.zero_point, self.axis, self.quant_min, self.quant_max)
-        return y
+        return torch.where(torch.rand_like(x) < self.drop, x, y) if self.drop else y
 
     def watch(self, observer: str) -> None:
         """Observe from now on, with one of OBSERVERS, and round nothing; unless the range is guaranteed."""

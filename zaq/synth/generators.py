@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from zaq.config import Card
 
-__all__ = ["DCGAN", "GENERATORS"]
+__all__ = ["DCGAN", "GENERATORS", "ConditionalBatchNorm2d"]
 
 BASE = 8  # pixels a side before the first upsampling, at most
 NATURAL_REACH = 1.5  # standard deviations from the middle of a pixel's range to its end, at least, where std is the data's
@@ -20,11 +20,15 @@ class DCGAN(nn.Module):
     With `classes` the latent is multiplied by an embedding of the label (GDFQ). The last batch norm has no parameters:
     it fixes contrast, and a sigmoid maps it to the range of a pixel.
 
+    `conditional`: labels choose the scale and shift of every batch norm instead, which learns classes in a tenth of the
+    steps that the embedding takes (Dumoulin et al. 2017; GDFQ on ImageNet).
+
     The rest is as GDFQ has it: `doublings` (2: the linear layer draws a quarter of a side, whatever the size), `eps` of
     the batch norms between convolutions, and `tanh` before the last one, whose images of mean 0 and variance 1 then are
     the normalised pixels themselves, cut where no pixel lies.
     """
 
+    drawn: Tensor
     low: Tensor
     high: Tensor
 
@@ -37,6 +41,7 @@ class DCGAN(nn.Module):
         doublings: int | None = None,
         eps: float = 1e-5,
         tanh: bool = False,
+        conditional: bool = False,
     ) -> None:
         super().__init__()
         channels, height, self.image_width = card.input
@@ -46,18 +51,23 @@ class DCGAN(nn.Module):
             while max(height, self.image_width) > BASE * 2**doublings:
                 doublings += 1
         self.base = (-(-height // 2**doublings), -(-self.image_width // 2**doublings), width)
-        self.embed = nn.Embedding(classes, latent) if classes else None
+        self.embed = nn.Embedding(classes, latent) if classes and not conditional else None
         self.project = nn.Linear(latent, width * self.base[0] * self.base[1])
-        layers: list[nn.Module] = [nn.BatchNorm2d(width)]
+
+        def norm(features: int, eps: float = 1e-5) -> nn.Module:
+            return ConditionalBatchNorm2d(features, classes, eps) if classes and conditional else nn.BatchNorm2d(features, eps)
+
+        layers: list[nn.Module] = [norm(width)]
         for i in range(max(doublings, 1)):
             out = width if i < max(doublings, 1) - 1 else max(width // 2, 8)
             if i < doublings:
                 layers.append(nn.Upsample(scale_factor=2))
-            layers += [nn.Conv2d(width, out, 3, padding=1), nn.BatchNorm2d(out, eps), nn.LeakyReLU(0.2)]
+            layers += [nn.Conv2d(width, out, 3, padding=1), norm(out, eps), nn.LeakyReLU(0.2)]
             width = out
         layers += [nn.Conv2d(width, channels, 3, padding=1), *([nn.Tanh()] if tanh else []), nn.BatchNorm2d(channels, affine=False)]
         self.body = nn.Sequential(*layers)
         low, high = card.bounds()
+        self.register_buffer("drawn", torch.arange(classes or 0))  # the classes that `sample` draws
         self.register_buffer("low", low)
         self.register_buffer("high", high)
         nn.Module.to(self, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -67,7 +77,9 @@ class DCGAN(nn.Module):
             z = z * self.embed(labels)
         height, width, channels = self.base
         x = self.project(z).view(-1, channels, height, width).contiguous(memory_format=torch.channels_last)
-        x = self.body(x)[:, :, : self.height, : self.image_width]
+        for layer in self.body:
+            x = layer(x, labels) if isinstance(layer, ConditionalBatchNorm2d) else layer(x)
+        x = x[:, :, : self.height, : self.image_width]
         if self.tanh:
             return self._normalised(x)
         return self.low + (self.high - self.low) * torch.sigmoid(1.5 * x)
@@ -82,9 +94,26 @@ class DCGAN(nn.Module):
 
     def sample(self, n: int) -> tuple[Tensor, Tensor | None]:
         """n images and the labels they were drawn for (None where the generator knows no classes)."""
-        labels = torch.randint(self.classes, (n,)) if self.classes else None
+        labels = self.drawn[torch.randint(len(self.drawn), (n,))] if self.classes else None
         images: Tensor = self(torch.randn(n, self.latent), labels)
         return images, labels
+
+
+class ConditionalBatchNorm2d(nn.BatchNorm2d):
+    """Batch norm whose scale and shift are learned for each class."""
+
+    SPREAD = 0.1  # of the scales and shifts at the start, so that classes differ from the first step on
+
+    def __init__(self, features: int, classes: int, eps: float = 1e-5) -> None:
+        super().__init__(features, eps, affine=False)
+        self.scale, self.shift = nn.Embedding(classes, features), nn.Embedding(classes, features)
+        nn.init.normal_(self.scale.weight, 1.0, self.SPREAD)
+        nn.init.normal_(self.shift.weight, 0.0, self.SPREAD)
+
+    def forward(self, x: Tensor, labels: Tensor) -> Tensor:  # type: ignore[override]  # (N, C, H, W), (N,) -> (N, C, H, W)
+        scale, shift = (table(labels)[:, :, None, None] for table in (self.scale, self.shift))
+        y: Tensor = super().forward(x) * scale + shift
+        return y
 
 
 GENERATORS: dict[str, Callable[..., DCGAN]] = {"dcgan": DCGAN}

@@ -1,0 +1,25 @@
+"""Swing convolutions move what a strided convolution reads, and nothing else."""
+
+import torch
+from zoo import build, images
+
+from zaq.graph import trace
+from zaq.synth.swing import with_swing
+
+
+def test_strided_convolutions_swing() -> None:
+    gm = trace(build("residual"), images(2))
+    swinging = with_swing(gm)
+    moved = [n for n in swinging.graph.nodes if getattr(n.target, "__name__", "") == "_shifted"]
+    assert len(moved) == 1 and next(iter(moved[0].users)).args[3] == [2, 2]
+    torch.manual_seed(0)
+    x = images(4)
+    outputs = [swinging(x) for _ in range(30)]
+    plain = gm(x)
+    assert any(torch.equal(o, plain) for o in outputs) and not all(torch.equal(o, plain) for o in outputs)
+    assert len({float(o.sum()) for o in outputs}) == 9
+
+
+def test_nothing_to_swing() -> None:
+    gm = trace(build("concat"), images(2))
+    assert torch.equal(with_swing(gm)(images(3)), gm(images(3)))

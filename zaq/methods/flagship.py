@@ -1,0 +1,186 @@
+"""The recipe `zaq quantize` follows unless told otherwise: the best known parts, each kept only if it serves.
+
+    synthesis -> ranges -> SQuant -> block reconstruction -> distillation -> the adversarial game -> bias correction
+
+Images come from a generator (`synthesis`); a second one, of another seed, draws those that every stage is judged on, half
+of them moved to where student and teacher differ. A stage after which the outputs differ more on them is taken back.
+"""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from zaq.graph import with_taps
+from zaq.methods.job import Job, Stage
+from zaq.methods.loop import Game, play
+from zaq.methods.reconstruction import Reconstruction
+from zaq.methods.synthesis import Synthesis
+from zaq.methods.training import cosine, distillation, frozen, rate, step, student_optimizer
+from zaq.methods.zaq import ZAQ
+from zaq.nodes import attribute
+from zaq.quant.bias import correct_empirically
+from zaq.quant.placement import HIGH, make_room
+from zaq.quant.rounding import into_cells, squant
+from zaq.synth.generators import DCGAN
+from zaq.synth.losses import output_discrepancy
+
+__all__ = ["Flagship"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long each stage takes: steps, images, rounds. 0 leaves it out."""
+
+    synthesis: int
+    images: int
+    reconstruct: int
+    polish: int
+    game: int
+
+
+PLANS = {"fast": Plan(24, 256, 0, 0, 0), "default": Plan(150, 512, 100, 200, 10), "best": Plan(1000, 1024, 1000, 2000, 100)}
+STEPS_A_ROUND = 5  # of the distillation, between two looks at whether the loss is still a number
+HELD_OUT_BATCHES = 4
+CORRECTED_ON = 4  # batches
+
+
+@dataclass(frozen=True)
+class Flagship:
+    """The stages' lengths (`None`: set by the effort; 0 leaves one out) and what the recipe adds to their own constants."""
+
+    synthesis: int | None = None  # steps of the generator; the second one takes half
+    images: int | None = None  # that ranges and blocks are learned on
+    squant: bool = True
+    reconstruct: int | None = None  # steps a block
+    polish: int | None = None  # steps of the distillation
+    game: int | None = None  # rounds of ZAQ's
+    correct: bool = True  # biases
+    temperature: float = 4.0  # of the distillation
+    feature: float = 1.0  # weight of the feature maps in it
+    travel: float = 0.3  # steps of its grid that a weight may travel in the distillation
+    lr_bias: float = 1e-4
+    attack: float = 0.02  # how far held-out samples are moved to where the student differs, in parts of a pixel's range
+    attack_steps: int = 3
+    drop: float = 0.5  # of the reconstruction
+    weight: float = 0.01
+    lr_rounding: float = 1e-2
+
+    def __call__(self, job: Job) -> None:
+        """Quantize `job.student` in place."""
+        plan = PLANS[job.effort]
+        length = {name: getattr(plan, name) if getattr(self, name) is None else getattr(self, name) for name in vars(plan)}
+        generator, other = Synthesis()(job, length["synthesis"]), Synthesis()(job, length["synthesis"] // 2, "held-out synthesis")
+        images = draw(generator, length["images"], job.batch)
+        job.calibrate(images.split(job.batch), -(-len(images) // job.batch))
+        samples = self._attacked(job, draw(other, HELD_OUT_BATCHES * job.batch, job.batch))
+        job.samples, held_out = samples, HeldOut(job, samples)
+        if self.squant:
+            attempt(job, "squant", held_out, lambda stage: round_weights(job))
+        if length["reconstruct"]:
+            learn = Reconstruction(drop=self.drop, weight=self.weight, lr_rounding=self.lr_rounding)
+            attempt(job, "reconstruct", held_out, lambda stage: learn(job, images, length["reconstruct"], stage))
+        if length["polish"] and not job.interrupted:
+            self._polish(job, generator, length["polish"], held_out)
+        if length["game"] and not job.interrupted:
+            ZAQ().game(job, generator, length["game"], held_out)
+        if self.correct:
+            attempt(job, "bias correction", held_out, lambda stage: correct(job, images))
+
+    def _attacked(self, job: Job, images: Tensor) -> Tensor:
+        """Half of the images as they are, half moved up the gradient of what teacher and student differ by."""
+        low, high = job.card.bounds()
+        teacher, student = with_taps(job.teacher, []), with_taps(job.student, [])
+        moved = []
+        with frozen(job.student):
+            for part in images[len(images) // 2 :].split(job.batch):
+                for _ in range(self.attack_steps if self.attack else 0):
+                    x = part.clone().requires_grad_(True)
+                    (gradient,) = torch.autograd.grad(output_discrepancy(teacher(x)[0], student(x)[0]), x)
+                    part = job.in_bounds(part + self.attack / self.attack_steps * (high - low) * gradient.sign())
+                moved.append(part)
+        return torch.cat([images[: len(images) // 2], *moved])
+
+    def _polish(self, job: Job, generator: DCGAN, steps: int, held_out: "HeldOut") -> None:
+        """Distil outputs and feature maps end to end, on images that are drawn anew at every step (PLF; Li et al. 2024)."""
+        rounds = -(-steps // STEPS_A_ROUND)
+        lr = rate(self.travel, STEPS_A_ROUND * sum(cosine(i / rounds) for i in range(rounds)))
+        optimizer = student_optimizer(job, lr, self.lr_bias)
+        teacher, student = job.tapped(student=False), job.tapped(student=True)
+
+        def one_round(game: Game) -> dict[str, float]:
+            total = 0.0
+            for _ in range(STEPS_A_ROUND):
+                with torch.no_grad():
+                    images = generator.sample(job.batch)[0]
+                    p, wanted = teacher(images)
+                q, found = student(images)
+                loss = distillation(q[0], p[0], self.temperature) if job.classes else relative_discrepancy(p, q)
+                if self.feature and wanted:
+                    gaps = [(b - a).pow(2).mean() / a.var().clamp(min=1e-12) for a, b in zip(wanted, found, strict=True)]
+                    loss = loss + self.feature * torch.stack(gaps).sum()
+                step(optimizer, loss)
+                total += float(loss.detach())
+            return {"loss_q": total / STEPS_A_ROUND}
+
+        play(job, Game(job.student, None, optimizer, None), rounds, one_round, cosine, held_out, "polish")
+
+
+class HeldOut:
+    """Samples that no stage trains on: what student and teacher differ by on them, as a part of what samples differ by."""
+
+    def __init__(self, job: Job, images: Tensor) -> None:
+        self.teacher, self.student = with_taps(job.teacher, []), with_taps(job.student, [])
+        self.parts = images.split(job.batch)
+
+    @torch.no_grad()
+    def __call__(self) -> float:
+        return sum(float(relative_discrepancy(self.teacher(x)[0], self.student(x)[0])) for x in self.parts) / len(self.parts)
+
+
+def relative_discrepancy(p: list[Tensor], q: list[Tensor]) -> Tensor:
+    """D_o (ZAQ, eq. 3) of each output, in units of what the teacher's samples differ by from their mean."""
+    spread = [output_discrepancy([a], [a.mean(0, keepdim=True).expand_as(a)]).clamp(min=1e-12) for a in p]
+    return torch.stack([output_discrepancy([a], [b]) / s for a, b, s in zip(p, q, spread, strict=True)]).mean()
+
+
+def attempt(job: Job, name: str, held_out: HeldOut, action: Callable[[Stage], None]) -> None:
+    """Do something to the student; take it back unless the held-out loss is smaller after it."""
+    if job.interrupted:
+        return
+    stage = Stage(name, 0, loss_before=held_out())
+    job.stages.append(stage)
+    saved = copy.deepcopy(job.student.state_dict())
+    try:
+        action(stage)
+    except KeyboardInterrupt:
+        job.interrupted = True
+        stage.note = f"interrupted after {stage.steps} steps"
+    stage.loss_after = held_out()
+    stage.kept = stage.loss_after < (stage.loss_before or 0.0)  # never where it is NaN
+    if not stage.kept:
+        job.student.load_state_dict(saved)
+        stage.note = "; ".join(filter(None, [stage.note, f"not kept: the held-out loss was {stage.loss_after:.4g} after it"]))
+        stage.loss_after = stage.loss_before
+
+
+def draw(generator: DCGAN, count: int, batch: int) -> Tensor:
+    """Images (count, C, H, W), a batch at a time."""
+    with torch.no_grad():
+        return torch.cat([generator.sample(batch)[0] for _ in range(-(-count // batch))])[:count]
+
+
+def round_weights(job: Job) -> None:
+    """SQuant for every weight of fewer than 8 bits."""
+    for name, quantizer in job.placement.weights.items():
+        if quantizer.bits < HIGH:
+            weight = attribute(job.student, name)
+            into_cells(quantizer, weight.data, squant(quantizer, weight))
+    make_room(job.student)
+
+
+def correct(job: Job, images: Tensor) -> None:
+    correct_empirically(job.teacher, job.student, images[: CORRECTED_ON * job.batch])
+    make_room(job.student)

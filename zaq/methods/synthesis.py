@@ -1,0 +1,81 @@
+"""A generator worth training on: the teacher's batch-norm statistics, classes, hard ones first, swinging convolutions.
+
+    L_G = sum_l [mean and deviation of layer l against its batch norm] + beta mean (1 - p_y)^gamma CE(P(G(z, y)), y)
+
+Batch-norm matching as ZeroQ's, (1 - p_y)^gamma as HAST's (Li et al. 2023, eq. 5): what is sure already is left alone, so
+that images stay near the borders between classes. A teacher without batch norm excites its last feature map instead
+(ZAQ's L_a); one without classes either leaves the generator as it is, and the adversarial stage to make what it can.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from zaq.graph import with_taps
+from zaq.methods.job import Job, Stage
+from zaq.methods.training import cosine, step
+from zaq.synth.generators import DCGAN
+from zaq.synth.losses import activation_loss, batch_norm_loss
+from zaq.synth.swing import with_swing
+
+__all__ = ["Synthesis"]
+
+DRAWS_A_CLASS = 100  # that it takes to learn one; a short training draws from fewer classes, at random
+
+
+@dataclass(frozen=True)
+class Synthesis:
+    """Constants of the generator and its training."""
+
+    lr: float = 1e-2  # Adam, falling as a cosine (Genie: 1e-2)
+    beta: float = 1.0  # weight of the classes
+    gamma: float = 2.0  # how much less a sure sample counts (HAST: 2 on CIFAR)
+    latent: int = 256
+    width: int = 32
+    swing: bool = True
+
+    def __call__(self, job: Job, steps: int, name: str = "synthesis") -> DCGAN:
+        """A generator for `job.teacher`, trained for `steps` batches. Ctrl-C ends it with what it has learnt."""
+        generator = DCGAN(job.card, self.latent, self.width, job.classes, conditional=True)
+        if job.classes is not None:
+            learned = max(min(job.classes, steps * job.batch // DRAWS_A_CLASS), 2)
+            generator.drawn = torch.randperm(job.classes)[:learned].sort().values
+        stats = job.batch_norms()
+        stage = Stage(name, 0)
+        job.stages.append(stage)
+        if not stats and job.classes is None:
+            stage.note = "the teacher has neither batch norm nor classes: images start from noise"
+            return generator
+        teacher = with_taps(with_swing(job.teacher) if self.swing else job.teacher, [*stats] or job.taps[-1:])
+        optimizer = torch.optim.Adam(generator.parameters(), self.lr)
+        try:
+            for i in job.progress.track(name, steps):
+                optimizer.param_groups[0]["lr"] = self.lr * cosine(i / steps)
+                images, labels = generator.sample(job.batch)
+                outputs, features = teacher(images)
+                losses = {}
+                if stats:
+                    losses["batch_norm"] = batch_norm_loss(features, list(stats.values()))
+                elif features:
+                    losses["activation"] = activation_loss(features[-1])
+                if labels is not None and self.beta:
+                    losses["classes"] = self.beta * self._hard(outputs[0], labels)
+                loss = torch.stack(list(losses.values())).sum()
+                if not math.isfinite(float(loss.detach())):
+                    stage.note = f"stopped at step {i} of {steps}: the loss became NaN"
+                    break
+                step(optimizer, loss)
+                stage.steps = i + 1
+                job.log(name, i, **{k: float(v.detach()) for k, v in losses.items()})
+        except KeyboardInterrupt:
+            job.interrupted = True
+            stage.note = f"interrupted after step {stage.steps} of {steps}"
+        return generator
+
+    def _hard(self, logits: Tensor, labels: Tensor) -> Tensor:
+        log_p = -F.cross_entropy(logits, labels, reduction="none")
+        weight = (1 - log_p.detach().exp()) ** self.gamma
+        return -(weight * log_p).mean()

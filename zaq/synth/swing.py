@@ -1,0 +1,36 @@
+"""Swing convolutions: a strided convolution that looks at another pixel every time (Genie; Jeon et al. 2023, section 3.2).
+
+A convolution of stride 2 never sees three quarters of the offsets, and images drawn against one show it: a pattern that
+only those offsets would give away. Shifting what it reads at random makes them whole.
+"""
+
+import torch
+from torch import Tensor
+from torch.fx import Graph, GraphModule, Node
+from torch.nn import functional as F
+
+from zaq.graph import CONVS, shape_of
+
+__all__ = ["with_swing"]
+
+
+def with_swing(gm: GraphModule) -> GraphModule:
+    """The same modules under a graph whose strided 2-d convolutions read their input shifted at random."""
+    graph = Graph()
+    copied: dict[Node, Node] = {}
+    graph.output(graph.graph_copy(gm.graph, copied))
+    for node, copy in copied.items():
+        stride = node.args[3] if node.target in CONVS and len(node.args) > 3 else None
+        source, shape = copy.args[0] if copy.args else None, shape_of(node)
+        if isinstance(source, Node) and isinstance(stride, list) and shape is not None and len(shape) == 3 and max(stride) > 1:
+            with graph.inserting_before(copy):
+                copy.args = (graph.call_function(_shifted, (source,)), *copy.args[1:])
+    return GraphModule(gm, graph)
+
+
+def _shifted(x: Tensor) -> Tensor:
+    """(N, C, H, W) moved by up to a pixel either way, the edge mirrored."""
+    if min(x.shape[2:]) < 2:
+        return x
+    down, right = torch.randint(3, (2,)).tolist()
+    return F.pad(x, (1, 1, 1, 1), mode="reflect")[:, :, down : down + x.shape[2], right : right + x.shape[3]]
