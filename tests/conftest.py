@@ -46,10 +46,14 @@ def zaq(*args: object, cwd: Path | None = None) -> subprocess.CompletedProcess[s
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=900)
 
 
+# Steps of the default method, enough to pass through every stage of it.
+FEW = ("--effort", "fast", "-s", "synthesis=4", "-s", "images=128", "-s", "reconstruct=2", "-s", "polish=5", "-s", "game=1")
+
+
 @pytest.fixture(scope="session")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of the shipped model at w4a4, made by the command line with few steps."""
     folder = tmp_path_factory.mktemp("runs") / "out"
-    done = zaq("quantize", "--bits", "w4a4", "--effort", "fast", "-s", "rounds=2", "-s", "warm_up=6", "-o", folder)
+    done = zaq("quantize", "--bits", "w4a4", *FEW, "-o", folder)
     assert done.returncode == 0, done.stderr
     return folder

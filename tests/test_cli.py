@@ -33,16 +33,18 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-QUICK = ("--effort", "fast", "-s", "rounds=1", "-s", "warm_up=2")
+QUICK = ("--effort", "fast", "-s", "synthesis=2", "-s", "images=64")
 
 
 def test_a_run_explains_itself(run: Path) -> None:
     assert {p.name for p in run.iterdir()} == set(FILES)
     options = json.loads((run / "options.json").read_text())
-    assert options["bits"] == "w4a4" and options["method"]["rounds"] == 2 and options["seed"] == 0
+    assert options["bits"] == "w4a4" and options["method"]["reconstruct"] == 2 and options["seed"] == 0
     assert options["card"]["classes"] == 10 and len(options["source"]["sha256"]) == 64
     report = json.loads((run / "report.json").read_text())
-    assert [s["name"] for s in report["stages"]] == ["warm-up", "calibrate", "zaq"]
+    assert [s["name"] for s in report["stages"]] == [
+        "synthesis", "held-out synthesis", "calibrate", "squant", "reconstruct", "polish", "zaq", "bias correction",
+    ]  # fmt: skip
     weights = [t for t in report["tensors"] if t["kind"] == "weight"]
     assert [w["bits"] for w in weights].count(8) == 2 and all(len(w["scale"]) in (10, 16, 32, 64) for w in weights)
     assert all({"bits", "scale", "zero_point"} <= set(t) for t in report["tensors"])
@@ -51,7 +53,7 @@ def test_a_run_explains_itself(run: Path) -> None:
     costs = report["deployment"]["files"]
     assert costs["float"]["peak"] > 3 * costs["model.onnx"]["peak"] and costs["model.onnx"]["file"] == report["sizes"]["model.onnx"]
     log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    assert {"warm-up", "zaq"} == {row["stage"] for row in log}
+    assert {"synthesis", "held-out synthesis", "reconstruct", "polish", "zaq"} == {row["stage"] for row in log}
     assert {"loss_g", "loss_q", "held_out"} <= {key for row in log for key in row}
     page = (run / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 6 and "http" not in page and "No real image was read" in page
@@ -227,10 +229,10 @@ def test_a_folder_that_cannot_be_written(model: Path, tmp_path: Path) -> None:
 
 
 def test_ctrl_c_keeps_what_is_finished(model: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "zaq", "quantize", model, "-s", "rounds=100000", "-s", "warm_up=2", "-o", tmp_path / "out"]
+    command = [sys.executable, "-m", "zaq", "quantize", model, *QUICK, "-s", "polish=100000", "-o", tmp_path / "out"]
     process = subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     log, deadline = tmp_path / "out" / "log.jsonl", time.monotonic() + 120
-    while not (log.is_file() and '"zaq"' in log.read_text()) and time.monotonic() < deadline:
+    while not (log.is_file() and '"polish"' in log.read_text()) and time.monotonic() < deadline:
         time.sleep(0.2)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=120)

@@ -17,8 +17,8 @@ from zaq.errors import BitsError, TrainingError, unknown
 from zaq.export.onnx import write_onnx
 from zaq.graph import input_node, trace
 from zaq.methods import reads_data
+from zaq.methods.flagship import Flagship
 from zaq.methods.job import Job, Log
-from zaq.methods.zaq import ZAQ
 from zaq.passes.fold import fold
 from zaq.progress import Progress
 from zaq.quant.placement import make_room, weighted_layers
@@ -59,13 +59,13 @@ def quantize(
     """Quantize a trained network without data. The model is not changed.
 
     example_input: (N, C, H, W), normalised as the model expects; its values do not matter, H and W do.
-    bits: `w4a4` and the like, 2 to 8; a QConfig says more. method: ZAQ() by default.
+    bits: `w4a4` and the like, 2 to 8; a QConfig says more. method: Flagship() by default.
     card: how inputs are normalised (`Card(mean=..., std=...)`); without it they count as already normalised.
     Raises TraceError for a model that cannot be captured, BitsError for bits that do not exist.
     """
     qconfig = QConfig.parse(bits) if isinstance(bits, str) else bits
     return quantize_graph(
-        trace(model, example_input), qconfig, method or ZAQ(), card=card or Card(), effort=effort, seed=seed, progress=progress
+        trace(model, example_input), qconfig, method or Flagship(), card=card or Card(), effort=effort, seed=seed, progress=progress
     )
 
 
@@ -88,8 +88,8 @@ def quantize_graph(
     """
     if effort not in EFFORTS:
         raise BitsError("effort: " + unknown("effort", effort, EFFORTS))
-    if qconfig.target_size is not None and not getattr(method, "mixes", False):
-        raise BitsError("--bits mixed goes with --method zeroq; no other method searches for bits.")
+    if qconfig.mixed and not getattr(method, "mixes", False):
+        raise BitsError(f"--bits {qconfig} goes with --method flagship or zeroq; no other method searches for bits.")
     started = time.monotonic()
     card = card.override(input=tuple(int(d) for d in input_node(graph).meta["val"].shape[1:]))
     teacher, unfolded = fold(graph)

@@ -59,7 +59,8 @@ PLACEMENTS = {
 class QConfig:
     """Bits of weights and activations, of the first and the last layer (None: the same), and where they go.
 
-    `layer_bits` names weights with bits of their own. `target_size` (bytes of all weights) asks for a search of them.
+    `layer_bits` names weights with bits of their own. `target_size` (bytes of all weights) or `average_bits` (of a weight)
+    asks for a search of them.
     `target` is the runtime the file is for (`zaq.targets`); what it does not take is refused.
     """
 
@@ -70,6 +71,7 @@ class QConfig:
     weights: str = "per_channel"
     layer_bits: dict[str, int] = field(default_factory=dict)
     target_size: int | None = None
+    average_bits: float | None = None
     activations: str = "affine"
     target: str = "onnxruntime"
 
@@ -79,6 +81,8 @@ class QConfig:
                 raise BitsError(f"bits: {what}s of {bits} bits; 2 to 8 are supported, as in w4a4 or w8a8.")
         if self.first_last is not None and not 2 <= self.first_last <= 8:
             raise BitsError(f"first-last: {self.first_last} bits; 2 to 8 are supported, or 'same'.")
+        if self.average_bits is not None and not 2 <= self.average_bits <= 8:
+            raise BitsError(f"bits: weights of {self.average_bits} bits on average; 2.0 to 8.0 are supported, as in w4.0a4.")
         if self.placement not in PLACEMENTS:
             raise BitsError("placement: " + unknown("placement", self.placement, PLACEMENTS))
         if self.weights not in WEIGHT_GRIDS:
@@ -101,7 +105,8 @@ class QConfig:
         activations: str | None = None,
         target: str = "onnxruntime",
     ) -> "QConfig":
-        """`w4a4` and the like; `mixed` or `mixeda6` for weights whose bits are searched (activations 8 bits, or 6).
+        """`w4a4` and the like. Weights whose bits are searched: `mixed` or `mixeda6` (activations 8 bits, or 6) in a size,
+        `w4.0a4` with 4.0 on average, the first and the last layer included.
 
         first_last "" and grids None: as the placement, or the target, has them. Raises BitsError for anything else.
         """
@@ -122,10 +127,12 @@ class QConfig:
             return cls(8, int(mixed[1] or 8), end, placement, target_size=target_size, **grids)
         if target_size is not None:
             raise BitsError(f"target-size goes with --bits mixed, not with {text}.")
-        match = re.fullmatch(r"w(\d+)a(\d+)", text.strip().lower())
+        match = re.fullmatch(r"w(\d+)(\.\d+)?a(\d+)", text.strip().lower())
         if not match:
             raise BitsError(f"bits: {text!r} is not of the form w<bits>a<bits>, as in w4a4 or w8a8.")
-        return cls(int(match[1]), int(match[2]), end, placement, **grids)
+        if match[2]:
+            return cls(8, int(match[3]), end, placement, average_bits=float(match[1] + match[2]), **grids)
+        return cls(int(match[1]), int(match[3]), end, placement, **grids)
 
     @property
     def preset(self) -> Preset:
@@ -135,7 +142,14 @@ class QConfig:
     def runtime(self) -> Target:
         return target_of(self.target)
 
+    @property
+    def mixed(self) -> bool:
+        """Whether the bits of each weight are to be found."""
+        return self.target_size is not None or self.average_bits is not None
+
     def __str__(self) -> str:
+        if self.average_bits is not None:
+            return f"w{self.average_bits}a{self.act_bits}"
         return f"w{self.weight_bits}a{self.act_bits}" if self.target_size is None else f"mixeda{self.act_bits}"
 
 

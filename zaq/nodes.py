@@ -57,7 +57,7 @@ def has_bias(node: Node) -> bool:
 def add_to_bias(gm: GraphModule, node: Node, shift: Tensor) -> None:
     """Add (C,) to the bias of a layer that has one."""
     bias = bias_of(gm, node)
-    set_parameter(gm, _parameter(node, 2), (bias.double() + shift).to(bias.dtype))
+    bias.copy_(bias.double() + shift)  # in place: graphs that share the parameter see it too
 
 
 def channel_limits(node: Node) -> tuple[Tensor, Tensor]:

@@ -1,5 +1,7 @@
 """Blocks hold every layer once, stand end to end, and compute what the network computes."""
 
+import itertools
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -43,7 +45,7 @@ def test_end_to_end_they_are_the_network(name: str, placement: str) -> None:
     _, placed = place(teacher, QConfig.parse("w4a4", placement=placement), CARD)
     found = blocks(teacher, placed.activations)
     assert [layer for b in found for layer in b.layers] == [n.name for n in weighted_layers(teacher)]
-    assert found[0].entry == input_node(teacher).name and all(b.entry == a.exits[0] for a, b in zip(found, found[1:], strict=False))
+    assert found[0].entry == input_node(teacher).name and all(b.entry == a.exits[0] for a, b in itertools.pairwise(found))
     values = {found[0].entry: images(5)}
     with torch.no_grad():
         for block in found:

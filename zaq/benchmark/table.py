@@ -5,6 +5,7 @@ import io
 import itertools
 import statistics
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from zaq.benchmark.published import best_drop, published
@@ -101,7 +102,7 @@ def sections(rows: list[dict[str, Any]]) -> dict[str, list[Group]]:
     by_model: dict[tuple[str, str], list[Group]] = {}
     for group in groups(rows):
         by_model.setdefault((group["model_hash"], group["data"]), []).append(group)
-    return {f"{g[0]['model']} ({g[0]['source']}), {g[0]['data']}": g for g in by_model.values()}
+    return {f"{g[0]['model']} ({Path(g[0]['source']).name}, {g[0]['model_hash'][:8]}), {g[0]['data']}": g for g in by_model.values()}
 
 
 def facts(found: list[Group]) -> dict[str, Any]:

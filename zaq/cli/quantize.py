@@ -15,14 +15,16 @@ __all__ = ["quantize"]
 
 @click.command()
 @click.argument("source", default="zoo:resnet20_cifar10")
-@click.option("--bits", default="w4a4", show_default=True, help="Bits of weights and activations, w2a2 to w8a8; or mixed.")
+@click.option(
+    "--bits", default="w4a4", show_default=True, help="Bits of weights and activations, w2a2 to w8a8; w4.0a4: 4 on average; or mixed."
+)
 @click.option("--target-size", help="With --bits mixed: bytes that all weights may take, as 0.3MB.")
 @click.option("--placement", default="integer", show_default=True, help="What is quantized: integer, or a protocol: gdfq, brecq.")
 @click.option("--weights", help="Grids of weights: per_channel (default), per_tensor, and both with _affine.")
 @click.option("--activations", help="Grids of activations: affine (default), or symmetric: signed, zero point 0.")
 @click.option("--target", default="onnxruntime", show_default=True, help="The runtime the file is for: tensorrt, openvino, qnn, ...")
 @click.option("--first-last", default="", help="Bits of the first and the last layer, or 'same'; 8, and same for gdfq.")
-@click.option("--method", default="zaq", show_default=True, help="Or rtn, dfq, aciq, zeroq, deepinversion, gdfq, ft.")
+@click.option("--method", default="flagship", show_default=True, help="Or zaq, rtn, dfq, aciq, zeroq, deepinversion, gdfq, ft.")
 @click.option("-s", "settings", multiple=True, metavar="KEY=VALUE", help="A constant of the method; repeatable.")
 @click.option("--effort", default="default", show_default=True, help="fast, default or best.")
 @click.option("--data", help="Real training images, for --method ft alone: cifar10:DIR, ... No other method reads any.")
@@ -70,11 +72,12 @@ def _data_read(report: dict[str, Any]) -> str:
 
 
 def _mixture(report: dict[str, Any]) -> str:
-    """How many layers got how many bits, and what that is packed, of what was allowed."""
+    """How many layers got how many bits, and what that is packed, of what was allowed where a size was."""
     bits = list(report["layer_bits"].values())
     counts = [f"{bits.count(b)} layer{'s' if bits.count(b) > 1 else ''} at {b}" for b in sorted(set(bits))]
-    taken, allowed = (n / 2**20 for n in (report["weight_bytes"], report["options"]["qconfig"]["target_size"]))
-    return f"bits: {', '.join(counts)}; {taken:.2f} of {allowed:.2f} MB, packed"
+    allowed = report["options"]["qconfig"]["target_size"]
+    taken = f"{report['weight_bytes'] / 2**20:.2f}" + (f" of {allowed / 2**20:.2f}" if allowed else "")
+    return f"bits: {', '.join(counts)}; {taken} MB, packed"
 
 
 def _summary(folder: Path, report: dict[str, Any]) -> str:

@@ -16,9 +16,10 @@ from torch import Tensor
 from zaq.graph import with_taps
 from zaq.methods.job import Job, Stage
 from zaq.methods.loop import Game, play
+from zaq.methods.mix import choose_bits
 from zaq.methods.reconstruction import Reconstruction
 from zaq.methods.synthesis import Synthesis
-from zaq.methods.training import cosine, distillation, frozen, rate, step, student_optimizer
+from zaq.methods.training import cosine, frozen, rate, step, student_optimizer
 from zaq.methods.zaq import ZAQ
 from zaq.nodes import attribute
 from zaq.quant.bias import correct_empirically
@@ -58,15 +59,14 @@ class Flagship:
     polish: int | None = None  # steps of the distillation
     game: int | None = None  # rounds of ZAQ's
     correct: bool = True  # biases
-    temperature: float = 4.0  # of the distillation
-    feature: float = 1.0  # weight of the feature maps in it
+    feature: float = 1.0  # weight of the feature maps in the distillation
     travel: float = 0.3  # steps of its grid that a weight may travel in the distillation
     lr_bias: float = 1e-4
     attack: float = 0.02  # how far held-out samples are moved to where the student differs, in parts of a pixel's range
     attack_steps: int = 3
     drop: float = 0.5  # of the reconstruction
-    weight: float = 0.01
-    lr_rounding: float = 1e-2
+
+    mixes = True  # finds bits for `--bits mixed` and `w4.0a4`
 
     def __call__(self, job: Job) -> None:
         """Quantize `job.student` in place."""
@@ -74,13 +74,15 @@ class Flagship:
         length = {name: getattr(plan, name) if getattr(self, name) is None else getattr(self, name) for name in vars(plan)}
         generator, other = Synthesis()(job, length["synthesis"]), Synthesis()(job, length["synthesis"] // 2, "held-out synthesis")
         images = draw(generator, length["images"], job.batch)
+        if job.qconfig.mixed:
+            choose_bits(job, images[: job.batch])
         job.calibrate(images.split(job.batch), -(-len(images) // job.batch))
         samples = self._attacked(job, draw(other, HELD_OUT_BATCHES * job.batch, job.batch))
         job.samples, held_out = samples, HeldOut(job, samples)
         if self.squant:
             attempt(job, "squant", held_out, lambda stage: round_weights(job))
         if length["reconstruct"]:
-            learn = Reconstruction(drop=self.drop, weight=self.weight, lr_rounding=self.lr_rounding)
+            learn = Reconstruction(drop=self.drop)
             attempt(job, "reconstruct", held_out, lambda stage: learn(job, images, length["reconstruct"], stage))
         if length["polish"] and not job.interrupted:
             self._polish(job, generator, length["polish"], held_out)
@@ -117,7 +119,7 @@ class Flagship:
                     images = generator.sample(job.batch)[0]
                     p, wanted = teacher(images)
                 q, found = student(images)
-                loss = distillation(q[0], p[0], self.temperature) if job.classes else relative_discrepancy(p, q)
+                loss = relative_discrepancy(p, q)
                 if self.feature and wanted:
                     gaps = [(b - a).pow(2).mean() / a.var().clamp(min=1e-12) for a, b in zip(wanted, found, strict=True)]
                     loss = loss + self.feature * torch.stack(gaps).sum()
@@ -125,7 +127,7 @@ class Flagship:
                 total += float(loss.detach())
             return {"loss_q": total / STEPS_A_ROUND}
 
-        play(job, Game(job.student, None, optimizer, None), rounds, one_round, cosine, held_out, "polish")
+        play(job, Game(job.student, None, optimizer, None), rounds, one_round, cosine, held_out, "polish", checks=1)
 
 
 class HeldOut:

@@ -14,7 +14,7 @@ from zaq.methods.job import Job, Stage
 
 __all__ = ["Game", "play"]
 
-CHECKS = 8  # times the held-out loss is looked at during a game
+CHECKS = 8  # times the held-out loss is looked at during a game; 1: at its end
 LIVES = 2  # times a loss may become NaN before the game stops
 SMALLER = 0.1  # the factor on every learning rate after a NaN
 
@@ -65,6 +65,7 @@ def play(
     schedule: Callable[[float], float],
     held_out: Callable[[], float],
     name: str,
+    checks: int = CHECKS,
 ) -> Stage:
     """Play `rounds` rounds and keep the state with the least held-out synthetic loss, the one before the game included.
 
@@ -92,7 +93,7 @@ def play(
                 good = game.save()
                 stage.steps = i + 1
                 job.log(name, i, **losses)
-                if (i + 1) % max(rounds // CHECKS, 1) == 0 and i + 1 < rounds:
+                if (i + 1) % max(rounds // checks, 1) == 0 and i + 1 < rounds:
                     check()
                 continue
             game.restore(good)

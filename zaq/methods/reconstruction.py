@@ -36,10 +36,11 @@ class Reconstruction:
 
     batch: int = 32
     drop: float = 0.5  # QDrop's probability
-    lr_rounding: float = 1e-2  # Adam, of V (AdaRound: 1e-2, BRECQ 1e-3 over 20,000 steps)
+    lr_rounding: float = 1e-2  # Adam, of V (AdaRound: 1e-2, BRECQ 1e-3 over 20,000 steps), or so much that ...
+    travel: float = 3.0  # ... V can move this far in the steps there are
     lr_scale: float = 2e-3  # Adam, in steps of each grid
     lr_bias: float = 1e-4
-    weight: float = 0.01  # lambda (BRECQ)
+    weight: float = 0.1  # lambda (BRECQ: 0.01, Genie-M: 1)
     warm_up: float = 0.2  # part of the steps before h is pushed to 0 or 1
     beta: tuple[float, float] = (20.0, 2.0)
 
@@ -55,7 +56,7 @@ class Reconstruction:
     def _learn(self, job: Job, block: Block, source: "_Source", steps: int, ticks: Iterator[int], stage: Stage) -> None:
         student = between(job.student, block)
         with learned(job, student, self.drop) as roundings:
-            optimizer = self._optimizer(job, student, roundings)
+            optimizer = self._optimizer(job, student, roundings, max(self.lr_rounding, self.travel / steps))
             peaks = [group["lr"] for group in optimizer.param_groups]
             pieces = source.pieces(block)
             for piece in range(pieces):
@@ -83,7 +84,7 @@ class Reconstruction:
         beta = start + (end - start) * (done - self.warm_up) / (1 - self.warm_up)
         return self.weight * torch.stack([r.regularization(beta) for r in roundings]).sum()
 
-    def _optimizer(self, job: Job, student: GraphModule, roundings: list[LearnedRounding]) -> StepAdam:
+    def _optimizer(self, job: Job, student: GraphModule, roundings: list[LearnedRounding], lr: float) -> StepAdam:
         """Over what a block holds: its roundings first, at a constant rate; then scales, in steps of their grid; biases."""
         quantizers = [r.quantizer for r in roundings] + [m for m in student.modules() if isinstance(m, FakeQuantize)]
         units: dict[nn.Parameter, Tensor] = {}
@@ -95,7 +96,7 @@ class Reconstruction:
         known = weights | {id(p) for p in units} | {id(r.v) for r in roundings} | {id(q.scale) for q in quantizers}
         return StepAdam(
             [
-                {"params": [r.v for r in roundings], "lr": self.lr_rounding},
+                {"params": [r.v for r in roundings], "lr": lr},
                 {"params": list(units), "lr": self.lr_scale},
                 {"params": [p for p in student.parameters() if id(p) not in known], "lr": self.lr_bias},
             ],

@@ -8,7 +8,7 @@ and activation ranges are read from it; weights are rounded to nearest. With `--
 own, from how much it disturbs the teacher on that batch (`quant.mixed`), which the paper has and its code never had.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,15 +16,13 @@ from torch import Tensor
 from zaq.errors import SourceError
 from zaq.graph import with_taps
 from zaq.methods.job import Job, Stage
-from zaq.quant.mixed import allocate, sensitivities, sizes
-from zaq.quant.placement import place
+from zaq.methods.mix import choose_bits
 from zaq.synth.distil import distil
 from zaq.synth.losses import sample_statistics_loss, standard
 
 __all__ = ["ZeroQ"]
 
 STEPS = {"fast": 60, "default": 250, "best": 500}  # effort: iterations; best is the paper's
-LEAST_BITS = 2
 
 
 @dataclass(frozen=True)
@@ -45,8 +43,8 @@ class ZeroQ:
         """Quantize `job.student` in place: distil, choose bits if asked to, round, calibrate."""
         images = self.images(job)
         job.samples = job.in_bounds(images)
-        if job.qconfig.target_size is not None:
-            self._mix(job, images, job.qconfig.target_size)
+        if job.qconfig.mixed:
+            choose_bits(job, images, self.search)
         job.fit_weights(self.search)
         parts = images.split(job.batch)
         job.calibrate(parts, len(parts), self.observer)
@@ -71,15 +69,3 @@ class ZeroQ:
         job.interrupted |= found.interrupted
         job.stages.append(Stage("distil", found.steps, note=found.note))
         return found.images
-
-    def _mix(self, job: Job, images: Tensor, target: int) -> None:
-        """Place the student anew at the bits that disturb the teacher least, in no more than `target` bytes."""
-        fewest = place(job.teacher, replace(job.qconfig, weight_bits=LEAST_BITS, layer_bits={}), job.card)[1].weights
-        size, biases = sizes(job.teacher, fewest)
-        nothing = {name: dict.fromkeys(choices, 0.0) for name, choices in size.items()}
-        allocate(nothing, size, target, biases)  # says at once what cannot be reached
-        omega = sensitivities(job.teacher, fewest, images, self.search, job.batch, job.progress)
-        choice = allocate(omega, size, target, biases)
-        job.frontier = choice.frontier
-        job.use(job.teacher, replace(job.qconfig, layer_bits=choice.bits))
-        job.stages.append(Stage("mixed", len(size), note=f"sum of KL sensitivities {choice.omega:.3g}"))
