@@ -40,9 +40,9 @@ def test_only_seeds_are_put_together() -> None:
               {"model_hash": "5678", "source": "my/resnet20_cifar10.pt2"}]  # fmt: skip
     rows = in_order([row(), *(row(**o) for o in others), row(seed=1)])
     assert list(sections(rows)) == [
-        "resnet20_cifar10 (zoo:resnet20_cifar10), cifar10:/data",
-        "resnet20_cifar10 (zoo:resnet20_cifar10), csv:/x",
-        "resnet20_cifar10 (my/resnet20_cifar10.pt2), cifar10:/data",
+        "resnet20_cifar10 (zoo:resnet20_cifar10, 1234), cifar10:/data",
+        "resnet20_cifar10 (zoo:resnet20_cifar10, 1234), csv:/x",
+        "resnet20_cifar10 (resnet20_cifar10.pt2, 5678), cifar10:/data",
     ]
     assert sorted(len(g.rows) for g in groups(rows)) == [1] * 7 + [2]
 
