@@ -1,0 +1,175 @@
+"""The recipe: every stage on tiny nets, what is kept and taken back, pieces, interruption, and what it costs to leave one out."""
+
+import copy
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+from toy import CARD as TOY_CARD
+from toy import gratings, trained
+from zoo import SHAPE, ZOO, build, images
+
+import zaq
+from zaq.config import Card, QConfig
+from zaq.graph import input_node, trace
+from zaq.methods import reconstruction
+from zaq.methods.flagship import Flagship, HeldOut, attempt, correct
+from zaq.methods.job import Job, Stage
+from zaq.methods.reconstruction import Reconstruction
+from zaq.methods.synthesis import Synthesis
+from zaq.nodes import attribute
+from zaq.passes.fold import fold
+from zaq.progress import Progress
+
+CARD = Card(input=SHAPE, mean=(0.5,) * 3, std=(0.25,) * 3)
+QUICK = Flagship(synthesis=4, images=64, reconstruct=3, polish=5, game=1)
+STAGES = ["synthesis", "held-out synthesis", "calibrate", "squant", "reconstruct", "polish", "zaq", "bias correction"]
+
+
+def job_of(name: str, bits: str = "w3a3") -> Job:
+    torch.manual_seed(0)
+    graph = trace(build(name), images(2))
+    card = replace(CARD, input=tuple(int(d) for d in input_node(graph).meta["val"].shape[1:]))
+    return Job(fold(graph)[0], QConfig.parse(bits), card)
+
+
+def calibrated(name: str, bits: str = "w3a3") -> tuple[Job, Tensor]:
+    job, x = job_of(name, bits), images(64)
+    job.calibrate([x], 1)
+    return job, x
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_every_structure_can_be_quantized(name: str) -> None:
+    model, x = build(name), images(8)
+    quantized = zaq.quantize(model, x[:1], "w8a8", QUICK, card=CARD)
+    with torch.no_grad():
+        expected, outputs = model(x), quantized.module(x)
+    assert outputs.shape == expected.shape and float((outputs - expected).pow(2).mean() / expected.var()) < 0.05
+    assert [s["name"] for s in quantized.report["stages"]] == STAGES
+    for stage in quantized.report["stages"][3:]:
+        assert stage["loss_after"] <= stage["loss_before"] and math.isfinite(stage["loss_after"])
+
+
+def test_it_beats_rounding_by_far_and_stages_do_what_they_say() -> None:
+    x, _ = gratings(1000, seed=1)
+    method = Flagship(synthesis=60, images=256, reconstruct=40, polish=40, game=2)
+    report = (quantized := zaq.quantize(trained(), x[:1], "w3a3", method, card=TOY_CARD)).report
+    rounded = zaq.quantize(trained(), x[:1], "w3a3", Flagship(60, 256, False, 0, 0, 0, False), card=TOY_CARD)
+    with torch.no_grad():
+        p, q, r = trained()(x), quantized.module(x), rounded.module(x)
+    assert float((p - q).abs().mean()) < 0.75 * float((p - r).abs().mean())
+    stages = {s["name"]: s for s in report["stages"]}
+    assert stages["reconstruct"]["kept"] and stages["reconstruct"]["loss_after"] < 0.9 * stages["reconstruct"]["loss_before"]
+    assert [s["name"] for s in rounded.report["stages"]] == ["synthesis", "held-out synthesis", "calibrate"]
+
+
+def test_a_seed_repeats_bit_for_bit() -> None:
+    a, b = (zaq.quantize(build("residual"), images(1), "w4a4", QUICK, card=CARD, seed=3) for _ in range(2))
+    assert all(torch.equal(v, b.module.state_dict()[k]) for k, v in a.module.state_dict().items())
+
+
+def test_what_does_not_serve_is_taken_back() -> None:
+    job, x = calibrated("residual")
+    held_out, before = HeldOut(job, x), copy.deepcopy(job.student.state_dict())
+
+    def spoil(stage: Stage) -> None:
+        for p in job.student.parameters():
+            p.data.mul_(1.5)
+
+    def break_(stage: Stage) -> None:
+        for p in job.student.parameters():
+            p.data.fill_(math.nan)
+
+    for action in (spoil, break_):
+        attempt(job, "try", held_out, action)
+        stage = job.stages[-1]
+        assert not stage.kept and "not kept" in stage.note and stage.loss_after == stage.loss_before
+        assert all(torch.equal(v, before[k]) for k, v in job.student.state_dict().items())
+
+
+def test_held_out_sees_what_bias_correction_does() -> None:
+    """Graphs with taps share parameters with the student; a correction that puts others in their place would pass unseen."""
+    job, x = calibrated("residual", "w2a2")
+    for name in job.placement.weights:  # a shift that correction can take back
+        bias = attribute(job.student, name.replace("weight", "bias"))
+        bias.data += 0.5
+    held_out = HeldOut(job, x)
+    attempt(job, "bias correction", held_out, lambda stage: correct(job, x))
+    assert job.stages[-1].kept and (job.stages[-1].loss_after or 1) < 0.7 * (job.stages[-1].loss_before or 0)
+
+
+@pytest.mark.parametrize("name", ["residual", "grouped", "transposed", "shared_weight"])
+def test_reconstruction_brings_every_block_closer(name: str) -> None:
+    job, x = calibrated(name)
+    held_out, stage = HeldOut(job, x), Stage("reconstruct", 0)
+    before = held_out()
+    Reconstruction()(job, x, 60, stage)
+    assert held_out() < before and stage.steps % 60 == 0
+    assert all(q.drop == 0 for q in job.placement.activations.values())
+    assert not [m for m in job.student.modules() if type(m).__name__ == "LearnedRounding"]
+
+
+def test_images_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    job, x = calibrated("residual")
+    monkeypatch.setattr(reconstruction, "CACHED", 2**18)
+    seen: list[int] = []
+    run = reconstruction._Source._run
+    monkeypatch.setattr(reconstruction._Source, "_run", lambda self, gm, part: (seen.append(len(part)), run(self, gm, part))[1])
+    held_out = HeldOut(job, x)
+    before = held_out()
+    Reconstruction()(job, x, 40, Stage("reconstruct", 0))
+    assert held_out() < before and max(seen) < len(x)
+
+
+class Impatient(Progress):
+    """Presses Ctrl-C when a stage of a name has come half-way."""
+
+    def __init__(self, stage: str) -> None:
+        self.stage = stage
+
+    def track(self, what: str, steps: int):  # type: ignore[no-untyped-def]
+        for i in range(steps):
+            if what == self.stage and i == steps // 2:
+                raise KeyboardInterrupt
+            yield i
+
+
+@pytest.mark.parametrize("stage", ["synthesis", "reconstruct", "polish", "zaq"])
+def test_ctrl_c_keeps_what_is_finished(stage: str) -> None:
+    quantized = zaq.quantize(build("residual"), images(1), "w4a4", replace(QUICK, polish=10, game=2), card=CARD, progress=Impatient(stage))
+    report = quantized.report
+    assert report["interrupted"] and any("interrupted" in s["note"] for s in report["stages"])
+    assert STAGES.index(report["stages"][-1]["name"]) <= max(STAGES.index(stage), STAGES.index("calibrate"))
+    assert torch.isfinite(quantized.module(images(2))).all()
+
+
+def test_synthesis_learns_classes_and_statistics() -> None:
+    x, _ = gratings(2, seed=0)
+    job = Job(fold(trace(trained(), x))[0], QConfig.parse("w4a4"), replace(TOY_CARD, input=tuple(x.shape[1:])))
+    torch.manual_seed(0)
+    generator = Synthesis()(job, 60)
+    with torch.no_grad():
+        x, labels = generator.sample(256)
+        right = (job.teacher(x).argmax(1) == labels).float().mean()
+    assert float(right) > 0.7
+    first, last = job.log.rows[0], job.log.rows[-1]
+    assert last["batch_norm"] < 0.7 * first["batch_norm"] and last["classes"] < 0.5 * first["classes"]
+
+
+def test_a_short_synthesis_draws_from_fewer_classes() -> None:
+    job = job_of("residual")
+    assert len(Synthesis()(job, 4).drawn) == min(5, 4 * job.batch // 100)
+    assert len(Synthesis()(job_of("no_batch_norm"), 30).drawn) == 5  # excites the last features instead
+
+
+def test_mixed_bits_on_average() -> None:
+    config = QConfig.parse("w4.0a4")
+    assert config.mixed and str(config) == "w4.0a4"
+    quantized = zaq.quantize(build("residual"), images(1), config, QUICK, card=CARD)
+    bits = quantized.report["layer_bits"]
+    numel = {name: attribute(quantized.teacher, name).numel() for name in bits}
+    average = sum(numel[n] * b for n, b in bits.items()) / sum(numel.values())
+    assert 3 < average <= 4.001 and len(set(bits.values())) > 1
