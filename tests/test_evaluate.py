@@ -11,9 +11,8 @@ import torch
 from conftest import zaq as command
 from onnx import TensorProto, helper
 from torch import Tensor, nn
-from zoo import SHAPE, build, images
+from zoo import SHAPE, quantized_net
 
-import zaq
 from zaq.config import Card
 from zaq.errors import DataError, SourceError
 from zaq.evaluate import Score, predictions, stored_card, top1
@@ -104,7 +103,7 @@ def test_a_file_says_how_its_input_is_prepared(file: Path, tmp_path: Path) -> No
 
 def test_top1_needs_classes(tmp_path: Path, coloured: str) -> None:
     card = Card(input=SHAPE, mean=(0.5,) * 3, std=(0.25,) * 3)
-    quantized = zaq.quantize(build("transposed"), images(1), "w8a8", ZAQ(warm_up=0, rounds=0, latent=16, width=16), card=card)
+    quantized = quantized_net("transposed", "w8a8", ZAQ(warm_up=0, rounds=0, latent=16, width=16), card=card)
     quantized.export(tmp_path / "model.onnx")
     with pytest.raises(DataError, match=r"top-1 needs one output \(N, classes\)"):
         top1(tmp_path / "model.onnx", "cifar10:/nowhere", card)

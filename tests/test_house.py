@@ -10,12 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
-from zoo import SHAPE, build, images
+from zoo import SHAPE, images, traced
 
 import zaq
 from zaq.api import quantize_graph
 from zaq.config import Card, QConfig
-from zaq.graph import trace
 from zaq.methods import METHODS, reads_data
 
 PACKAGE = Path(zaq.__file__).parent
@@ -114,5 +113,5 @@ def test_images_are_not_handed_to_a_method_that_does_not_say_so() -> None:
         raise AssertionError("somebody looked")
         yield images(1), torch.zeros(1)
 
-    quantize_graph(trace(build("residual"), images(1)), QConfig.parse("w8a8"), Greedy(), card=Card(input=SHAPE), real=real())
+    quantize_graph(traced("residual"), QConfig.parse("w8a8"), Greedy(), card=Card(input=SHAPE), real=real())
     assert len(handed) == 1 and len(handed[0]) == 1

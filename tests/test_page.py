@@ -1,8 +1,7 @@
 """The page is one file and leaves nothing of a hostile model name unescaped."""
 
-from zoo import SHAPE, build, images
+from zoo import SHAPE, quantized_net
 
-import zaq
 from zaq.config import Card
 from zaq.methods.zaq import ZAQ
 from zaq.page import render
@@ -10,7 +9,7 @@ from zaq.page import render
 
 def test_names_are_escaped_and_missing_parts_are_left_out() -> None:
     card = Card(input=SHAPE, mean=(0.5,) * 3, std=(0.25,) * 3)
-    report = zaq.quantize(build("pools"), images(1), "w4a4", ZAQ(warm_up=1, rounds=1, latent=8, width=8), card=card).report
+    report = quantized_net("pools", "w4a4", ZAQ(warm_up=1, rounds=1, latent=8, width=8), card=card).report
     report["options"]["source"]["name"] = "<script>alert(1)</script>"
     page = render(report, [], None, card)
     assert "<script>" not in page and "&lt;script&gt;" in page and "Not verified" in page

@@ -5,9 +5,8 @@ import re
 from pathlib import Path
 
 import torch
-from zoo import SHAPE, build, images
+from zoo import SHAPE, build, images, quantized_net
 
-import zaq
 from zaq.config import Card
 from zaq.methods import METHODS, Job
 from zaq.sources import DEFAULT
@@ -22,7 +21,7 @@ def test_a_method_in_ten_lines() -> None:
     exec(code, names)
     card = Card(input=SHAPE, mean=(0.5,) * 3, std=(0.25,) * 3)
     method = names["UniformNoise"](batches=2)  # type: ignore[operator]
-    quantized = zaq.quantize(build("residual"), images(1), "w8a8", method, card=card)
+    quantized = quantized_net("residual", "w8a8", method, card=card)
     x = images(8)
     with torch.no_grad():
         expected = build("residual")(x)
@@ -34,7 +33,7 @@ def test_the_python_example(tmp_path: Path) -> None:
     (code,) = [b for b in BLOCKS if "zaq.quantize(" in b]
     from zaq.zoo import resnet20
 
-    code = code.replace("ZAQ(alpha=0.1)", "ZAQ(alpha=0.1, warm_up=1, rounds=1)")
+    code = code.replace("Flagship(game=20)", "Flagship(synthesis=2, images=64, reconstruct=1, polish=5, game=1)")
     code = code.replace('"model.onnx"', repr(str(tmp_path / "model.onnx")))
     names = {"model": resnet20().eval(), "images": torch.zeros(2, 3, 32, 32)}
     exec(code, names)

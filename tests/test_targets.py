@@ -9,7 +9,7 @@ import pytest
 from conftest import zaq as command
 from numpy.typing import NDArray
 from onnx import ModelProto, numpy_helper
-from zoo import SHAPE, build, images
+from zoo import SHAPE, images, quantized_net
 
 import zaq
 from zaq.config import ACTIVATION_GRIDS, WEIGHT_GRIDS, Card, QConfig
@@ -22,7 +22,7 @@ QUICK = RTN()
 
 
 def exported(target: str, name: str, folder: Path, bits: str = "w8a8") -> tuple[ModelProto, Parity]:
-    quantized = zaq.quantize(build(name), images(1), QConfig.parse(bits, target=target), QUICK, card=CARD)
+    quantized = quantized_net(name, QConfig.parse(bits, target=target), QUICK, card=CARD)
     assert quantized.report["options"]["target"] == target
     quantized.export(folder / "model.onnx")
     return onnx.load(folder / "model.onnx"), compare(folder / "model.onnx", quantized.module, images(64))

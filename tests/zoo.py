@@ -1,10 +1,18 @@
 """Tiny nets, one for each structure that has broken a quantizer before. Random weights, batch norm with a history."""
 
+import copy
+import functools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 from torch.nn import functional as F
+
+from zaq.api import Quantized, quantize_graph
+from zaq.config import QConfig
+from zaq.graph import trace
 
 SHAPE = (3, 16, 16)
 
@@ -182,6 +190,21 @@ def build(name: str, seed: int = 0) -> nn.Module:
     """A net of the zoo in eval mode, its batch norms as if it had been trained."""
     torch.manual_seed(seed)
     return with_history(ZOO[name]()).eval()
+
+
+@functools.cache
+def _trace(name: str, seed: int) -> GraphModule:
+    return trace(build(name, seed), images(1))
+
+
+def traced(name: str, seed: int = 0) -> GraphModule:
+    """The graph of a net of the zoo, a copy of its own: tracing takes longer than most of what is tested."""
+    return copy.deepcopy(_trace(name, seed))
+
+
+def quantized_net(name: str, bits: str | QConfig, method: Any, **options: Any) -> Quantized:
+    """`zaq.quantize` of a net of the zoo, traced once."""
+    return quantize_graph(traced(name), QConfig.parse(bits) if isinstance(bits, str) else bits, method, **options)
 
 
 def with_history(model: nn.Module) -> nn.Module:

@@ -5,9 +5,10 @@ from importlib.metadata import PackageNotFoundError, version
 from zaq.api import Quantized, quantize
 from zaq.config import Card, QConfig
 from zaq.errors import ZaqError
+from zaq.methods.flagship import Flagship
 from zaq.methods.zaq import ZAQ
 
-__all__ = ["ZAQ", "Card", "QConfig", "Quantized", "ZaqError", "quantize"]
+__all__ = ["ZAQ", "Card", "Flagship", "QConfig", "Quantized", "ZaqError", "quantize"]
 
 try:
     __version__ = version("zaq")

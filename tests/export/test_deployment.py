@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from zoo import SHAPE, ZOO, build, images
+from zoo import SHAPE, ZOO, quantized_net
 
 import zaq
 from zaq.config import Card
@@ -98,7 +98,7 @@ def costs_of(quantized: zaq.Quantized, folder: Path) -> dict[str, Deployment]:
 
 def test_a_sum_keeps_what_it_skips_alive(tmp_path: Path) -> None:
     """The zoo's residual net: three tensors of 8 channels meet in its sum, a byte an element, and four in float."""
-    quantized = zaq.quantize(build("residual"), images(1), "w4a4", RTN(), card=Card(input=SHAPE))
+    quantized = quantized_net("residual", "w4a4", RTN(), card=Card(input=SHAPE))
     found = costs_of(quantized, tmp_path)
     assert {name: d.peak for name, d in found.items()} == {"float": 4 * 3 * 8 * KB, "model.onnx": 3 * 8 * KB}
     macs = 9 * (3 * 8 + 2 * 8 * 8) * KB + 9 * 8 * 16 * 64 + 16 * 5
@@ -112,7 +112,7 @@ def test_a_sum_keeps_what_it_skips_alive(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", sorted({"transposed", "concat", "pools"} & set(ZOO)))
 def test_every_structure_has_costs(name: str, tmp_path: Path) -> None:
-    quantized = zaq.quantize(build(name), images(1), "w8a8", RTN(), card=Card(input=SHAPE))
+    quantized = quantized_net(name, "w8a8", RTN(), card=Card(input=SHAPE))
     floats, ours = costs_of(quantized, tmp_path).values()
     assert 0 < ours.integer_macs <= ours.macs == floats.macs and ours.energy < floats.energy
 

@@ -11,9 +11,8 @@ import pytest
 from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 from torch import Tensor
-from zoo import SHAPE, build, images
+from zoo import SHAPE, images, quantized_net
 
-import zaq
 from zaq.api import quantize_graph
 from zaq.config import Card, QConfig
 from zaq.data import batches
@@ -52,7 +51,7 @@ def assert_same(found: NDArray[np.float32], expected: NDArray[np.float32]) -> No
 )
 def test_reference(name: str, bits: str, activations: str, tmp_path: Path) -> None:
     """Not of the qoperator form: it has operators of com.microsoft, which the reference does not know."""
-    quantized = zaq.quantize(build(name), images(1), QConfig.parse(bits, activations=activations), RTN(), card=CARD)
+    quantized = quantized_net(name, QConfig.parse(bits, activations=activations), RTN(), card=CARD)
     translated, x, path = translate(program_of(quantized.module)), images(16) * 1.5, tmp_path / "model.onnx"
     for form in ("qdq", "packed") if bits == "w4a4" else ("qdq",):
         path.write_bytes(in_form(translated, {}, form))

@@ -8,7 +8,7 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto
-from zoo import SHAPE, build, images
+from zoo import SHAPE, build, images, quantized_net
 
 import zaq
 from zaq.config import Card, QConfig
@@ -79,7 +79,7 @@ def test_each_declares_the_lowest_opset(forms: dict[str, Path]) -> None:
 
 @pytest.fixture(scope="module")
 def eight_bits() -> zaq.Quantized:
-    return zaq.quantize(build("residual"), images(1), "w8a8", RTN(), card=Card(input=SHAPE))
+    return quantized_net("residual", "w8a8", RTN(), card=Card(input=SHAPE))
 
 
 def test_an_opset_can_be_asked_for(eight_bits: zaq.Quantized, tmp_path: Path) -> None:

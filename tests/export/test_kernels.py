@@ -3,16 +3,15 @@
 from pathlib import Path
 
 import pytest
-from zoo import SHAPE, build, images
+from zoo import SHAPE, quantized_net
 
-import zaq
 from zaq.config import Card, QConfig
 from zaq.export.kernels import kernels
 from zaq.methods.rtn import RTN
 
 
 def of(name: str, folder: Path, **choices: str) -> list[str]:
-    quantized = zaq.quantize(build(name), images(1), QConfig.parse("w8a8", **choices), RTN(), card=Card(input=SHAPE))  # type: ignore[arg-type]
+    quantized = quantized_net(name, QConfig.parse("w8a8", **choices), RTN(), card=Card(input=SHAPE))  # type: ignore[arg-type]
     quantized.export(folder / "model.onnx")
     return [str(n) for n in kernels(folder / "model.onnx").in_float]
 

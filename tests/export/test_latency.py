@@ -4,9 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from zoo import SHAPE, build, images
+from zoo import SHAPE, images, quantized_net
 
-import zaq
 from zaq.config import Card
 from zaq.errors import SourceError
 from zaq.export.kernels import kernels
@@ -22,7 +21,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def both_forms(name: str, folder: Path) -> Path:
     """A quantized net as `model.onnx`, and its float form beside it as `plain`."""
-    quantized = zaq.quantize(build(name), images(1), "w8a8", RTN(), card=Card(input=SHAPE))
+    quantized = quantized_net(name, "w8a8", RTN(), card=Card(input=SHAPE))
     quantized.export(folder / "model.onnx")
     quantized.export(folder / "plain", form="float")
     return folder / "model.onnx"

@@ -7,9 +7,8 @@ import onnx
 import pytest
 from onnx import numpy_helper
 from torch.fx import GraphModule
-from zoo import SHAPE, build, images
+from zoo import SHAPE, images, quantized_net
 
-import zaq
 from zaq.config import Card
 from zaq.errors import SourceError
 from zaq.export.layers import compare_layers, summary
@@ -20,7 +19,7 @@ from zaq.methods.rtn import RTN
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, GraphModule]:
-    quantized = zaq.quantize(build("residual"), images(1), "w4a4", RTN(), card=Card(input=SHAPE))
+    quantized = quantized_net("residual", "w4a4", RTN(), card=Card(input=SHAPE))
     path = tmp_path_factory.mktemp("layers") / "model.onnx"
     quantized.export(path)
     return path, from_exported(program_of(quantized.module))
@@ -50,6 +49,6 @@ def test_the_first_layer_that_parts_is_named(exported: tuple[Path, GraphModule],
 
 
 def test_a_file_of_another_model_is_a_sentence(exported: tuple[Path, GraphModule], tmp_path: Path) -> None:
-    zaq.quantize(build("no_batch_norm"), images(1), "w4a4", RTN(), card=Card(input=SHAPE)).export(tmp_path / "model.onnx")
+    quantized_net("no_batch_norm", "w4a4", RTN(), card=Card(input=SHAPE)).export(tmp_path / "model.onnx")
     with pytest.raises(SourceError, match="not exported from this checkpoint"):
         compare_layers(tmp_path / "model.onnx", exported[1], images(2))

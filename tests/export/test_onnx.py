@@ -8,7 +8,7 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
-from zoo import SHAPE, ZOO, build, images
+from zoo import SHAPE, ZOO, images, quantized_net
 
 import zaq
 from zaq.config import Card, QConfig
@@ -23,7 +23,7 @@ IN_FLOAT = {"transposed": {"ConvTranspose"}, "shared_weight": {"BatchNormalizati
 
 
 def exported(name: str, bits: str, folder: Path, **kwargs: bool) -> tuple[zaq.Quantized, Path]:
-    quantized = zaq.quantize(build(name), images(1), bits, QUICK, card=CARD)
+    quantized = quantized_net(name, bits, QUICK, card=CARD)
     path = folder / "model.onnx"
     quantized.export(path, **kwargs)
     return quantized, path
@@ -49,7 +49,7 @@ def test_all_bits(bits: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("bits", ["w8a8", "w4a4"])
 def test_every_weight_grid(weights: str, bits: str, tmp_path: Path) -> None:
     """onnxruntime takes one zero point a weight: channels with their own lie around 0, or as int16 where 8 bits are too few."""
-    quantized = zaq.quantize(build("grouped"), images(1), QConfig.parse(bits, None, weights=weights), QUICK, card=CARD)
+    quantized = quantized_net("grouped", QConfig.parse(bits, None, weights=weights), QUICK, card=CARD)
     quantized.export(tmp_path / "model.onnx")
     parity = compare(tmp_path / "model.onnx", quantized.module, images(64))
     in_float = (weights, bits) == ("per_channel_affine", "w8a8")
@@ -61,7 +61,7 @@ def test_every_weight_grid(weights: str, bits: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["residual", "depthwise", "concat", "pools"])
 def test_symmetric_activations_stay_integers(name: str, bits: str, tmp_path: Path) -> None:
     """int8 with zero point 0; a ReLU, which such a grid does not repeat, clips integers."""
-    quantized = zaq.quantize(build(name), images(1), QConfig.parse(bits, activations="symmetric"), QUICK, card=CARD)
+    quantized = quantized_net(name, QConfig.parse(bits, activations="symmetric"), QUICK, card=CARD)
     quantized.export(tmp_path / "model.onnx")
     parity = compare(tmp_path / "model.onnx", quantized.module, images(64))
     # An average of integers may end half-way between two steps, where the checkpoint's floats toss a coin.
@@ -78,7 +78,7 @@ def test_symmetric_activations_stay_integers(name: str, bits: str, tmp_path: Pat
 @pytest.mark.parametrize("placement", ["gdfq", "brecq"])
 def test_the_literatures_placements_export_too(placement: str, tmp_path: Path) -> None:
     """With float tensors between the quantized ones a sum may round apart; seldom, and then by a step."""
-    quantized = zaq.quantize(build("residual"), images(1), QConfig.parse("w4a4", placement=placement), QUICK, card=CARD)
+    quantized = quantized_net("residual", QConfig.parse("w4a4", placement=placement), QUICK, card=CARD)
     quantized.export(tmp_path / "model.onnx")
     parity = compare(tmp_path / "model.onnx", quantized.module, images(64))
     assert parity.top1_agreement is not None and parity.top1_agreement > 0.96, parity.sentence()

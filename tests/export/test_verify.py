@@ -5,7 +5,7 @@ from pathlib import Path
 import onnx
 import pytest
 from onnx import numpy_helper
-from zoo import SHAPE, build, images
+from zoo import SHAPE, images, quantized_net
 
 import zaq
 from zaq.config import Card
@@ -18,7 +18,7 @@ CARD = Card(input=SHAPE, mean=(0.5,) * 3, std=(0.25,) * 3)
 
 @pytest.fixture(scope="module")
 def quantized() -> zaq.Quantized:
-    return zaq.quantize(build("residual"), images(1), "w8a8", RTN(), card=CARD)
+    return quantized_net("residual", "w8a8", RTN(), card=CARD)
 
 
 def test_a_changed_file_is_seen(quantized: zaq.Quantized, tmp_path: Path) -> None:
@@ -37,7 +37,7 @@ def test_a_changed_file_is_seen(quantized: zaq.Quantized, tmp_path: Path) -> Non
 
 
 def test_float_kernels_are_named(tmp_path: Path) -> None:
-    gated = zaq.quantize(build("transposed"), images(1), "w8a8", RTN(), card=CARD)
+    gated = quantized_net("transposed", "w8a8", RTN(), card=CARD)
     gated.export(tmp_path / "model.onnx")
     parity = compare(tmp_path / "model.onnx", gated.module, images(8))
     assert [n.split()[0] for n in parity.float_kernels] == ["ConvTranspose"] and parity.top1_agreement is None

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch import nn
-from zoo import SHAPE, build, images
+from zoo import SHAPE, build, images, quantized_net
 
 import zaq
 from zaq.config import Card
@@ -16,7 +16,7 @@ QUICK = DeepInversion(steps=3, images=8, finetune=5)
 
 @pytest.mark.parametrize("name", ["residual", "transposed", "no_batch_norm"])
 def test_structures_can_be_quantized(name: str) -> None:
-    quantized = zaq.quantize(build(name), images(1), "w8a8", QUICK, card=CARD)
+    quantized = quantized_net(name, "w8a8", QUICK, card=CARD)
     assert quantized.report["agreement"]["output_sqnr"] > 15
     names = [s["name"] for s in quantized.report["stages"]]
     assert names == [n for n in ("distil", "calibrate", "compete", "finetune") if name != "transposed" or n != "compete"]
@@ -43,7 +43,7 @@ def test_images_become_their_classes() -> None:
 
 
 def test_fine_tuning_brings_the_student_closer_on_images_it_did_not_see() -> None:
-    report = zaq.quantize(build("residual"), images(1), "w3a3", DeepInversion(steps=5, images=32, finetune=40), card=CARD).report
+    report = quantized_net("residual", "w3a3", DeepInversion(steps=5, images=32, finetune=40), card=CARD).report
     stage = report["stages"][-1]
     assert stage["name"] == "finetune" and stage["kept"] and stage["loss_after"] < stage["loss_before"]
     assert report["agreement"]["samples"] == 16  # a quarter of two rounds
@@ -64,7 +64,7 @@ def test_the_second_round_competes() -> None:
 
 
 def test_a_seed_repeats_bit_for_bit() -> None:
-    a, b = (zaq.quantize(build("mean_head"), images(1), "w4a4", QUICK, card=CARD, seed=3) for _ in range(2))
+    a, b = (quantized_net("mean_head", "w4a4", QUICK, card=CARD, seed=3) for _ in range(2))
     assert all(torch.equal(v, b.module.state_dict()[k]) for k, v in a.module.state_dict().items())
 
 

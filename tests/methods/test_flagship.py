@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from toy import CARD as TOY_CARD
 from toy import gratings, trained
-from zoo import SHAPE, ZOO, build, images
+from zoo import SHAPE, ZOO, build, images, quantized_net, traced
 
 import zaq
 from zaq.config import Card, QConfig
@@ -30,7 +30,7 @@ STAGES = ["synthesis", "held-out synthesis", "calibrate", "squant", "reconstruct
 
 def job_of(name: str, bits: str = "w3a3") -> Job:
     torch.manual_seed(0)
-    graph = trace(build(name), images(2))
+    graph = traced(name)
     card = replace(CARD, input=tuple(int(d) for d in input_node(graph).meta["val"].shape[1:]))
     return Job(fold(graph)[0], QConfig.parse(bits), card)
 
@@ -44,7 +44,7 @@ def calibrated(name: str, bits: str = "w3a3") -> tuple[Job, Tensor]:
 @pytest.mark.parametrize("name", ZOO)
 def test_every_structure_can_be_quantized(name: str) -> None:
     model, x = build(name), images(8)
-    quantized = zaq.quantize(model, x[:1], "w8a8", QUICK, card=CARD)
+    quantized = quantized_net(name, "w6a8", QUICK, card=CARD)
     with torch.no_grad():
         expected, outputs = model(x), quantized.module(x)
     assert outputs.shape == expected.shape and float((outputs - expected).pow(2).mean() / expected.var()) < 0.05
@@ -67,7 +67,7 @@ def test_it_beats_rounding_by_far_and_stages_do_what_they_say() -> None:
 
 
 def test_a_seed_repeats_bit_for_bit() -> None:
-    a, b = (zaq.quantize(build("residual"), images(1), "w4a4", QUICK, card=CARD, seed=3) for _ in range(2))
+    a, b = (quantized_net("residual", "w4a4", QUICK, card=CARD, seed=3) for _ in range(2))
     assert all(torch.equal(v, b.module.state_dict()[k]) for k, v in a.module.state_dict().items())
 
 
@@ -139,7 +139,7 @@ class Impatient(Progress):
 
 @pytest.mark.parametrize("stage", ["synthesis", "reconstruct", "polish", "zaq"])
 def test_ctrl_c_keeps_what_is_finished(stage: str) -> None:
-    quantized = zaq.quantize(build("residual"), images(1), "w4a4", replace(QUICK, polish=10, game=2), card=CARD, progress=Impatient(stage))
+    quantized = quantized_net("residual", "w4a4", replace(QUICK, polish=10, game=2), card=CARD, progress=Impatient(stage))
     report = quantized.report
     assert report["interrupted"] and any("interrupted" in s["note"] for s in report["stages"])
     assert STAGES.index(report["stages"][-1]["name"]) <= max(STAGES.index(stage), STAGES.index("calibrate"))
@@ -168,7 +168,7 @@ def test_a_short_synthesis_draws_from_fewer_classes() -> None:
 def test_mixed_bits_on_average() -> None:
     config = QConfig.parse("w4.0a4")
     assert config.mixed and str(config) == "w4.0a4"
-    quantized = zaq.quantize(build("residual"), images(1), config, QUICK, card=CARD)
+    quantized = quantized_net("residual", config, QUICK, card=CARD)
     bits = quantized.report["layer_bits"]
     numel = {name: attribute(quantized.teacher, name).numel() for name in bits}
     average = sum(numel[n] * b for n, b in bits.items()) / sum(numel.values())

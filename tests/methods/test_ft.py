@@ -15,14 +15,14 @@ from conftest import zaq
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.fx import GraphModule
-from zoo import SHAPE, build, images
+from zoo import SHAPE, build, images, traced
 
 from zaq.api import Quantized, quantize_graph
 from zaq.cli.options import method_of
 from zaq.cli.quantize import _data_read
 from zaq.config import Card, QConfig
 from zaq.errors import BitsError, DataError, UserError
-from zaq.graph import quiet, trace
+from zaq.graph import quiet
 from zaq.methods import ft
 from zaq.methods.ft import FineTune
 from zaq.methods.job import Job
@@ -35,7 +35,7 @@ Batches = Iterator[tuple[Tensor, Tensor]]
 
 @functools.cache
 def graph(name: str) -> GraphModule:
-    return trace(build(name), images(1))
+    return traced(name)
 
 
 def real(classes: int = 5, seed: int = 0) -> Batches:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.nn import functional as F
-from zoo import SHAPE, build, images
+from zoo import SHAPE, build, images, traced
 
 from zaq.api import Quantized, quantize_graph
 from zaq.config import Card, QConfig
@@ -28,7 +28,7 @@ QUICK = GDFQ(epochs=2, iterations=5, warm_up=0.5, batch=8, latent=16, width=16, 
 
 @functools.cache
 def graph(name: str) -> GraphModule:
-    return trace(build(name), images(1))
+    return traced(name)
 
 
 def quantize(name: str, method: GDFQ, bits: str = "w4a4", seed: int = 0) -> Quantized:

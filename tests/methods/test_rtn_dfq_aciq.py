@@ -7,7 +7,7 @@ import onnx
 import pytest
 import torch
 from torch import nn
-from zoo import SHAPE, ZOO, build, images
+from zoo import SHAPE, ZOO, build, images, quantized_net
 
 import zaq
 from zaq.config import Card, QConfig
@@ -53,10 +53,8 @@ def test_aciq_options(options: dict[str, Any]) -> None:
 
 
 def test_allocated_bits_are_kept_by_every_channel() -> None:
-    quantizer = zaq.quantize(build("residual"), images(1), QConfig.parse("w4a8", None), ACIQ(), card=CARD).job.placement.weights[
-        "body.0.0.weight"
-    ]
-    model = zaq.quantize(build("residual"), images(1), QConfig.parse("w4a8", None), ACIQ(), card=CARD)
+    quantizer = quantized_net("residual", QConfig.parse("w4a8", None), ACIQ(), card=CARD).job.placement.weights["body.0.0.weight"]
+    model = quantized_net("residual", QConfig.parse("w4a8", None), ACIQ(), card=CARD)
     weight = model.module.get_parameter("body.0.0.weight")
     levels = [len(torch.unique((row / s).round())) for row, s in zip(quantizer(weight).flatten(1), quantizer.scale, strict=True)]
     assert max(levels) > 16  # some have more than 4 bits,
@@ -66,7 +64,7 @@ def test_allocated_bits_are_kept_by_every_channel() -> None:
 @pytest.mark.parametrize("bits", ["w8a8", "w4a4"])
 @pytest.mark.parametrize("weights", ["per_channel", "per_tensor_affine"])
 def test_a_clip_of_each_channel_is_an_integer_operation_in_the_file(bits: str, weights: str, tmp_path: Path) -> None:
-    quantized = zaq.quantize(build("depthwise"), images(1), QConfig.parse(bits, weights=weights), DFQ(), card=CARD)
+    quantized = quantized_net("depthwise", QConfig.parse(bits, weights=weights), DFQ(), card=CARD)
     quantized.export(tmp_path / "model.onnx")
     graph = onnx.load(tmp_path / "model.onnx").graph
     kinds = {t.name: t.data_type for t in graph.initializer}

@@ -9,12 +9,11 @@ import pytest
 import torch
 from torch import nn
 from torch.fx import GraphModule
-from zoo import SHAPE, ZOO, build, images
+from zoo import SHAPE, build, images, quantized_net, traced
 
 import zaq
 from zaq.api import quantize_graph
 from zaq.config import Card, QConfig
-from zaq.graph import trace
 from zaq.methods import zaq as zaq_method
 from zaq.methods.job import Job
 from zaq.methods.loop import Game, play
@@ -27,8 +26,8 @@ CARD = Card(input=SHAPE, mean=(0.5,) * 3, std=(0.25,) * 3)
 QUICK = ZAQ(warm_up=4, rounds=3, latent=16, width=16)
 
 
-@pytest.mark.parametrize("name", ZOO)
-def test_every_structure_can_be_quantized(name: str) -> None:
+@pytest.mark.parametrize("name", ["residual", "transposed", "no_batch_norm"])  # all of them: test_flagship, which plays the game too
+def test_a_structure_can_be_quantized(name: str) -> None:
     model, x = build(name), images(8)
     quantized = zaq.quantize(model, x[:1], "w8a8", QUICK, card=CARD)
     with torch.no_grad():
@@ -41,13 +40,13 @@ def test_every_structure_can_be_quantized(name: str) -> None:
 
 def test_the_game_brings_the_student_closer() -> None:
     method = ZAQ(warm_up=10, rounds=25, latent=16, width=16, lr_student=0.01)
-    report = zaq.quantize(build("residual"), images(1), "w3a3", method, card=CARD).report
+    report = quantized_net("residual", "w3a3", method, card=CARD).report
     stage = report["stages"][-1]
     assert stage["kept"] and stage["loss_after"] < 0.9 * stage["loss_before"]
 
 
 def test_a_seed_repeats_bit_for_bit_and_another_does_not() -> None:
-    a, b, c = (zaq.quantize(build("residual"), images(1), "w4a4", QUICK, card=CARD, seed=s) for s in (3, 3, 4))
+    a, b, c = (quantized_net("residual", "w4a4", QUICK, card=CARD, seed=s) for s in (3, 3, 4))
     assert all(torch.equal(v, b.module.state_dict()[k]) for k, v in a.module.state_dict().items())
     assert any(not torch.equal(v, c.module.state_dict()[k]) for k, v in a.module.state_dict().items())
 
@@ -66,14 +65,14 @@ def test_the_callers_random_state_and_model_are_left_alone() -> None:
 )
 def test_the_codes_choices_are_options(options: dict[str, object]) -> None:
     method = ZAQ(warm_up=2, rounds=2, latent=16, width=16, **options)  # type: ignore[arg-type]
-    quantized = zaq.quantize(build("residual"), images(1), "w4a4", method, card=CARD)
+    quantized = quantized_net("residual", "w4a4", method, card=CARD)
     assert quantized.report["options"]["method"] | options == quantized.report["options"]["method"]
     assert len([r for r in quantized.job.log.rows if "loss_q" in r]) == 2
 
 
 @functools.cache
 def graph() -> GraphModule:
-    return trace(build("residual"), images(1))
+    return traced("residual")
 
 
 @pytest.mark.parametrize(
@@ -112,7 +111,7 @@ def test_frozen_ranges_stay() -> None:
     scales = []
     for rounds in (0, 2):
         method = ZAQ(warm_up=2, rounds=rounds, latent=16, width=16, learn_scales=False)
-        placement = zaq.quantize(build("residual"), images(1), "w4a4", method, card=CARD).job.placement
+        placement = quantized_net("residual", "w4a4", method, card=CARD).job.placement
         weights = [q for q in placement.weights.values() if not q.pairs]  # those of 8 bits make room for what weights became
         scales.append([q.scale for q in (*placement.activations.values(), *weights)])
     assert all(torch.equal(a, b) for a, b in zip(*scales, strict=True))
@@ -132,7 +131,7 @@ class Fixture:
     def __init__(self) -> None:
         torch.manual_seed(0)
         self.student, self.generator = nn.Linear(2, 2), nn.Linear(2, 2)
-        teacher, _ = fold(trace(build("no_batch_norm"), images(1)))
+        teacher, _ = fold(traced("no_batch_norm"))
         optimizers = [torch.optim.Adam(m.parameters(), 0.1) for m in (self.student, self.generator)]
         self.game = Game(self.student, self.generator, *optimizers)
         self.job = Job(teacher, QConfig.parse("w4a4"), CARD)

@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 from conftest import zaq as command
-from zoo import SHAPE, build, images
+from zoo import SHAPE, quantized_net
 
-import zaq
 from zaq.config import Card, QConfig
 from zaq.errors import BitsError, SourceError
 from zaq.methods.zaq import ZAQ
@@ -20,7 +19,7 @@ QUICK = ZeroQ(batch=8, steps=20)
 
 @pytest.mark.parametrize("name", ["depthwise", "functional_batch_norm", "signed", "transposed"])
 def test_structures_with_batch_norm_can_be_quantized(name: str) -> None:
-    quantized = zaq.quantize(build(name), images(1), "w8a8", ZeroQ(batch=8, steps=8), card=CARD)
+    quantized = quantized_net(name, "w8a8", ZeroQ(batch=8, steps=8), card=CARD)
     assert [s["name"] for s in quantized.report["stages"]] == ["distil", "calibrate"]
     assert quantized.report["agreement"]["output_sqnr"] > 15
     low, high = CARD.bounds()
@@ -29,17 +28,17 @@ def test_structures_with_batch_norm_can_be_quantized(name: str) -> None:
 
 
 def test_the_statistics_come_closer() -> None:
-    rows = zaq.quantize(build("residual"), images(1), "w8a8", ZeroQ(batch=8, steps=60), card=CARD).job.log.rows
+    rows = quantized_net("residual", "w8a8", ZeroQ(batch=8, steps=60), card=CARD).job.log.rows
     assert rows[-1]["layers"] < 0.5 * rows[0]["layers"]
 
 
 def test_without_batch_norm_it_says_what_does_without() -> None:
     with pytest.raises(SourceError, match="--method zaq needs none"):
-        zaq.quantize(build("no_batch_norm"), images(1), "w8a8", QUICK, card=CARD)
+        quantized_net("no_batch_norm", "w8a8", QUICK, card=CARD)
 
 
 def test_weights_are_rounded_as_they_are() -> None:
-    quantized = zaq.quantize(build("residual"), images(1), "w4a4", QUICK, card=CARD)
+    quantized = quantized_net("residual", "w4a4", QUICK, card=CARD)
     state = quantized.module.state_dict()
     assert all((state[name] == value).all() for name, value in quantized.teacher.state_dict().items())
     for name, quantizer in quantized.job.placement.weights.items():
@@ -48,9 +47,9 @@ def test_weights_are_rounded_as_they_are() -> None:
 
 
 def test_mixed_bits_stay_inside_their_size_and_cost_less_than_equal_ones() -> None:
-    equal = zaq.quantize(build("residual"), images(1), "w4a8", QUICK, card=CARD)
+    equal = quantized_net("residual", "w4a8", QUICK, card=CARD)
     target = equal.report["weight_bytes"]
-    quantized = zaq.quantize(build("residual"), images(1), QConfig.parse("mixed", target_size=target), QUICK, card=CARD)
+    quantized = quantized_net("residual", QConfig.parse("mixed", target_size=target), QUICK, card=CARD)
     report = quantized.report
     assert report["weight_bytes"] <= target and report["frontier"] and len(set(report["layer_bits"].values())) > 1
     assert report["layer_bits"] == {t["name"]: t["bits"] for t in report["tensors"] if t["kind"] == "weight"}
@@ -62,9 +61,9 @@ def test_mixed_bits_stay_inside_their_size_and_cost_less_than_equal_ones() -> No
 
 def test_sizes_that_cannot_be_and_methods_that_do_not_mix() -> None:
     with pytest.raises(BitsError, match=r"0.0001049 MB cannot be reached.* MB \(\d+ bytes"):
-        zaq.quantize(build("residual"), images(1), QConfig.parse("mixed", target_size=110), QUICK, card=CARD)
+        quantized_net("residual", QConfig.parse("mixed", target_size=110), QUICK, card=CARD)
     with pytest.raises(BitsError, match="goes with --method flagship or zeroq"):
-        zaq.quantize(build("residual"), images(1), QConfig.parse("mixed", target_size=10000), ZAQ(), card=CARD)
+        quantized_net("residual", QConfig.parse("mixed", target_size=10000), ZAQ(), card=CARD)
 
 
 def test_the_command_meets_the_size(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from zoo import SHAPE, build, images
+from zoo import SHAPE, traced
 
 from zaq.config import Card, QConfig
 from zaq.graph import trace, with_taps
@@ -18,7 +18,7 @@ CARD = Card(input=SHAPE, mean=(0.5,) * 3, std=(0.25,) * 3)
 def rounded(name: str) -> Job:
     """Weights at 3 bits, activations in float, so that only the weights' error is there."""
     torch.manual_seed(0)
-    folded, _ = fold(trace(build(name), images(1)))
+    folded, _ = fold(traced(name))
     job = Job(folded, QConfig.parse("w3a8", None), CARD)
     for quantizer in job.placement.activations.values():
         quantizer.disable_fake_quant()

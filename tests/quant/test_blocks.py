@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
-from zoo import SHAPE, ZOO, build, conv, head, images
+from zoo import SHAPE, ZOO, conv, head, images, traced
 
 from zaq.config import Card, QConfig
 from zaq.graph import input_node, output_nodes, trace
@@ -36,7 +36,7 @@ NETS = {**ZOO, "pyramid": Pyramid}
 
 
 def folded(name: str) -> GraphModule:
-    return fold(trace(build(name) if name in ZOO else NETS[name]().eval(), images(2)))[0]
+    return fold(traced(name) if name in ZOO else trace(NETS[name]().eval(), images(2)))[0]
 
 
 @pytest.mark.parametrize(("name", "placement"), [*((n, "integer") for n in NETS), ("depthwise", "gdfq"), ("residual", "brecq")])

@@ -5,11 +5,10 @@ import random
 
 import pytest
 import torch
-from zoo import SHAPE, build, images
+from zoo import SHAPE, images, traced
 
 from zaq.config import Card, QConfig
 from zaq.errors import BitsError
-from zaq.graph import trace
 from zaq.nodes import attribute
 from zaq.passes.fold import fold
 from zaq.quant import mixed
@@ -64,7 +63,7 @@ def test_a_size_that_cannot_be_reached() -> None:
 
 def test_bytes_by_hand() -> None:
     """stem 3-8, two 8-8, 8-16 (3x3, folded, so with bias), and a 16-5 linear layer; first and last at 8 bits."""
-    folded, _ = fold(trace(build("residual"), images(1)))
+    folded, _ = fold(traced("residual"))
     _, placement = place(folded, QConfig.parse("w2a8"), CARD)
     ends, inner, channels = 9 * 24 + 80, 9 * (64 + 64 + 128), 8 + 8 + 8 + 16 + 5
     assert packed_bytes(folded, placement.weights) == ends + inner // 4 + 8 * channels
@@ -74,7 +73,7 @@ def test_bytes_by_hand() -> None:
 
 @pytest.mark.parametrize("name", ["residual", "transposed"])  # classes, and images
 def test_fewer_bits_hurt_more_and_the_teacher_is_as_it_was(name: str) -> None:
-    folded, _ = fold(trace(build(name), images(1)))
+    folded, _ = fold(traced(name))
     before = {k: v.clone() for k, v in folded.state_dict().items()}
     _, placement = place(folded, QConfig(2, 8, None), CARD)
     omega = sensitivities(folded, placement.weights, images(8), batch=3)

@@ -4,10 +4,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from zoo import SHAPE, ZOO, build, images
+from zoo import SHAPE, ZOO, images, traced
 
 from zaq.config import Card
-from zaq.graph import trace, with_taps
+from zaq.graph import with_taps
 from zaq.passes.fold import fold
 from zaq.quant.moments import Clipped, moments
 
@@ -44,7 +44,7 @@ def test_relu_is_the_papers_formula() -> None:
 
 @pytest.mark.parametrize("name", sorted(set(ZOO) - {"transposed", "signed", "shared_weight"}))
 def test_every_tensor_of_a_batch_normed_net_is_known(name: str) -> None:
-    folded, _ = fold(trace(build(name), images(1)))
+    folded, _ = fold(traced(name))
     known = moments(folded, CARD)
     nodes = [n for n in folded.graph.nodes if n.name in known]
     assert nodes and all(torch.isfinite(k.mean).all() and (k.variance >= 0).all() for k in known.values())
@@ -54,7 +54,7 @@ def test_every_tensor_of_a_batch_normed_net_is_known(name: str) -> None:
 
 def test_a_layer_without_batch_norm_adds_up_its_inputs() -> None:
     """On independent inputs of the assumed distribution, the carried mean and deviation are those that come out."""
-    folded, _ = fold(trace(build("no_batch_norm"), images(1)))
+    folded, _ = fold(traced("no_batch_norm"))
     known = moments(folded, CARD)
     x = torch.randn(4000, *SHAPE, generator=torch.Generator().manual_seed(0)).clamp(-2, 2)
     with torch.no_grad():

@@ -2,10 +2,9 @@
 
 import pytest
 import torch
-from zoo import SHAPE, ZOO, build, images
+from zoo import SHAPE, ZOO, images, traced
 
 from zaq.config import WEIGHT_GRIDS, Card, QConfig
-from zaq.graph import trace
 from zaq.passes.fold import fold
 from zaq.quant.placement import place
 from zaq.quant.ranges import bounds
@@ -23,14 +22,14 @@ EXPECTED = {
 
 @pytest.mark.parametrize("name", EXPECTED)
 def test_integer_placement(name: str) -> None:
-    folded, _ = fold(trace(build(name), images(1)))
+    folded, _ = fold(traced(name))
     _, placement = place(folded, QConfig.parse("w4a3"), CARD)
     assert {k: q.bits for k, q in placement.activations.items()} == EXPECTED[name]
 
 
 @pytest.mark.parametrize(("first_last", "expected"), [(8, [8, 4, 4, 4, 8]), (None, [4, 4, 4, 4, 4]), (6, [6, 4, 4, 4, 6])])
 def test_first_and_last_layer(first_last: int | None, expected: list[int]) -> None:
-    folded, _ = fold(trace(build("residual"), images(1)))
+    folded, _ = fold(traced("residual"))
     _, placement = place(folded, QConfig(4, 4, first_last), CARD)
     assert [q.bits for q in placement.weights.values()] == expected
     assert placement.activations["adaptive_avg_pool2d"].bits == (first_last or 4)
@@ -39,7 +38,7 @@ def test_first_and_last_layer(first_last: int | None, expected: list[int]) -> No
 
 @pytest.mark.parametrize("name", ZOO)
 def test_every_layer_reads_quantized_tensors(name: str) -> None:
-    folded, _ = fold(trace(build(name), images(1)))
+    folded, _ = fold(traced(name))
     student, placement = place(folded, QConfig.parse("w4a4"), CARD)
     assert placement.layers and all(source and weight for source, weight in placement.layers.values())
     assert set(dict(student.named_parameters())) > set(dict(folded.named_parameters()))
@@ -47,25 +46,25 @@ def test_every_layer_reads_quantized_tensors(name: str) -> None:
 
 
 def test_a_shared_weight_has_one_quantizer() -> None:
-    folded, _ = fold(trace(build("shared_weight"), images(1)))
+    folded, _ = fold(traced("shared_weight"))
     _, placement = place(folded, QConfig.parse("w4a4"), CARD)
     assert [weight for _, weight in placement.layers.values()].count("shared.weight") == 2
     assert list(placement.weights).count("shared.weight") == 1
 
 
 def test_bounds_the_graph_knows() -> None:
-    folded, _ = fold(trace(build("depthwise"), images(1)))
+    folded, _ = fold(traced("depthwise"))
     known = bounds(folded, CARD)
     assert (known["x"].low, known["x"].high, known["x"].tight) == (-1, 1, True)
     assert (known["hardtanh"].low, known["hardtanh"].high, known["hardtanh"].tight) == (0, 6, True)
     assert known["relu"].low == 0 and not known["relu"].tight
     assert known["adaptive_avg_pool2d"].high == 6
-    gate = bounds(fold(trace(build("squeeze_excite"), images(1)))[0], Card(input=SHAPE))
+    gate = bounds(fold(traced("squeeze_excite"))[0], Card(input=SHAPE))
     assert (gate["sigmoid"].low, gate["sigmoid"].high) == (0, 1) and "x" not in gate
 
 
 def test_known_bounds_need_no_samples() -> None:
-    folded, _ = fold(trace(build("depthwise"), images(1)))
+    folded, _ = fold(traced("depthwise"))
     _, placement = place(folded, QConfig.parse("w8a8"), CARD)
     quantizer = placement.activations["hardtanh"]
     quantizer.calibrate()
@@ -83,7 +82,7 @@ PROTOCOLS = {
 
 @pytest.mark.parametrize(("placement", "name"), PROTOCOLS)
 def test_protocols_of_the_literature(placement: str, name: str) -> None:
-    folded, _ = fold(trace(build(name), images(1)))
+    folded, _ = fold(traced(name))
     _, placed = place(folded, QConfig.parse("w4a3", placement=placement), CARD)
     assert {k: q.bits for k, q in placed.activations.items()} == PROTOCOLS[placement, name]
     ends = 4 if placement == "gdfq" else 8
@@ -93,7 +92,7 @@ def test_protocols_of_the_literature(placement: str, name: str) -> None:
 
 @pytest.mark.parametrize("weights", WEIGHT_GRIDS)
 def test_weight_grids(weights: str) -> None:
-    folded, _ = fold(trace(build("residual"), images(1)))
+    folded, _ = fold(traced("residual"))
     _, placed = place(folded, QConfig.parse("w4a4", weights=weights), CARD)
     for name, quantizer in placed.weights.items():
         shared = "tensor" in weights or ("conv" in weights and folded.get_parameter(name).dim() == 2)
@@ -104,7 +103,7 @@ def test_weight_grids(weights: str) -> None:
 @pytest.mark.parametrize("name", ["residual", "depthwise", "squeeze_excite"])
 def test_symmetric_activations(name: str) -> None:
     """Signed grids around 0, known ranges included: ReLU6 takes half of one."""
-    folded, _ = fold(trace(build(name), images(1)))
+    folded, _ = fold(traced(name))
     student, placed = place(folded, QConfig.parse("w8a3", activations="symmetric"), CARD)
     for quantizer in placed.activations.values():
         quantizer.watch("mse")
@@ -118,6 +117,6 @@ def test_symmetric_activations(name: str) -> None:
 
 
 def test_a_weight_may_have_bits_of_its_own() -> None:
-    folded, _ = fold(trace(build("residual"), images(1)))
+    folded, _ = fold(traced("residual"))
     name = next(iter(place(folded, QConfig(4, 4), CARD)[1].weights))
     assert place(folded, QConfig(4, 4, layer_bits={name: 2}), CARD)[1].weights[name].bits == 2

@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 from torch import Tensor
-from zoo import build, images
+from zoo import images, traced
 
-from zaq.graph import trace, with_taps
+from zaq.graph import with_taps
 from zaq.passes.fold import fold
 from zaq.progress import Progress
 from zaq.synth.distil import distil, shifted
@@ -19,7 +19,7 @@ def square(x: Tensor) -> dict[str, Tensor]:
 
 
 def test_the_statistics_come_closer() -> None:
-    folded, _ = fold(trace(build("residual"), images(1)))
+    folded, _ = fold(traced("residual"))
     stats = {n.name: n.meta["bn"] for n in folded.graph.nodes if "bn" in n.meta}
     teacher, start = with_taps(folded.requires_grad_(False), list(stats)), 0.02 * images(4)
     rows = []

@@ -1,14 +1,13 @@
 """Swing convolutions move what a strided convolution reads, and nothing else."""
 
 import torch
-from zoo import build, images
+from zoo import images, traced
 
-from zaq.graph import trace
 from zaq.synth.swing import with_swing
 
 
 def test_strided_convolutions_swing() -> None:
-    gm = trace(build("residual"), images(2))
+    gm = traced("residual")
     swinging = with_swing(gm)
     moved = [n for n in swinging.graph.nodes if getattr(n.target, "__name__", "") == "_shifted"]
     assert len(moved) == 1 and next(iter(moved[0].users)).args[3] == [2, 2]
@@ -21,5 +20,5 @@ def test_strided_convolutions_swing() -> None:
 
 
 def test_nothing_to_swing() -> None:
-    gm = trace(build("concat"), images(2))
+    gm = traced("concat")
     assert torch.equal(with_swing(gm)(images(3)), gm(images(3)))

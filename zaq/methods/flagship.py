@@ -8,7 +8,7 @@ of them moved to where student and teacher differ. A stage after which the outpu
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -44,7 +44,7 @@ class Plan:
 
 PLANS = {"fast": Plan(24, 256, 0, 0, 0), "default": Plan(150, 512, 100, 200, 10), "best": Plan(1000, 1024, 1000, 2000, 100)}
 STEPS_A_ROUND = 5  # of the distillation, between two looks at whether the loss is still a number
-HELD_OUT_BATCHES = 4
+HELD_OUT, HELD_OUT_BATCHES = 64, 4  # samples, whichever is more
 CORRECTED_ON = 4  # batches
 
 
@@ -70,24 +70,24 @@ class Flagship:
 
     def __call__(self, job: Job) -> None:
         """Quantize `job.student` in place."""
-        plan = PLANS[job.effort]
-        length = {name: getattr(plan, name) if getattr(self, name) is None else getattr(self, name) for name in vars(plan)}
-        generator, other = Synthesis()(job, length["synthesis"]), Synthesis()(job, length["synthesis"] // 2, "held-out synthesis")
-        images = draw(generator, length["images"], job.batch)
+        given = {f.name: getattr(self, f.name) for f in fields(Plan) if getattr(self, f.name) is not None}
+        plan = replace(PLANS[job.effort], **given)
+        generator, other = Synthesis()(job, plan.synthesis), Synthesis()(job, plan.synthesis // 2, "held-out synthesis")
+        images = draw(generator, plan.images, job.batch)
         if job.qconfig.mixed:
             choose_bits(job, images[: job.batch])
         job.calibrate(images.split(job.batch), -(-len(images) // job.batch))
-        samples = self._attacked(job, draw(other, HELD_OUT_BATCHES * job.batch, job.batch))
+        samples = self._attacked(job, draw(other, max(HELD_OUT, HELD_OUT_BATCHES * job.batch), job.batch))
         job.samples, held_out = samples, HeldOut(job, samples)
-        if self.squant:
+        if self.squant and any(q.bits < HIGH for q in job.placement.weights.values()):
             attempt(job, "squant", held_out, lambda stage: round_weights(job))
-        if length["reconstruct"]:
+        if plan.reconstruct:
             learn = Reconstruction(drop=self.drop)
-            attempt(job, "reconstruct", held_out, lambda stage: learn(job, images, length["reconstruct"], stage))
-        if length["polish"] and not job.interrupted:
-            self._polish(job, generator, length["polish"], held_out)
-        if length["game"] and not job.interrupted:
-            ZAQ().game(job, generator, length["game"], held_out)
+            attempt(job, "reconstruct", held_out, lambda stage: learn(job, images, plan.reconstruct, stage))
+        if plan.polish and not job.interrupted:
+            self._polish(job, generator, plan.polish, held_out)
+        if plan.game and not job.interrupted:
+            ZAQ().game(job, generator, plan.game, held_out)
         if self.correct:
             attempt(job, "bias correction", held_out, lambda stage: correct(job, images))
 
@@ -134,12 +134,14 @@ class HeldOut:
     """Samples that no stage trains on: what student and teacher differ by on them, as a part of what samples differ by."""
 
     def __init__(self, job: Job, images: Tensor) -> None:
-        self.teacher, self.student = with_taps(job.teacher, []), with_taps(job.student, [])
-        self.parts = images.split(job.batch)
+        self.student, self.parts = with_taps(job.student, []), images.split(job.batch)
+        with torch.no_grad():
+            self.wanted = [with_taps(job.teacher, [])(x)[0] for x in self.parts]
 
     @torch.no_grad()
     def __call__(self) -> float:
-        return sum(float(relative_discrepancy(self.teacher(x)[0], self.student(x)[0])) for x in self.parts) / len(self.parts)
+        gaps = [relative_discrepancy(p, self.student(x)[0]) for p, x in zip(self.wanted, self.parts, strict=True)]
+        return float(torch.stack(gaps).mean())
 
 
 def relative_discrepancy(p: list[Tensor], q: list[Tensor]) -> Tensor:

@@ -21,8 +21,9 @@ def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, axis: int, quant
 
     scale is float32 and zero_point int32, each with one value (axis < 0) or one for every index of dimension `axis`.
     """
-    step, zero = _along(scale, x, axis), _along(zero_point, x, axis)
-    return (x / step).round_().add_(zero).clamp_(quant_min, quant_max).sub_(zero).mul_(step)
+    step = _along(scale, x, axis)
+    low, high = _ends(zero_point, x, axis, quant_min, quant_max)
+    return (x / step).round_().clamp_(low, high).mul_(step)
 
 
 @fake_quantize.register_fake
@@ -35,6 +36,12 @@ def _along(values: Tensor, x: Tensor, axis: int) -> Tensor:
     return values if axis < 0 else values.view(-1, *[1] * (x.dim() - 1 - axis))
 
 
+def _ends(zero_point: Tensor, x: Tensor, axis: int, quant_min: int, quant_max: int) -> tuple[Any, Any]:
+    """The least and the greatest integer counted from the zero point: numbers where reading one does not make a GPU wait."""
+    zero = int(zero_point) if axis < 0 and not x.is_cuda else _along(zero_point, x, axis).to(x.dtype)
+    return quant_min - zero, quant_max - zero
+
+
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, scale, zero_point, ctx.axis, ctx.quant_min, ctx.quant_max = inputs
     ctx.save_for_backward(x, output, scale, zero_point)
@@ -44,14 +51,28 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, y, scale, zero_point = ctx.saved_tensors
     if grad.stride() != x.stride():  # mixed memory formats cost thirty times the work itself
         grad = torch.empty_like(x).copy_(grad)
-    position = (x / _along(scale, x, ctx.axis)).add_(_along(zero_point, x, ctx.axis))
-    # hardtanh's backward is the vectorised "grad where low < position < high, else 0"
-    grad_x = torch.ops.aten.hardtanh_backward(grad, position, ctx.quant_min - 0.5, ctx.quant_max + 0.5)
+    low, high = _ends(zero_point, x, ctx.axis, ctx.quant_min, ctx.quant_max)
+    step = _along(scale, x, ctx.axis)
+    # hardtanh's backward is the vectorised "grad where low < x < high, else 0"; it takes numbers
+    if isinstance(low, int):
+        ends = (float((low - 0.5) * step), float((high + 0.5) * step))
+        grad_x = torch.ops.aten.hardtanh_backward(grad, x, *ends)
+    else:
+        grad_x = torch.ops.aten.hardtanh_backward(grad, x / step - low, -0.5, ctx.quant_max - ctx.quant_min + 0.5)
     grad_scale = None
-    if ctx.needs_input_grad[1]:
+    if ctx.needs_input_grad[1] and ctx.axis < 0:
+        grad_scale = (_dot(grad, y) - _dot(grad_x, x)).view(scale.shape) / scale
+    elif ctx.needs_input_grad[1]:
         dims = [d for d in range(x.dim()) if d != ctx.axis]
-        grad_scale = ((grad * y).sum(dims) - (grad_x * x).sum(dims)).view(scale.shape) / scale
+        grad_scale = ((grad * y).sum(dims) - (grad_x * x).sum(dims)) / scale
     return grad_x, grad_scale, None, None, None, None
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """sum of a b, without a tensor for the products where the two lie alike."""
+    if a.dim() == 4 and a.is_contiguous(memory_format=torch.channels_last):
+        a, b = a.permute(0, 2, 3, 1), b.permute(0, 2, 3, 1)
+    return torch.dot(a.reshape(-1), b.reshape(-1))
 
 
 fake_quantize.register_autograd(_backward, setup_context=_save)
