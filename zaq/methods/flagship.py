@@ -42,7 +42,7 @@ class Plan:
     game: int
 
 
-PLANS = {"fast": Plan(24, 256, 0, 0, 0), "default": Plan(150, 512, 100, 200, 10), "best": Plan(1000, 1024, 1000, 2000, 100)}
+PLANS = {"fast": Plan(24, 256, 0, 0, 0), "default": Plan(120, 512, 100, 150, 5), "best": Plan(1000, 1024, 1000, 2000, 100)}
 STEPS_A_ROUND = 5  # of the distillation, between two looks at whether the loss is still a number
 HELD_OUT, HELD_OUT_BATCHES = 64, 4  # samples, whichever is more
 CORRECTED_ON = 4  # batches

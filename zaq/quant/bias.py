@@ -6,11 +6,13 @@ Analytic: E[x] from batch norm's statistics (`moments`). Empirical: both means m
 layer from the front, so that each layer also takes back what those before it shifted.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
-from torch.fx import GraphModule, Node
+from torch.fx import GraphModule, Interpreter, Node
 
-from zaq.graph import PADS, TRANSPOSED, shape_of, with_taps
+from zaq.graph import PADS, TRANSPOSED, shape_of
 from zaq.nodes import add_to_bias, has_bias, weight_of
 from zaq.quant.moments import Clipped
 from zaq.quant.placement import Placement, weighted_layers
@@ -46,14 +48,45 @@ def correct_analytically(
 @torch.no_grad()
 def correct_empirically(teacher: GraphModule, student: GraphModule, samples: Tensor) -> int:
     """Correct the student's biases in place on synthetic samples (N, C, H, W); the number of layers corrected."""
-    layers = [n for n in weighted_layers(teacher) if has_bias(n)]
-    expected = with_taps(teacher, [n.name for n in layers])(samples)[1]
-    mine = {n.name: n for n in student.graph.nodes}
-    for node, target in zip(layers, expected, strict=True):
-        found = with_taps(student, [node.name])(samples)[1][0]
-        dims = [d for d in range(found.dim()) if d != 1]
-        add_to_bias(student, mine[node.name], (target - found).mean(dims))
+    layers = {n.name for n in weighted_layers(teacher) if has_bias(n)}
+    expected = _Means(teacher, layers)
+    expected.run(samples)
+    _Corrector(student, expected.means).run(samples)
     return len(layers)
+
+
+class _Means(Interpreter):
+    """Runs a graph and remembers the mean of each channel that some of its nodes write."""
+
+    def __init__(self, gm: GraphModule, layers: set[str]) -> None:
+        super().__init__(gm)
+        self.layers, self.means = layers, dict[str, Tensor]()
+
+    def run_node(self, n: Node) -> Any:
+        value = super().run_node(n)
+        if n.name in self.layers:
+            self.means[n.name] = _mean(value)
+        return value
+
+
+class _Corrector(Interpreter):
+    """Runs a graph and, as it goes, moves each layer's bias to where its output has the mean expected."""
+
+    def __init__(self, gm: GraphModule, expected: dict[str, Tensor]) -> None:
+        super().__init__(gm)
+        self.gm, self.expected = gm, expected
+
+    def run_node(self, n: Node) -> Any:
+        value = super().run_node(n)
+        if n.name in self.expected:
+            shift = self.expected[n.name] - _mean(value)
+            add_to_bias(self.gm, n, shift)
+            value = value + shift.view(1, -1, *[1] * (value.dim() - 2))
+        return value
+
+
+def _mean(x: Tensor) -> Tensor:
+    return x.mean([d for d in range(x.dim()) if d != 1])
 
 
 def _expected_input(source: Node, known: dict[str, Clipped]) -> Tensor | None:
