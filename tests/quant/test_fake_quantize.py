@@ -10,6 +10,7 @@ from zaq.quant.observers import OBSERVERS, MSEObserver, RangeObserver
 
 @pytest.mark.parametrize("observer", [MSEObserver, RangeObserver, MinMaxObserver, HistogramObserver])
 def test_takes_any_observer(observer: type) -> None:
+    torch.manual_seed(0)
     quantizer = FakeQuantize(8, observer=observer)
     assert isinstance(quantizer, FakeQuantizeBase)
     x = torch.randn(2000).clamp(-3, 3)
