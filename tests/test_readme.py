@@ -33,7 +33,7 @@ def test_the_python_example(tmp_path: Path) -> None:
     (code,) = [b for b in BLOCKS if "zaq.quantize(" in b]
     from zaq.zoo import resnet20
 
-    code = code.replace("Flagship(game=20)", "Flagship(synthesis=2, images=64, reconstruct=1, polish=5, game=1)")
+    code = code.replace("Flagship(game=20)", "Flagship(synthesis=2, batches=1, reconstruct=1, polish=5, game=1)")
     code = code.replace('"model.onnx"', repr(str(tmp_path / "model.onnx")))
     names = {"model": resnet20().eval(), "images": torch.zeros(2, 3, 32, 32)}
     exec(code, names)

@@ -33,16 +33,16 @@ __all__ = ["Flagship"]
 
 @dataclass(frozen=True)
 class Plan:
-    """How long each stage takes: steps, images, rounds. 0 leaves it out."""
+    """How long each stage takes: steps, batches of images, rounds. 0 leaves it out."""
 
     synthesis: int
-    images: int
+    batches: int
     reconstruct: int
     polish: int
     game: int
 
 
-PLANS = {"fast": Plan(24, 256, 0, 0, 0), "default": Plan(120, 512, 100, 150, 5), "best": Plan(1000, 1024, 1000, 2000, 100)}
+PLANS = {"fast": Plan(24, 4, 15, 0, 0), "default": Plan(120, 8, 100, 150, 5), "best": Plan(1000, 16, 1000, 2000, 100)}
 STEPS_A_ROUND = 5  # of the distillation, between two looks at whether the loss is still a number
 HELD_OUT, HELD_OUT_BATCHES = 64, 4  # samples, whichever is more
 CORRECTED_ON = 4  # batches
@@ -53,7 +53,7 @@ class Flagship:
     """The stages' lengths (`None`: set by the effort; 0 leaves one out) and what the recipe adds to their own constants."""
 
     synthesis: int | None = None  # steps of the generator; the second one takes half
-    images: int | None = None  # that ranges and blocks are learned on
+    batches: int | None = None  # of images that ranges and blocks are learned on
     squant: bool = True
     reconstruct: int | None = None  # steps a block
     polish: int | None = None  # steps of the distillation
@@ -73,10 +73,10 @@ class Flagship:
         given = {f.name: getattr(self, f.name) for f in fields(Plan) if getattr(self, f.name) is not None}
         plan = replace(PLANS[job.effort], **given)
         generator, other = Synthesis()(job, plan.synthesis), Synthesis()(job, plan.synthesis // 2, "held-out synthesis")
-        images = draw(generator, plan.images, job.batch)
+        images = draw(generator, plan.batches * job.batch, job.batch)
         if job.qconfig.mixed:
             choose_bits(job, images[: job.batch])
-        job.calibrate(images.split(job.batch), -(-len(images) // job.batch))
+        job.calibrate(images.split(job.batch), plan.batches)
         samples = self._attacked(job, draw(other, max(HELD_OUT, HELD_OUT_BATCHES * job.batch), job.batch))
         job.samples, held_out = samples, HeldOut(job, samples)
         if self.squant and any(q.bits < HIGH for q in job.placement.weights.values()):
