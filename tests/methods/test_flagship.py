@@ -15,8 +15,9 @@ import zaq
 from zaq.config import Card, QConfig
 from zaq.graph import input_node, trace
 from zaq.methods import reconstruction
-from zaq.methods.flagship import Flagship, HeldOut, attempt, correct
+from zaq.methods.flagship import Flagship, attempt, correct, relative_discrepancy
 from zaq.methods.job import Job, Stage
+from zaq.methods.loop import HeldOut
 from zaq.methods.reconstruction import Reconstruction
 from zaq.methods.synthesis import Synthesis
 from zaq.nodes import attribute
@@ -74,7 +75,7 @@ def test_a_seed_repeats_bit_for_bit() -> None:
 
 def test_what_does_not_serve_is_taken_back() -> None:
     job, x = calibrated("residual")
-    held_out, before = HeldOut(job, x), copy.deepcopy(job.student.state_dict())
+    held_out, before = HeldOut(job, x, relative_discrepancy), copy.deepcopy(job.student.state_dict())
 
     def spoil(stage: Stage) -> None:
         for p in job.student.parameters():
@@ -97,7 +98,7 @@ def test_held_out_sees_what_bias_correction_does() -> None:
     for name in job.placement.weights:  # a shift that correction can take back
         bias = attribute(job.student, name.replace("weight", "bias"))
         bias.data += 0.5
-    held_out = HeldOut(job, x)
+    held_out = HeldOut(job, x, relative_discrepancy)
     attempt(job, "bias correction", held_out, lambda stage: correct(job, x))
     assert job.stages[-1].kept and (job.stages[-1].loss_after or 1) < 0.7 * (job.stages[-1].loss_before or 0)
 
@@ -105,7 +106,7 @@ def test_held_out_sees_what_bias_correction_does() -> None:
 @pytest.mark.parametrize("name", ["residual", "grouped", "transposed", "shared_weight"])
 def test_reconstruction_brings_every_block_closer(name: str) -> None:
     job, x = calibrated(name)
-    held_out, stage = HeldOut(job, x), Stage("reconstruct", 0)
+    held_out, stage = HeldOut(job, x, relative_discrepancy), Stage("reconstruct", 0)
     before = held_out()
     Reconstruction()(job, x, 60, stage)
     assert held_out() < before and stage.steps % 60 == 0
@@ -119,7 +120,7 @@ def test_images_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
     run = reconstruction._Source._run
     monkeypatch.setattr(reconstruction._Source, "_run", lambda self, gm, part: (seen.append(len(part)), run(self, gm, part))[1])
-    held_out = HeldOut(job, x)
+    held_out = HeldOut(job, x, relative_discrepancy)
     before = held_out()
     Reconstruction()(job, x, 40, Stage("reconstruct", 0))
     assert held_out() < before and max(seen) < len(x)

@@ -18,6 +18,7 @@ from zaq.quant.aciq import allocate_bits, clip_range
 from zaq.quant.bias import correct_analytically
 from zaq.quant.fake_quantize import FakeQuantize
 from zaq.quant.moments import Clipped, moments
+from zaq.quant.op import along
 from zaq.quant.placement import make_room
 from zaq.quant.qparams import grid_of, quant_range
 
@@ -98,5 +99,4 @@ class ACIQ:
             ratio = rows.std(1) / rounded.transpose(0, quantizer.axis).flatten(1).std(1)
             ratio = torch.where(ratio.isfinite() & (ratio > 0), ratio, 1.0)
             quantizer.scale.mul_(ratio)
-            shape = [-1 if d == quantizer.axis else 1 for d in range(weight.dim())]
-            set_parameter(job.student, name, rounded * ratio.view(shape))
+            set_parameter(job.student, name, rounded * along(ratio, weight, quantizer.axis))

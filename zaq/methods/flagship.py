@@ -15,7 +15,7 @@ from torch import Tensor
 
 from zaq.graph import with_taps
 from zaq.methods.job import Job, Stage
-from zaq.methods.loop import Game, play
+from zaq.methods.loop import Game, HeldOut, play
 from zaq.methods.mix import choose_bits
 from zaq.methods.reconstruction import Reconstruction
 from zaq.methods.synthesis import Synthesis
@@ -78,7 +78,7 @@ class Flagship:
             choose_bits(job, images[: job.batch])
         job.calibrate(images.split(job.batch), plan.batches)
         samples = self._attacked(job, draw(other, max(HELD_OUT, HELD_OUT_BATCHES * job.batch), job.batch))
-        job.samples, held_out = samples, HeldOut(job, samples)
+        job.samples, held_out = samples, HeldOut(job, samples, relative_discrepancy)
         if self.squant and any(q.bits < HIGH for q in job.placement.weights.values()):
             attempt(job, "squant", held_out, lambda stage: round_weights(job))
         if plan.reconstruct:
@@ -105,7 +105,7 @@ class Flagship:
                 moved.append(part)
         return torch.cat([images[: len(images) // 2], *moved])
 
-    def _polish(self, job: Job, generator: DCGAN, steps: int, held_out: "HeldOut") -> None:
+    def _polish(self, job: Job, generator: DCGAN, steps: int, held_out: HeldOut) -> None:
         """Distil outputs and feature maps end to end, on images that are drawn anew at every step (PLF; Li et al. 2024)."""
         rounds = -(-steps // STEPS_A_ROUND)
         lr = rate(self.travel, STEPS_A_ROUND * sum(cosine(i / rounds) for i in range(rounds)))
@@ -115,8 +115,8 @@ class Flagship:
         def one_round(game: Game) -> dict[str, float]:
             total = 0.0
             for _ in range(STEPS_A_ROUND):
+                images = generator.draw(job.batch)
                 with torch.no_grad():
-                    images = generator.sample(job.batch)[0]
                     p, wanted = teacher(images)
                 q, found = student(images)
                 loss = relative_discrepancy(p, q)
@@ -128,20 +128,6 @@ class Flagship:
             return {"loss_q": total / STEPS_A_ROUND}
 
         play(job, Game(job.student, None, optimizer, None), rounds, one_round, cosine, held_out, "polish", checks=1)
-
-
-class HeldOut:
-    """Samples that no stage trains on: what student and teacher differ by on them, as a part of what samples differ by."""
-
-    def __init__(self, job: Job, images: Tensor) -> None:
-        self.student, self.parts = with_taps(job.student, []), images.split(job.batch)
-        with torch.no_grad():
-            self.wanted = [with_taps(job.teacher, [])(x)[0] for x in self.parts]
-
-    @torch.no_grad()
-    def __call__(self) -> float:
-        gaps = [relative_discrepancy(p, self.student(x)[0]) for p, x in zip(self.wanted, self.parts, strict=True)]
-        return float(torch.stack(gaps).mean())
 
 
 def relative_discrepancy(p: list[Tensor], q: list[Tensor]) -> Tensor:
@@ -172,8 +158,7 @@ def attempt(job: Job, name: str, held_out: HeldOut, action: Callable[[Stage], No
 
 def draw(generator: DCGAN, count: int, batch: int) -> Tensor:
     """Images (count, C, H, W), a batch at a time."""
-    with torch.no_grad():
-        return torch.cat([generator.sample(batch)[0] for _ in range(-(-count // batch))])[:count]
+    return torch.cat([generator.draw(batch) for _ in range(-(-count // batch))])[:count]
 
 
 def round_weights(job: Job) -> None:

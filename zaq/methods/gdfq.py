@@ -107,7 +107,7 @@ class GDFQ:
         alone = max(round(plan.warm_up * steps), WARM_UP if self.warm_up is None else 1)
         self._warm_up(job, draw, alone, watched=max(round(self.calibration * steps), WARM_UP))
         with torch.no_grad():
-            held_out = [generator.sample(job.batch)[0] for _ in range(HELD_OUT_BATCHES)]
+            held_out = [generator.draw(job.batch) for _ in range(HELD_OUT_BATCHES)]
         job.samples = torch.cat(held_out)
         if not job.interrupted:
             rounds = max(-(-(steps - alone) // STEPS_A_ROUND), 0)

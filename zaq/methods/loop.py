@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from zaq.graph import with_taps
 from zaq.methods.job import Job, Stage
 
-__all__ = ["Game", "play"]
+__all__ = ["Game", "HeldOut", "play"]
 
 CHECKS = 8  # times the held-out loss is looked at during a game; 1: at its end
 LIVES = 2  # times a loss may become NaN before the game stops
@@ -55,6 +56,20 @@ class Game:
             part.load_state_dict(copy.deepcopy(state))
         torch.set_rng_state(saved["rng"])
         self.layer_gaps, self.round = saved["layer_gaps"], saved["round"]
+
+
+class HeldOut:
+    """Samples that no stage trains on: by what `discrepancy` student and teacher differ on them, a mean over batches."""
+
+    def __init__(self, job: Job, images: Tensor, discrepancy: Callable[[list[Tensor], list[Tensor]], Tensor]) -> None:
+        self.student, self.parts, self.discrepancy = with_taps(job.student, []), images.split(job.batch), discrepancy
+        with torch.no_grad():
+            self.wanted = [with_taps(job.teacher, [])(x)[0] for x in self.parts]
+
+    @torch.no_grad()
+    def __call__(self) -> float:
+        gaps = [self.discrepancy(p, self.student(x)[0]) for p, x in zip(self.wanted, self.parts, strict=True)]
+        return float(torch.stack(gaps).mean())
 
 
 def play(

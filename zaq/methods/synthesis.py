@@ -7,7 +7,6 @@ that images stay near the borders between classes. A teacher without batch norm 
 (ZAQ's L_a); one without classes either leaves the generator as it is, and the adversarial stage to make what it can.
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +15,7 @@ from torch.nn import functional as F
 
 from zaq.graph import with_taps
 from zaq.methods.job import Job, Stage
-from zaq.methods.training import cosine, step
+from zaq.methods.training import cosine, descend
 from zaq.synth.generators import DCGAN
 from zaq.synth.losses import activation_loss, batch_norm_loss
 from zaq.synth.swing import with_swing
@@ -44,35 +43,26 @@ class Synthesis:
             learned = max(min(job.classes, steps * job.batch // DRAWS_A_CLASS), 2)
             generator.drawn = torch.randperm(job.classes)[:learned].sort().values
         stats = job.batch_norms()
-        stage = Stage(name, 0)
-        job.stages.append(stage)
         if not stats and job.classes is None:
-            stage.note = "the teacher has neither batch norm nor classes: images start from noise"
+            job.stages.append(Stage(name, 0, note="the teacher has neither batch norm nor classes: images start from noise"))
             return generator
         teacher = with_taps(with_swing(job.teacher) if self.swing else job.teacher, [*stats] or job.taps[-1:])
         optimizer = torch.optim.Adam(generator.parameters(), self.lr)
-        try:
-            for i in job.progress.track(name, steps):
-                optimizer.param_groups[0]["lr"] = self.lr * cosine(i / steps)
-                images, labels = generator.sample(job.batch)
-                outputs, features = teacher(images)
-                losses = {}
-                if stats:
-                    losses["batch_norm"] = batch_norm_loss(features, list(stats.values()))
-                elif features:
-                    losses["activation"] = activation_loss(features[-1])
-                if labels is not None and self.beta:
-                    losses["classes"] = self.beta * self._hard(outputs[0], labels)
-                loss = torch.stack(list(losses.values())).sum()
-                if not math.isfinite(float(loss.detach())):
-                    stage.note = f"stopped at step {i} of {steps}: the loss became NaN"
-                    break
-                step(optimizer, loss)
-                stage.steps = i + 1
-                job.log(name, i, **{k: float(v.detach()) for k, v in losses.items()})
-        except KeyboardInterrupt:
-            job.interrupted = True
-            stage.note = f"interrupted after step {stage.steps} of {steps}"
+
+        def losses(i: int) -> dict[str, Tensor]:
+            optimizer.param_groups[0]["lr"] = self.lr * cosine(i / steps)
+            images, labels = generator.sample(job.batch)
+            outputs, features = teacher(images)
+            found = {}
+            if stats:
+                found["batch_norm"] = batch_norm_loss(features, list(stats.values()))
+            elif features:
+                found["activation"] = activation_loss(features[-1])
+            if labels is not None and self.beta:
+                found["classes"] = self.beta * self._hard(outputs[0], labels)
+            return found
+
+        descend(job, name, steps, optimizer, losses)
         return generator
 
     def _hard(self, logits: Tensor, labels: Tensor) -> Tensor:

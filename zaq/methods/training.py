@@ -1,7 +1,7 @@
 """What methods that train a student share: its optimizers, one step, and how it is held still."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zaq.methods.job import Job
+from zaq.methods.job import Job, Stage
 from zaq.nodes import attribute
+from zaq.quant.op import along
 
-__all__ = ["StepAdam", "cosine", "distillation", "frozen", "rate", "step", "student_optimizer"]
+__all__ = ["StepAdam", "cosine", "descend", "distillation", "frozen", "rate", "step", "student_optimizer"]
 
 FASTEST = 2e-3  # learning rate of a student, in steps of the grid, whatever `travel` allows
 
@@ -40,8 +41,7 @@ def student_optimizer(job: Job, lr: float, lr_bias: float, learn_scales: bool = 
     units: dict[nn.Parameter, Tensor] = {}
     for target, quantizer in job.placement.weights.items():
         weight = attribute(job.student, target)
-        shape = [-1 if d == quantizer.axis else 1 for d in range(weight.dim())]
-        units[cast(nn.Parameter, weight)] = quantizer.scale.detach().clone().view(shape)
+        units[cast(nn.Parameter, weight)] = along(quantizer.scale.detach().clone(), weight, quantizer.axis)
     for quantizer in (*job.placement.weights.values(), *job.placement.activations.values()):
         quantizer.scale.requires_grad_(learn_scales and not quantizer.guaranteed)
         units[cast(nn.Parameter, quantizer.scale)] = quantizer.scale.detach() / quantizer.quant_max
@@ -80,6 +80,28 @@ def step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
+
+
+def descend(job: Job, name: str, steps: int, optimizer: torch.optim.Optimizer, losses: Callable[[int], dict[str, Tensor]]) -> None:
+    """Go down the sum of what `losses` returns at each step, logged by name: a stage of its own, in the report.
+
+    A loss that is not finite ends it before it is taken, Ctrl-C with what was learnt.
+    """
+    stage = Stage(name, 0)
+    job.stages.append(stage)
+    try:
+        for i in job.progress.track(name, steps):
+            found = losses(i)
+            loss = torch.stack(list(found.values())).sum()
+            if not math.isfinite(float(loss.detach())):
+                stage.note = f"stopped at step {i} of {steps}: the loss became NaN"
+                break
+            step(optimizer, loss)
+            stage.steps = i + 1
+            job.log(name, i, **{k: float(v.detach()) for k, v in found.items()})
+    except KeyboardInterrupt:
+        job.interrupted = True
+        stage.note = f"interrupted after step {stage.steps} of {steps}"
 
 
 @contextmanager

@@ -11,7 +11,6 @@ layer's discrepancy. Before the game, G is warmed up to draw images that ranges 
 statistics where the teacher has them, and on its classes where it is a classifier. `warm_up=0` leaves that out.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -21,9 +20,9 @@ from torch.nn import functional as F
 
 from zaq.errors import BitsError, unknown
 from zaq.graph import with_taps
-from zaq.methods.job import Job, Stage
-from zaq.methods.loop import Game, play
-from zaq.methods.training import frozen, rate, step, student_optimizer
+from zaq.methods.job import Job
+from zaq.methods.loop import Game, HeldOut, play
+from zaq.methods.training import descend, frozen, rate, step, student_optimizer
 from zaq.synth.generators import DCGAN, GENERATORS
 from zaq.synth.losses import RELATIONS, activation_loss, batch_norm_loss, output_discrepancy, relation_gaps
 
@@ -69,16 +68,10 @@ class ZAQ:
         warm_up, rounds = STEPS[job.effort]
         generator = GENERATORS[self.generator](job.card, self.latent, self.width, job.classes)
         self._warm_up(job, generator, warm_up if self.warm_up is None else self.warm_up)
-        held_out = [_draw(job, generator) for _ in range(HELD_OUT_BATCHES)]
-        job.samples = torch.cat(held_out)
-        job.calibrate((_draw(job, generator) for _ in range(CALIBRATION_BATCHES)), CALIBRATION_BATCHES)
-
-        @torch.no_grad()
-        def held_out_loss() -> float:
-            outputs = [[with_taps(gm, [])(x)[0] for gm in (job.teacher, job.student)] for x in held_out]
-            return float(torch.stack([output_discrepancy(p, q) for p, q in outputs]).mean())
-
+        job.samples = torch.cat([generator.draw(job.batch) for _ in range(HELD_OUT_BATCHES)])
+        job.calibrate((generator.draw(job.batch) for _ in range(CALIBRATION_BATCHES)), CALIBRATION_BATCHES)
         if not job.interrupted:
+            held_out_loss = HeldOut(job, job.samples, output_discrepancy)
             self.game(job, generator, rounds if self.rounds is None else self.rounds, held_out_loss)
 
     def _warm_up(self, job: Job, generator: DCGAN, steps: int) -> None:
@@ -88,29 +81,20 @@ class ZAQ:
             return
         teacher = with_taps(job.teacher, [*stats, *job.taps[-1:]])
         optimizer = _adam(generator, self.lr_warm_up)
-        stage = Stage("warm-up", 0)
-        job.stages.append(stage)
-        try:
-            for i in job.progress.track("warm-up", steps):
-                images, labels = generator.sample(job.batch)
-                outputs, features = teacher(images)
-                losses = {}
-                if stats:
-                    losses["batch_norm"] = batch_norm_loss(features[: len(stats)], list(stats.values()))
-                elif self.beta and features:
-                    losses["activation"] = self.beta * activation_loss(features[-1])
-                if labels is not None:
-                    losses["cross_entropy"] = F.cross_entropy(outputs[0], labels)
-                loss = torch.stack(list(losses.values())).sum()
-                if not math.isfinite(float(loss.detach())):
-                    stage.note = f"stopped at step {i} of {steps}: the loss became NaN"
-                    break
-                step(optimizer, loss)
-                stage.steps = i + 1
-                job.log("warm-up", i, **{k: float(v.detach()) for k, v in losses.items()})
-        except KeyboardInterrupt:
-            job.interrupted = True
-            stage.note = f"interrupted after step {stage.steps} of {steps}"
+
+        def losses(_: int) -> dict[str, Tensor]:
+            images, labels = generator.sample(job.batch)
+            outputs, features = teacher(images)
+            found = {}
+            if stats:
+                found["batch_norm"] = batch_norm_loss(features[: len(stats)], list(stats.values()))
+            elif self.beta and features:
+                found["activation"] = self.beta * activation_loss(features[-1])
+            if labels is not None:
+                found["cross_entropy"] = F.cross_entropy(outputs[0], labels)
+            return found
+
+        descend(job, "warm-up", steps, optimizer, losses)
 
     def game(self, job: Job, generator: DCGAN, rounds: int, held_out: Callable[[], float]) -> None:
         """Play, and keep the state of `job.student` for which `held_out` is least."""
@@ -132,7 +116,7 @@ class ZAQ:
         def one_round(game: Game) -> dict[str, float]:
             losses = {}
             for _ in range(self.q_steps):
-                images = _draw(job, generator)
+                images = generator.draw(job.batch)
                 d_o, d_f, _ = discrepancy(images)
                 loss = d_o + self.alpha * d_f
                 step(optimizer_q, loss)
@@ -171,8 +155,3 @@ class ZAQ:
 
 def _adam(module: nn.Module, lr: float) -> torch.optim.Optimizer:
     return torch.optim.Adam(module.parameters(), lr)
-
-
-@torch.no_grad()
-def _draw(job: Job, generator: DCGAN) -> Tensor:
-    return generator.sample(job.batch)[0]

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["fake_quantize"]
+__all__ = ["along", "fake_quantize"]
 
 
 @torch.library.custom_op("zaq::fake_quantize", mutates_args=())
@@ -21,7 +21,7 @@ def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, axis: int, quant
 
     scale is float32 and zero_point int32, each with one value (axis < 0) or one for every index of dimension `axis`.
     """
-    step = _along(scale, x, axis)
+    step = along(scale, x, axis)
     low, high = _ends(zero_point, x, axis, quant_min, quant_max)
     return (x / step).round_().clamp_(low, high).mul_(step)
 
@@ -31,14 +31,14 @@ def _(x: Tensor, scale: Tensor, zero_point: Tensor, axis: int, quant_min: int, q
     return torch.empty_like(x)
 
 
-def _along(values: Tensor, x: Tensor, axis: int) -> Tensor:
+def along(values: Tensor, x: Tensor, axis: int) -> Tensor:
     """Values in a shape that broadcasts along dimension `axis` of x."""
     return values if axis < 0 else values.view(-1, *[1] * (x.dim() - 1 - axis))
 
 
 def _ends(zero_point: Tensor, x: Tensor, axis: int, quant_min: int, quant_max: int) -> tuple[Any, Any]:
     """The least and the greatest integer counted from the zero point: numbers where reading one does not make a GPU wait."""
-    zero = int(zero_point) if axis < 0 and not x.is_cuda else _along(zero_point, x, axis).to(x.dtype)
+    zero = int(zero_point) if axis < 0 and not x.is_cuda else along(zero_point, x, axis).to(x.dtype)
     return quant_min - zero, quant_max - zero
 
 
@@ -52,7 +52,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     if grad.stride() != x.stride():  # mixed memory formats cost thirty times the work itself
         grad = torch.empty_like(x).copy_(grad)
     low, high = _ends(zero_point, x, ctx.axis, ctx.quant_min, ctx.quant_max)
-    step = _along(scale, x, ctx.axis)
+    step = along(scale, x, ctx.axis)
     # hardtanh's backward is the vectorised "grad where low < x < high, else 0"; it takes numbers
     if isinstance(low, int):
         ends = (float((low - 0.5) * step), float((high + 0.5) * step))

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from zaq.quant.fake_quantize import FakeQuantize
+from zaq.quant.op import along
 
 __all__ = ["LearnedRounding", "into_cells", "squant"]
 
@@ -78,7 +79,7 @@ class LearnedRounding(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         soft = (self.base + self.h()).clamp(self.low, self.high)
-        return soft * _along(self.quantizer.scale, self.quantizer, weight)
+        return soft * along(self.quantizer.scale, weight, self.quantizer.axis)
 
     def regularization(self, beta: float) -> Tensor:
         """sum of 1 - |2 h(V) - 1|^beta, which is least where h is 0 or 1 (eq. 24)."""
@@ -93,16 +94,12 @@ class LearnedRounding(nn.Module):
 @torch.no_grad()
 def into_cells(quantizer: FakeQuantize, weight: Tensor, codes: Tensor) -> None:
     """Move a weight, in place and no further than it must, to where it is rounded to `codes` (from the zero point)."""
-    scale = _along(quantizer.scale, quantizer, weight)
+    scale = along(quantizer.scale, weight, quantizer.axis)
     reach = 0.5 - EDGE
     weight.copy_(torch.minimum(torch.maximum(weight / scale, codes - reach), codes + reach) * scale)
 
 
 def _position(quantizer: FakeQuantize, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """A weight in steps of its grid, counted from the zero point, and the least and the greatest code there."""
-    zero = _along(quantizer.zero_point, quantizer, weight)
-    return weight / _along(quantizer.scale.detach(), quantizer, weight), quantizer.quant_min - zero, quantizer.quant_max - zero
-
-
-def _along(values: Tensor, quantizer: FakeQuantize, weight: Tensor) -> Tensor:
-    return values if quantizer.axis < 0 else values.view([-1 if d == quantizer.axis else 1 for d in range(weight.dim())])
+    zero = along(quantizer.zero_point, weight, quantizer.axis)
+    return weight / along(quantizer.scale.detach(), weight, quantizer.axis), quantizer.quant_min - zero, quantizer.quant_max - zero

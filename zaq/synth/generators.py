@@ -98,6 +98,11 @@ class DCGAN(nn.Module):
         images: Tensor = self(torch.randn(n, self.latent), labels)
         return images, labels
 
+    @torch.no_grad()
+    def draw(self, n: int) -> Tensor:
+        """n images alone, with nothing remembered for a gradient."""
+        return self.sample(n)[0]
+
 
 class ConditionalBatchNorm2d(nn.BatchNorm2d):
     """Batch norm whose scale and shift are learned for each class."""
