@@ -155,8 +155,8 @@ def test_synthesis_learns_classes_and_statistics() -> None:
     generator = Synthesis()(job, 60)
     with torch.no_grad():
         x, labels = generator.sample(256)
-        right = (job.teacher(x).argmax(1) == labels).float().mean()
-    assert float(right) > 0.7
+        dreamt, painted = (job.teacher(x).argmax(1) == labels).float().view(2, -1).mean(1).tolist()
+    assert dreamt > 0.6 and painted > 0.3, "of five classes"
     first, last = job.log.rows[0], job.log.rows[-1]
     assert last["batch_norm"] < 0.7 * first["batch_norm"] and last["classes"] < 0.5 * first["classes"]
 

@@ -25,7 +25,7 @@ from zaq.nodes import attribute
 from zaq.quant.bias import correct_empirically
 from zaq.quant.placement import HIGH, make_room
 from zaq.quant.rounding import into_cells, squant
-from zaq.synth.generators import DCGAN
+from zaq.synth.generators import Generator
 from zaq.synth.losses import output_discrepancy
 
 __all__ = ["Flagship"]
@@ -105,7 +105,7 @@ class Flagship:
                 moved.append(part)
         return torch.cat([images[: len(images) // 2], *moved])
 
-    def _polish(self, job: Job, generator: DCGAN, steps: int, held_out: HeldOut) -> None:
+    def _polish(self, job: Job, generator: Generator, steps: int, held_out: HeldOut) -> None:
         """Distil outputs and feature maps end to end, on images that are drawn anew at every step (PLF; Li et al. 2024)."""
         rounds = -(-steps // STEPS_A_ROUND)
         lr = rate(self.travel, STEPS_A_ROUND * sum(cosine(i / rounds) for i in range(rounds)))
@@ -156,7 +156,7 @@ def attempt(job: Job, name: str, held_out: HeldOut, action: Callable[[Stage], No
         stage.loss_after = stage.loss_before
 
 
-def draw(generator: DCGAN, count: int, batch: int) -> Tensor:
+def draw(generator: Generator, count: int, batch: int) -> Tensor:
     """Images (count, C, H, W), a batch at a time."""
     return torch.cat([generator.draw(batch) for _ in range(-(-count // batch))])[:count]
 

@@ -1,10 +1,13 @@
-"""A generator worth training on: the teacher's batch-norm statistics, classes, hard ones first, swinging convolutions.
+"""Generators worth training on: the teacher's batch-norm statistics, classes, hard ones first, swinging convolutions.
 
     L_G = sum_l [mean and deviation of layer l against its batch norm] + beta mean (1 - p_y)^gamma CE(P(G(z, y)), y)
 
 Batch-norm matching as ZeroQ's, (1 - p_y)^gamma as HAST's (Li et al. 2023, eq. 5): what is sure already is left alone, so
 that images stay near the borders between classes. A teacher without batch norm excites its last feature map instead
-(ZAQ's L_a); one without classes either leaves the generator as it is, and the adversarial stage to make what it can.
+(ZAQ's L_a); one without classes either leaves the generators as they are, and the adversarial stage to make what it can.
+
+Half of the images start from noise and leaves, half from dead leaves. The former alone are too much alike: what a student learns on
+them it does not keep on photographs, however small the loss becomes.
 """
 
 from dataclasses import dataclass
@@ -16,7 +19,8 @@ from torch.nn import functional as F
 from zaq.graph import with_taps
 from zaq.methods.job import Job, Stage
 from zaq.methods.training import cosine, descend
-from zaq.synth.generators import DCGAN
+from zaq.synth.generators import DCGAN, Generator, Mixture
+from zaq.synth.leaves import Painter
 from zaq.synth.losses import activation_loss, batch_norm_loss
 from zaq.synth.swing import with_swing
 
@@ -36,15 +40,16 @@ class Synthesis:
     width: int = 32
     swing: bool = True
 
-    def __call__(self, job: Job, steps: int, name: str = "synthesis") -> DCGAN:
+    def __call__(self, job: Job, steps: int, name: str = "synthesis") -> Generator:
         """A generator for `job.teacher`, trained for `steps` batches. Ctrl-C ends it with what it has learnt."""
-        generator = DCGAN(job.card, self.latent, self.width, job.classes, conditional=True)
+        dreamer = DCGAN(job.card, self.latent, self.width, job.classes, conditional=True)
+        generator = Mixture(job.card, [dreamer, Painter(job.card, self.width, job.classes)])
         if job.classes is not None:
             learned = max(min(job.classes, steps * job.batch // DRAWS_A_CLASS), 2)
             generator.drawn = torch.randperm(job.classes)[:learned].sort().values
         stats = job.batch_norms()
         if not stats and job.classes is None:
-            job.stages.append(Stage(name, 0, note="the teacher has neither batch norm nor classes: images start from noise"))
+            job.stages.append(Stage(name, 0, note="the teacher has neither batch norm nor classes: images start from noise and leaves"))
             return generator
         teacher = with_taps(with_swing(job.teacher) if self.swing else job.teacher, [*stats] or job.taps[-1:])
         optimizer = torch.optim.Adam(generator.parameters(), self.lr)

@@ -23,7 +23,7 @@ from zaq.graph import with_taps
 from zaq.methods.job import Job
 from zaq.methods.loop import Game, HeldOut, play
 from zaq.methods.training import descend, frozen, rate, step, student_optimizer
-from zaq.synth.generators import DCGAN, GENERATORS
+from zaq.synth.generators import GENERATORS, Generator
 from zaq.synth.losses import RELATIONS, activation_loss, batch_norm_loss, output_discrepancy, relation_gaps
 
 __all__ = ["ZAQ"]
@@ -74,7 +74,7 @@ class ZAQ:
             held_out_loss = HeldOut(job, job.samples, output_discrepancy)
             self.game(job, generator, rounds if self.rounds is None else self.rounds, held_out_loss)
 
-    def _warm_up(self, job: Job, generator: DCGAN, steps: int) -> None:
+    def _warm_up(self, job: Job, generator: Generator, steps: int) -> None:
         stats = job.batch_norms()
         if not stats and generator.classes is None:
             job.notes.append("the teacher has neither batch norm nor classes: the generator starts from noise")
@@ -96,7 +96,7 @@ class ZAQ:
 
         descend(job, "warm-up", steps, optimizer, losses)
 
-    def game(self, job: Job, generator: DCGAN, rounds: int, held_out: Callable[[], float]) -> None:
+    def game(self, job: Job, generator: Generator, rounds: int, held_out: Callable[[], float]) -> None:
         """Play, and keep the state of `job.student` for which `held_out` is least."""
         teacher, student = job.tapped(student=False), job.tapped(student=True)
         stats = job.batch_norms() if self.bns else {}

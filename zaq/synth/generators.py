@@ -7,13 +7,44 @@ from torch import Tensor, nn
 
 from zaq.config import Card
 
-__all__ = ["DCGAN", "GENERATORS", "ConditionalBatchNorm2d"]
+__all__ = ["DCGAN", "GENERATORS", "ConditionalBatchNorm2d", "Generator", "Mixture", "natural"]
 
 BASE = 8  # pixels a side before the first upsampling, at most
 NATURAL_REACH = 1.5  # standard deviations from the middle of a pixel's range to its end, at least, where std is the data's
 
 
-class DCGAN(nn.Module):
+class Generator(nn.Module):
+    """Images (n, C, H, W), as a model reads them, out of what `source` hands it and labels (n,), if it has classes."""
+
+    low: Tensor
+    high: Tensor
+    drawn: Tensor
+
+    def __init__(self, card: Card, classes: int | None = None) -> None:
+        super().__init__()
+        self.classes = classes
+        low, high = card.bounds()
+        self.register_buffer("low", low)
+        self.register_buffer("high", high)
+        self.register_buffer("drawn", torch.arange(classes or 0))  # the classes that `sample` draws
+
+    def source(self, n: int) -> Tensor:
+        """What n images are made from."""
+        raise NotImplementedError
+
+    def sample(self, n: int) -> tuple[Tensor, Tensor | None]:
+        """n images and the labels they were drawn for (None where the generator knows no classes)."""
+        labels = self.drawn[torch.randint(len(self.drawn), (n,))] if self.classes else None
+        images: Tensor = self(self.source(n), labels)
+        return images, labels
+
+    @torch.no_grad()
+    def draw(self, n: int) -> Tensor:
+        """n images alone, with nothing remembered for a gradient."""
+        return self.sample(n)[0]
+
+
+class DCGAN(Generator):
     """ZAQ's generator (GDFQ's too): linear, then upsample, 3x3 convolution, batch norm, leaky ReLU up to full size.
 
     `width` channels after the linear layer, halved at the last upsampling (paper: 128, and a quarter of it on CIFAR).
@@ -28,10 +59,6 @@ class DCGAN(nn.Module):
     the normalised pixels themselves, cut where no pixel lies.
     """
 
-    drawn: Tensor
-    low: Tensor
-    high: Tensor
-
     def __init__(
         self,
         card: Card,
@@ -43,9 +70,9 @@ class DCGAN(nn.Module):
         tanh: bool = False,
         conditional: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(card, classes)
         channels, height, self.image_width = card.input
-        self.latent, self.classes, self.height, self.tanh = latent, classes, height, tanh
+        self.latent, self.height, self.tanh = latent, height, tanh
         if doublings is None:
             doublings = 0
             while max(height, self.image_width) > BASE * 2**doublings:
@@ -66,10 +93,6 @@ class DCGAN(nn.Module):
             width = out
         layers += [nn.Conv2d(width, channels, 3, padding=1), *([nn.Tanh()] if tanh else []), nn.BatchNorm2d(channels, affine=False)]
         self.body = nn.Sequential(*layers)
-        low, high = card.bounds()
-        self.register_buffer("drawn", torch.arange(classes or 0))  # the classes that `sample` draws
-        self.register_buffer("low", low)
-        self.register_buffer("high", high)
         nn.Module.to(self, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:  # (N, latent), (N,) -> (N, C, H, W)
@@ -81,27 +104,38 @@ class DCGAN(nn.Module):
             x = layer(x, labels) if isinstance(layer, ConditionalBatchNorm2d) else layer(x)
         x = x[:, :, : self.height, : self.image_width]
         if self.tanh:
-            return self._normalised(x)
+            return natural(x, self.low, self.high)
         return self.low + (self.high - self.low) * torch.sigmoid(1.5 * x)
 
-    def _normalised(self, x: Tensor) -> Tensor:
-        """Images of mean 0 and variance 1 as the model reads them. Mean and std of most cards are those of photographs, so
-        that such images need nothing; a card whose std is not (pixels from 0 to 1) shifts and shrinks them."""
-        middle, reach = (self.high + self.low) / 2, (self.high - self.low) / 2
-        fits = reach >= NATURAL_REACH
-        x = torch.where(fits, x, middle + x * reach / NATURAL_REACH)
-        return x.maximum(self.low).minimum(self.high)
+    def source(self, n: int) -> Tensor:
+        return torch.randn(n, self.latent)
+
+
+class Mixture(Generator):
+    """Draws from several generators alike: what they draw together is to look like data, each adds what others lack."""
+
+    def __init__(self, card: Card, parts: list[Generator]) -> None:
+        super().__init__(card, parts[0].classes)
+        self.parts = nn.ModuleList(parts)
 
     def sample(self, n: int) -> tuple[Tensor, Tensor | None]:
-        """n images and the labels they were drawn for (None where the generator knows no classes)."""
-        labels = self.drawn[torch.randint(len(self.drawn), (n,))] if self.classes else None
-        images: Tensor = self(torch.randn(n, self.latent), labels)
-        return images, labels
+        images, labels = [], []
+        for part, share in zip(self.parts, torch.arange(n).tensor_split(len(self.parts)), strict=True):
+            assert isinstance(part, Generator)
+            part.drawn = self.drawn
+            if len(share):
+                x, y = part.sample(len(share))
+                images.append(x)
+                labels += [] if y is None else [y]
+        return torch.cat(images), torch.cat(labels) if labels else None
 
-    @torch.no_grad()
-    def draw(self, n: int) -> Tensor:
-        """n images alone, with nothing remembered for a gradient."""
-        return self.sample(n)[0]
+
+def natural(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Images of mean 0 and variance 1 as a model reads them. Mean and std of most cards are those of photographs, so that
+    such images need nothing; a card whose std is not (pixels from 0 to 1) shifts and shrinks them."""
+    middle, reach = (high + low) / 2, (high - low) / 2
+    x = torch.where(reach >= NATURAL_REACH, x, middle + x * reach / NATURAL_REACH)
+    return x.maximum(low).minimum(high)
 
 
 class ConditionalBatchNorm2d(nn.BatchNorm2d):
