@@ -152,7 +152,7 @@ def test_synthesis_learns_classes_and_statistics() -> None:
     x, _ = gratings(2, seed=0)
     job = Job(fold(trace(trained(), x))[0], QConfig.parse("w4a4"), replace(TOY_CARD, input=tuple(x.shape[1:])))
     torch.manual_seed(0)
-    generator = Synthesis()(job, 60)
+    generator = Synthesis()(job, 120)
     with torch.no_grad():
         x, labels = generator.sample(256)
         dreamt, painted = (job.teacher(x).argmax(1) == labels).float().view(2, -1).mean(1).tolist()
