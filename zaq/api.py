@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from zaq.export.onnx import write_onnx
 from zaq.graph import input_node, trace
 from zaq.methods import reads_data
 from zaq.methods.flagship import Flagship
-from zaq.methods.job import Job, Log
+from zaq.methods.job import NO_BATCH_NORM, Job, Log
 from zaq.passes.fold import fold
 from zaq.progress import Progress
 from zaq.quant.placement import make_room, weighted_layers
@@ -81,9 +81,11 @@ def quantize_graph(
     log: Log | None = None,
     source: dict[str, Any] | None = None,
     real: Iterator[tuple[Tensor, Tensor]] | None = None,
+    notes: Iterable[str] = (),
 ) -> Quantized:
     """Quantize a traced graph; what `quantize` and the command line share.
 
+    `notes`: what the report has to say of the source.
     `real`: endless batches of real images and labels. Only a method that says `reads_data` is called with them.
     """
     if effort not in EFFORTS:
@@ -98,7 +100,9 @@ def quantize_graph(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         job = Job(teacher, qconfig, card, effort, progress or Progress(), log or Log())
-        job.notes += unfolded
+        job.notes += [*notes, *unfolded]
+        if not job.batch_norms():
+            job.notes.append(NO_BATCH_NORM)
         if card.normalised:
             job.notes.append("no mean and std are known: the input counts as already normalised")
         if qconfig.placement != "integer":

@@ -194,11 +194,11 @@ class Card:
         return cls(**kept)
 
     @classmethod
-    def beside(cls, model: Path) -> "Card":
-        """The card of the same name beside a model file, or an empty one."""
+    def beside(cls, model: Path, known: dict[str, Any] | None = None) -> "Card":
+        """The card of the same name beside a model file, if there is one, over what is `known` without it."""
         path = model.with_suffix(".json")
         if not path.is_file():
-            return cls()
+            return cls.from_dict(known or {})
         try:
             values = json.loads(path.read_text())
             if not isinstance(values, dict):
@@ -206,7 +206,7 @@ class Card:
         except ValueError as error:
             raise SourceError(f"{path}: the card is not readable as JSON ({error}).") from error
         try:
-            return cls.from_dict(values)
+            return cls.from_dict({**(known or {}), **values})
         except SourceError as error:
             raise SourceError(f"{path}: {error}") from error
 

@@ -180,6 +180,8 @@ def _one_spelling(graph: Graph) -> None:
             node.target = aten.reshape.default
         elif node.target is aten.relu6.default:  # of F.relu6; nn.ReLU6 is a hardtanh already
             node.target, node.args = aten.hardtanh.default, (node.args[0], 0.0, 6.0)
+        elif node.target is aten.clip.default:
+            node.target = aten.clamp.default
         elif node.target is aten.clamp_max.default:
             node.target, node.args = aten.clamp.default, (node.args[0], None, node.args[1])
         elif node.target is aten.adaptive_avg_pool2d.default and list(node.args[1]) == [1, 1]:
@@ -230,7 +232,7 @@ def _require_any_batch(gm: GraphModule) -> None:
         try:
             with torch.no_grad():
                 gm(torch.zeros(3, *[int(d) for d in shape[1:]]))
-        except RuntimeError:
+        except (RuntimeError, IndexError):
             fixed = True
     if fixed:
         raise TraceError(

@@ -1,17 +1,34 @@
 """What is in a model and what would become of it, without doing it."""
 
+import dataclasses
 import math
 from collections import Counter
 from typing import Any
 
+import torch
+from torch.fx import GraphModule, Node
+
 from zaq.config import QConfig
-from zaq.graph import CONVS, activations, input_node, shape_of, taps
+from zaq.graph import CONVS, TRANSPOSED, activations, input_node, shape_of, taps
+from zaq.methods.job import NO_BATCH_NORM
 from zaq.nodes import attribute
+from zaq.passes.equalize import regions
 from zaq.passes.fold import fold
 from zaq.quant.placement import place, weighted_layers
 from zaq.sources import Source
 
 __all__ = ["describe_model", "facts"]
+
+UNEQUAL = 8.0  # a median channel then has a range of 3 bits less than the largest, under one scale
+SHOWN = 6  # layers in a warning
+ROUGH = {  # what is hard on a quantizer, and why
+    "hardtanh": "equalization gives every channel a clip of its own; -s relu6_to_relu=true would change the function",
+    "hardswish": "no scale passes through it, so nothing is equalized across; the little below zero shares its steps with all above",
+    "silu": "no scale passes through it, so nothing is equalized across; the little below zero shares its steps with all above",
+    "gelu": "no scale passes through it, so nothing is equalized across; the little below zero shares its steps with all above",
+    "erf": "a GELU in parts: no scale passes through it, and its parts are computed in float",
+    "layer_norm": "computed in float; what it reads often has a few channels far greater than the rest",
+}
 
 
 def facts(model: Source, qconfig: QConfig) -> dict[str, Any]:
@@ -32,6 +49,7 @@ def facts(model: Source, qconfig: QConfig) -> dict[str, Any]:
                 "macs": _macs(folded, node),
             }
         )
+    warnings = _warnings(folded, [n.name for n in weighted_layers(folded)])
     return {
         "name": model.name,
         "sha256": model.sha256,
@@ -42,16 +60,19 @@ def facts(model: Source, qconfig: QConfig) -> dict[str, Any]:
         "operations": dict(Counter(str(n.target).removeprefix("aten.") for n in activations(folded)).most_common()),
         "batch_norms_folded": sum("bn" in n.meta for n in folded.graph.nodes),
         "batch_norms_left": unfolded,
+        "equalizes": [dataclasses.asdict(r) for r in regions(folded)],
         "taps": taps(folded),
         "layers": layers,
         "activations": {name: q.bits for name, q in placement.activations.items()},
         "in_float": placement.in_float,
+        "warnings": [*model.notes, *warnings],
     }
 
 
 def describe_model(model: Source, qconfig: QConfig) -> str:
     """The facts as text for a terminal."""
     f = facts(model, qconfig)
+    equalizes = [f"{', '.join(r['writers'])} -> {', '.join(r['readers'])} ({r['channels']} channels)" for r in f["equalizes"]]
     card = model.card
     normalisation = "already normalised (no card, no flags)" if card.normalised else f"mean {card.mean}, std {card.std}"
     lines = [
@@ -60,6 +81,8 @@ def describe_model(model: Source, qconfig: QConfig) -> str:
         "  operations: " + ", ".join(f"{n} {k}" for k, n in f["operations"].items()),
         f"  {f['batch_norms_folded']} batch norms fold into the layer before them; {len(f['batch_norms_left'])} do not",
         *(f"    {reason}" for reason in f["batch_norms_left"]),
+        f"  {len(equalizes)} regions equalize{':' if equalizes else ''}",
+        *(f"    {region}" for region in equalizes),
         f"  compared at: {', '.join(f['taps']) or 'outputs only'}",
         f"at {qconfig}:",
         f"  {'layer':<14}{'weight':<34}{'shape':<20}{'w':>3}{'a':>4}  input",
@@ -70,7 +93,32 @@ def describe_model(model: Source, qconfig: QConfig) -> str:
     others = [f"{name} {bits}" for name, bits in f["activations"].items() if name not in {r["input"] for r in f["layers"]}]
     lines.append(f"  other tensors: {', '.join(others) or 'none'}")
     lines += [f"  stays in float: {name}" for name in f["in_float"]]
+    lines += [f"warning: {text}" for text in f["warnings"]]
     return "\n".join(lines)
+
+
+def _warnings(gm: GraphModule, layers: list[str]) -> list[str]:
+    """What will cost accuracy at few bits, and what methods cannot do here."""
+    kinds = Counter(str(n.target).removeprefix("aten.").partition(".")[0] for n in activations(gm))
+    kinds["layer_norm"] += kinds.pop("native_layer_norm", 0)
+    found = [f"{kinds[kind]} {kind}: {why}" for kind, why in ROUGH.items() if kinds[kind]]
+    unequal = {n.name: ratio for n in gm.graph.nodes if n.name in layers and (ratio := _inequality(gm, n)) > UNEQUAL}
+    if unequal:
+        worst = sorted(unequal, key=lambda name: -unequal[name])[:SHOWN]
+        named = ", ".join(f"{name} {unequal[name]:.0f}x" for name in worst) + (", ..." if len(unequal) > SHOWN else "")
+        found.append(
+            f"unequal channels in {len(unequal)} layers (largest range over the median's: {named}): one scale a weight would lose them"
+        )
+    if not any("bn" in n.meta for n in gm.graph.nodes):
+        found.append(NO_BATCH_NORM)
+    return found
+
+
+def _inequality(gm: GraphModule, node: Node) -> float:
+    """The largest range of an output channel's weights over the median one."""
+    weight = attribute(gm, str(node.args[1].target))  # type: ignore[union-attr]
+    ranges = weight.detach().abs().transpose(0, 1 if node.target in TRANSPOSED else 0).flatten(1).amax(1)
+    return float(ranges.max() / ranges.median().clamp(min=torch.finfo(ranges.dtype).tiny))
 
 
 def _unique(gm: Any) -> list[Any]:

@@ -50,8 +50,9 @@ def quantize_run(
     real = shuffled(data, model.card, FT_BATCH, seed) if data and reads_data(method) else None
     with disk_errors(folder):  # the log grows with every step
         quantized = quantize_graph(
-            model.graph, qconfig, method, card=model.card, effort=effort, seed=seed, progress=progress, log=log, source=source, real=real
-        )
+            model.graph, qconfig, method, card=model.card, effort=effort, seed=seed, progress=progress, log=log, source=source, real=real,
+            notes=model.notes,
+        )  # fmt: skip
     quantized.report["options"]["data"] = data
     report = quantized.report
     run.write_json("options.json", report["options"])

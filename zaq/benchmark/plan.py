@@ -17,6 +17,7 @@ import yaml
 
 from zaq.config import EFFORTS, QConfig
 from zaq.errors import UserError, unknown
+from zaq.sources import is_file
 
 __all__ = ["KEYS", "READS_IMAGES", "Cell", "cells_of", "read_plan", "shard"]
 
@@ -211,7 +212,7 @@ def _seeds(value: Any, where: str) -> list[int]:
 
 def _model(spec: str, folder: Path) -> str:
     """zoo:NAME and the like as they are; a file with ~ and variables in place, relative to `folder`."""
-    return spec if re.match(r"[a-z_-]{2,}:", spec) else str(_path(spec, folder))
+    return str(_path(spec, folder)) if is_file(spec) else spec
 
 
 def _data(spec: str, folder: Path) -> str:

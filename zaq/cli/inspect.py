@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from zaq.cli.options import card_options, card_overrides
+from zaq.cli.options import load_source, source_options
 
 __all__ = ["inspect_model"]
 
@@ -15,12 +15,11 @@ __all__ = ["inspect_model"]
 @click.option("--bits", default="w4a4", show_default=True)
 @click.option("--placement", default="integer", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
-@card_options
-def inspect_model(source: str, bits: str, placement: str, as_json: bool, **card: Any) -> None:
+@source_options
+def inspect_model(source: str, bits: str, placement: str, as_json: bool, **flags: Any) -> None:
     """What is in SOURCE, and what would be quantized at which bits. Nothing is written."""
     from zaq.config import QConfig
     from zaq.inspect import describe_model, facts
-    from zaq.sources import load
 
-    model, qconfig = load(source, card_overrides(card)), QConfig.parse(bits, placement=placement)
+    model, qconfig = load_source(source, flags), QConfig.parse(bits, placement=placement)
     click.echo(json.dumps(facts(model, qconfig), indent=1) if as_json else describe_model(model, qconfig))

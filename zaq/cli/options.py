@@ -1,5 +1,6 @@
-"""What verbs share: flags about the input, `-s key=value` typed by a method's fields, the progress bar."""
+"""What verbs share: flags about source and input, `-s key=value` typed by a method's fields, the progress bar."""
 
+import json
 import re
 import sys
 import types
@@ -11,7 +12,7 @@ import click
 
 from zaq.errors import BitsError, UserError, unknown
 
-__all__ = ["PATH", "card_options", "card_overrides", "ends", "method_of", "progress", "size_in_bytes"]
+__all__ = ["PATH", "card_options", "card_overrides", "ends", "load_source", "method_of", "progress", "size_in_bytes", "source_options"]
 
 PATH = click.Path(path_type=Path)
 
@@ -23,13 +24,39 @@ def card_options(command: Any) -> Any:
             click.option("--normalize", help="How the model expects its input: imagenet, cifar10, unit, ... or none."),
             click.option("--mean", help="Mean of x/255 per channel, as 0.485,0.456,0.406."),
             click.option("--std", help="Standard deviation of x/255 per channel."),
-            click.option("--input-shape", help="C,H,W, to check against the model's own."),
+            click.option("--input-shape", help="C,H,W; where neither source nor card says it."),
             click.option("--resize", type=int, help="Shorter side of an image before the crop, for zaq eval."),
             click.option("--crop", type=int, help="Side of the centre crop, for zaq eval."),
         ]
     ):
         command = option(command)
     return command
+
+
+def source_options(command: Any) -> Any:
+    """The flags that say how a source is read, and those of its card."""
+    for option in reversed(
+        [
+            click.option("--arch", help="What a file of weights is for: timm:NAME, torchvision:NAME, package.module:factory, ..."),
+            click.option("--kwargs", help="Arguments for the call that makes the network, as JSON: '{\"num_classes\": 10}'."),
+            click.option("--random-weights", is_flag=True, help="Of a library's network take the architecture alone."),
+        ]
+    ):
+        command = option(command)
+    return card_options(command)
+
+
+def load_source(source: str, flags: dict[str, Any]) -> Any:
+    """The source that SOURCE and the flags of `source_options` name."""
+    from zaq.sources import load
+
+    try:
+        kwargs = json.loads(flags["kwargs"] or "{}")
+        if not isinstance(kwargs, dict):
+            raise ValueError("not an object")
+    except ValueError as error:
+        raise UserError(f"--kwargs {flags['kwargs']}: is no JSON object ({error}); write it as '{{\"num_classes\": 10}}'.") from error
+    return load(source, card_overrides(flags), arch=flags["arch"], kwargs=kwargs, random_weights=flags["random_weights"])
 
 
 def card_overrides(flags: dict[str, Any]) -> dict[str, Any]:

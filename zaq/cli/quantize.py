@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from zaq.cli.options import PATH, card_options, card_overrides, ends, method_of, progress, size_in_bytes
+from zaq.cli.options import PATH, ends, load_source, method_of, progress, size_in_bytes, source_options
 from zaq.errors import BitsError, Interrupted, UserError, unknown
 
 __all__ = ["quantize"]
@@ -33,16 +33,19 @@ __all__ = ["quantize"]
 @click.option("--overwrite", is_flag=True, help="Replace a run that is there.")
 @click.option("--dry-run", is_flag=True, help="Print what would happen, write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
-@card_options
+@source_options
 def quantize(source: str, bits: str, target_size: str | None, placement: str, weights: str | None,
              activations: str | None, target: str, first_last: str, method: str,
              settings: tuple[str, ...], effort: str, data: str | None, seed: int, output: Path | None,
-             overwrite: bool, dry_run: bool, as_json: bool, **card: Any) -> None:  # fmt: skip
-    """Quantize SOURCE, a .pt2 file or zoo:NAME; the shipped CIFAR-10 ResNet-20 if none is named."""
+             overwrite: bool, dry_run: bool, as_json: bool, **flags: Any) -> None:  # fmt: skip
+    """Quantize SOURCE; the shipped CIFAR-10 ResNet-20 if none is named.
+
+    SOURCE: a .pt2 or .onnx file; .safetensors, .pt or .pth weights with --arch; timm:NAME, torchvision:NAME, hf-hub:OWNER/NAME;
+    package.module:factory; zoo:NAME.
+    """
     from zaq.config import EFFORTS, QConfig
     from zaq.methods import reads_data
     from zaq.pipeline import quantize_run
-    from zaq.sources import load
 
     if effort not in EFFORTS:
         raise BitsError("--effort: " + unknown("effort", effort, EFFORTS))
@@ -52,7 +55,7 @@ def quantize(source: str, bits: str, target_size: str | None, placement: str, we
         raise UserError(
             f"--method {method} " + ("reads real images: name them with --data." if data is None else "reads no data; only ft does.")
         )
-    model = load(source, card_overrides(card))
+    model = load_source(source, flags)
     folder = output or Path(f"{model.name}-{qconfig}")
     if dry_run:
         from zaq.inspect import describe_model

@@ -18,7 +18,12 @@ from zaq.passes.fold import BatchNormStats
 from zaq.progress import Progress
 from zaq.quant.placement import Placement, make_room, place
 
-__all__ = ["Job", "Log", "Stage"]
+__all__ = ["NO_BATCH_NORM", "Job", "Log", "Stage"]
+
+NO_BATCH_NORM = (
+    "no batch norm folds into a layer here (ONNX files mostly come with it folded): zeroq, gdfq, and the ranges of dfq and aciq have "
+    "nothing to hold on to; the default method and zaq go by what excites the network, and by its classes"
+)
 
 PIXELS_A_BATCH = 2**16  # a batch of 64 at 32x32
 

@@ -15,6 +15,7 @@ Where a tensor leaves the network, enters it, or goes through an operation that 
 
 import copy
 import math
+from collections import Counter
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -24,7 +25,7 @@ from torch.fx import GraphModule, Node
 from zaq.graph import CLAMPS, CONVS, LINEARS, MOVES, PADS, POOLS, activations, input_node, output_nodes, shape_of
 from zaq.nodes import attribute, channel_limits, channel_padding, groups_of, set_limits, set_parameter
 
-__all__ = ["columns", "equalize", "relax_relu6"]
+__all__ = ["Region", "columns", "equalize", "regions", "relax_relu6"]
 
 aten = torch.ops.aten
 CLOSE = 1e-4  # largest relative change of a scale at which equalization has converged
@@ -64,6 +65,28 @@ class _Channels:
 
     def roots(self, node: Node) -> Tensor:
         return torch.tensor([self.root(i) for i in self.of[node]])
+
+
+@dataclass(frozen=True)
+class Region:
+    """Channels that can carry a scale: the layers that write them, and those that read them."""
+
+    writers: tuple[str, ...]
+    readers: tuple[str, ...]
+    channels: int
+
+
+def regions(gm: GraphModule) -> list[Region]:
+    """What `equalize` makes equal in a folded graph, in the order of execution."""
+    channels, _ = _regions(gm)
+    layers = [n for n in activations(gm) if n.target in CONVS | LINEARS and n in channels.of and n.all_input_nodes[0] in channels.of]
+    ends: dict[int, tuple[list[str], list[str]]] = {}
+    for node in layers:
+        for side, roots in enumerate((channels.roots(node), channels.roots(node.all_input_nodes[0]))):
+            for root in set(roots.tolist()) - {0}:
+                ends.setdefault(root, ([], []))[side].append(node.name)
+    found = Counter((tuple(w), tuple(r)) for w, r in ends.values() if w and r)
+    return [Region(writers, readers, count) for (writers, readers), count in found.items()]
 
 
 def equalize(gm: GraphModule, iterations: int = 20) -> tuple[GraphModule, list[str]]:

@@ -1,88 +1,35 @@
-"""Where a model comes from: a name or a path in, (graph, card) out. Nothing is unpickled."""
+"""Models as torch.export files. No part of one is unpickled, and no expression in one evaluated that is more than a size."""
 
 import ast
-import hashlib
 import io
 import json
 import re
 import zipfile
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch.fx import GraphModule
 
-from zaq.config import Card
-from zaq.errors import SourceError, unknown
-from zaq.graph import from_exported, input_node, quiet, trace
-from zaq.zoo import ARCHITECTURES
+from zaq.errors import SourceError
+from zaq.graph import from_exported, input_node, quiet
+from zaq.sources.base import SAVE_IT, Request, Source, file_hash
 
-__all__ = ["DEFAULT", "SOURCES", "Source", "load", "read_program", "read_pt2"]
+__all__ = ["read_program", "read_program_source", "read_pt2"]
 
-DEFAULT = "zoo:resnet20_cifar10"
-SAVE_IT = (
-    "Load it yourself where you trust it, then save it as .pt2:\n"
-    "  program = torch.export.export(model.eval(), (example,), dynamic_shapes=({0: torch.export.Dim.AUTO},))\n"
-    "  torch.export.save(program, 'model.pt2')"
-)
 SIZE_WORDS = {
     "Add", "And", "CeilDiv", "CleanDiv", "Eq", "FloorDiv", "Ge", "Gt", "Integer", "IntTrueDiv", "Le", "Lt", "Max", "Min",
     "Mod", "ModularIndexing", "Mul", "Ne", "Not", "Or", "Pow", "PythonMod", "Rational", "Symbol", "int_oo", "oo",
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Source:
-    """A model as a functional graph, what is known of its input, and the hash of the file it was read from."""
-
-    name: str
-    graph: GraphModule
-    card: Card
-    sha256: str
-
-
-def load(spec: str, overrides: dict[str, object] | None = None) -> Source:
-    """Load `zoo:NAME`, `file.pt2` or the like, and its card; `overrides` are card fields that flags gave.
-
-    Raises SourceError for a file that is missing, that is no model, or that would have to be unpickled.
-    """
-    kind, colon, name = spec.partition(":")
-    if colon and re.fullmatch(r"[a-z_-]{2,}", kind):
-        if kind != "zoo":
-            raise SourceError(f"{spec}: " + unknown("kind of source", kind, ["zoo"]))
-        path = _zoo_path(name)
-    else:
-        path = Path(spec)
-        if not path.exists():
-            raise SourceError(f"{spec}: there is no such file. A model is a .pt2 file, or {DEFAULT}.")
-    suffix = path.suffix.lower()
-    if suffix not in SOURCES:
-        raise SourceError(f"{path}: cannot tell a model by {suffix or 'no suffix'!r}; there is: {', '.join(SOURCES)}.")
-    card = Card.beside(path).override(**(overrides or {}))
-    graph = SOURCES[suffix](path)
-    card = _fit(path, graph, card)
-    return Source(path.stem, graph, card, hashlib.sha256(path.read_bytes()).hexdigest())
-
-
-def _zoo_path(name: str) -> Path:
-    """Where a shipped model lies: beside this package in a wheel, one folder up in a checkout."""
-    here = Path(__file__).resolve().parent
-    folder = next((d for d in (here / "models", here.parent / "models") if any(d.glob("*.safetensors"))), None)
-    found = {p.stem: p for p in folder.glob("*.safetensors")} if folder else {}
-    if name not in found:
-        raise SourceError(f"zoo:{name}: " + unknown("model", name, found))
-    return found[name]
-
-
-def _fit(path: Path, graph: GraphModule, card: Card) -> Card:
-    """The card with the shape that the graph was traced at; raises where flags or card say another."""
+def read_program_source(request: Request) -> Source:
+    """The program that a .pt2 file holds, at the shape that it was exported with."""
+    path, card = request.file(), request.card()
+    graph = read_pt2(path)
     shape = tuple(int(d) for d in input_node(graph).meta["val"].shape[1:])
     if card.input and tuple(card.input) != shape:
         raise SourceError(f"{path}: the model takes inputs of {shape}, card or flags say {tuple(card.input)}.")
-    return card.override(input=shape)
+    return Source(path.stem, graph, card.override(input=shape), file_hash(path))
 
 
 def read_pt2(path: Path) -> GraphModule:
@@ -167,34 +114,3 @@ def _require_plain_json(path: Path, name: str, data: bytes) -> None:
         check(json.loads(data))
     except ValueError as error:
         raise SourceError(f"{path}: {name} is not readable ({error}).") from error
-
-
-def _from_safetensors(path: Path) -> GraphModule:
-    """Weights whose architecture the card names (`arch`) and zaq.zoo has."""
-    card = path.with_suffix(".json")
-    values = json.loads(card.read_text()) if card.is_file() else {}
-    arch = str(values.get("arch", ""))
-    if arch not in ARCHITECTURES:
-        hint = unknown("arch", arch, ARCHITECTURES)
-        raise SourceError(f"{path}: weights alone are no model; its card {card.name} must name an arch: {hint}")
-    try:
-        state = load_file(path)
-        model = ARCHITECTURES[arch](classes=values.get("classes", 10))
-        model.load_state_dict(state)
-    except (SafetensorError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise SourceError(f"{path}: the weights do not fit {arch}: {reason}") from error
-    return trace(model, torch.zeros(2, *values.get("input", (3, 32, 32))))
-
-
-def _refuse_pickle(path: Path) -> GraphModule:
-    raise SourceError(f"{path}: a pickle can run any code when it is loaded, so zaq does not. {SAVE_IT}")
-
-
-SOURCES: dict[str, Callable[[Path], GraphModule]] = {
-    ".pt2": read_pt2,
-    ".safetensors": _from_safetensors,
-    ".pt": _refuse_pickle,
-    ".pth": _refuse_pickle,
-    ".pkl": _refuse_pickle,
-}

@@ -1,0 +1,86 @@
+"""Where a model comes from: a name or a path in, (graph, card) out. Nothing is unpickled."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from zaq.errors import SourceError
+from zaq.sources.base import Request, Source
+from zaq.sources.factory import read_factory
+from zaq.sources.libraries import read_hub, read_timm, read_torchvision
+from zaq.sources.onnx import read_onnx
+from zaq.sources.program import read_program, read_program_source, read_pt2
+from zaq.sources.weights import read_weights, read_zoo, refuse_pickle
+
+__all__ = ["DEFAULT", "SOURCES", "Kind", "Source", "is_file", "load", "read_program", "read_pt2"]
+
+DEFAULT = "zoo:resnet20_cifar10"
+
+
+class Kind(NamedTuple):
+    """How a kind of source is read, and which of --arch, --kwargs and --random-weights it has a use for."""
+
+    read: Callable[[Request], Source]
+    takes: tuple[str, ...] = ()
+
+
+# By how a source is spelt: a suffix, or a prefix.
+SOURCES = {
+    ".pt2": Kind(read_program_source),
+    ".onnx": Kind(read_onnx),
+    ".safetensors": Kind(read_weights, ("arch", "kwargs")),
+    ".pt": Kind(read_weights, ("arch", "kwargs")),
+    ".pth": Kind(read_weights, ("arch", "kwargs")),
+    ".pkl": Kind(refuse_pickle),
+    "zoo:": Kind(read_zoo),
+    "timm:": Kind(read_timm, ("kwargs", "random_weights")),
+    "torchvision:": Kind(read_torchvision, ("kwargs", "random_weights")),
+    "hf-hub:": Kind(read_hub, ("kwargs", "random_weights")),
+    "package.module:": Kind(read_factory, ("kwargs",)),
+}
+
+
+def is_file(spec: str) -> bool:
+    """Whether a source is spelt as a file, and not as `kind:name`."""
+    return Path(spec).exists() or not re.match(r"[A-Za-z_][\w.-]+:", spec)
+
+
+def load(
+    spec: str,
+    overrides: dict[str, object] | None = None,
+    *,
+    arch: str | None = None,
+    kwargs: dict[str, Any] | None = None,
+    random_weights: bool = False,
+) -> Source:
+    """Load a source, spelt as one of SOURCES, and its card; `overrides` are card fields that flags gave.
+
+    arch: what weights alone are the weights of. kwargs: arguments for the call that makes the network.
+    random_weights: of a library's network take the architecture alone.
+    Raises SourceError for one that is missing, that is no model, or that would have to be unpickled.
+    """
+    kind, name, path = _kind(spec)
+    options = {"arch": arch, "kwargs": kwargs, "random_weights": random_weights}
+    for option, value in options.items():
+        if value and option not in SOURCES[kind].takes:
+            takers = ", ".join(k for k, v in SOURCES.items() if option in v.takes)
+            raise SourceError(f"{spec}: --{option.replace('_', '-')} means nothing to this kind of source; it goes with {takers}.")
+    return SOURCES[kind].read(Request(spec, name, path, overrides or {}, arch, kwargs or {}, random_weights))
+
+
+def _kind(spec: str) -> tuple[str, str, Path | None]:
+    """The key of SOURCES that a spelling has, the name behind a prefix, and the path of a file."""
+    if is_file(spec):
+        path = Path(spec)
+        if not path.exists():
+            raise SourceError(f"{spec}: there is no such file. A model is a .pt2 file, or {DEFAULT}, or spelt {', '.join(SOURCES)}.")
+        suffix = path.suffix.lower()
+        if suffix not in SOURCES or path.is_dir():
+            files = ", ".join(s for s in SOURCES if s.startswith("."))
+            raise SourceError(f"{spec}: cannot tell a model by {suffix or 'no suffix'!r}; there is: {files}.")
+        return suffix, spec, path
+    kind, _, name = spec.partition(":")
+    if f"{kind}:" in SOURCES:
+        return f"{kind}:", name, None
+    return "package.module:", name, None

@@ -1,0 +1,285 @@
+"""What onnx2torch (1.5) lacks: operations of later opsets, and sizes that torch.export can see through.
+
+onnx2torch knows opsets up to 17, and keeps the sizes and axes that an operation is given as tensors, whose values
+torch.export does not know. Here they are numbers, most of them read off the shapes that onnx infers. A later version of
+an operation counts as the last one it knows where a file uses nothing of it that is new.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import onnx
+import torch
+from onnx import defs
+from onnx2torch import convert as to_torch
+from onnx2torch.node_converters.reduce import OnnxReduceStaticAxes
+from onnx2torch.node_converters.registry import _CONVERTER_REGISTRY as REGISTRY
+from onnx2torch.node_converters.registry import OperationDescription, get_converter
+from onnx2torch.onnx_graph import OnnxGraph
+from onnx2torch.onnx_node import OnnxNode
+from onnx2torch.utils.common import OnnxMapping, OperationConverterResult, get_const_value
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+from torch.nn import functional as F
+
+__all__ = ["convert", "unconverted"]
+
+PAD_MODES = {"constant": "constant", "reflect": "reflect", "edge": "replicate", "wrap": "circular"}
+Converter = Callable[[OnnxNode, OnnxGraph], nn.Module]
+
+
+def unconverted(model: onnx.ModelProto) -> list[str]:
+    """The operations of a model that there is no converter for, by name."""
+    opsets = {o.domain: o.version for o in model.opset_import}
+    missing = set()
+    for node in model.graph.node:
+        version = opsets[node.domain]
+        schema = defs.get_schema(node.op_type, version, node.domain)
+        known = [d.version for d in KNOWN if d[:2] == (node.domain, node.op_type) and d.version <= schema.since_version]
+        before = defs.get_schema(node.op_type, max(known), node.domain) if known else None
+        if before is None or not _alike(node, schema, before):
+            missing.add(f"{node.op_type} (opset {schema.since_version})")
+        else:
+            converter = REGISTRY[OperationDescription(node.domain, node.op_type, before.since_version)]
+            REGISTRY[OperationDescription(node.domain, node.op_type, schema.since_version)] = converter
+    return sorted(missing)
+
+
+def _alike(node: onnx.NodeProto, now: defs.OpSchema, before: defs.OpSchema) -> bool:
+    """Whether what a node says means the same in two versions of its operation."""
+    count = len(node.input)
+    if [i.name for i in now.inputs][:count] != [i.name for i in before.inputs][:count]:
+        return False
+    new = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute if a.name not in before.attributes}
+    return all(value == _neutral(now, name, value) for name, value in new.items())
+
+
+def _neutral(schema: defs.OpSchema, name: str, value: Any) -> Any:
+    """What an attribute does nothing with."""
+    if name == "dilations":
+        return [1] * len(value)
+    default = schema.attributes[name].default_value
+    return onnx.helper.get_attribute_value(default) if default.name else None
+
+
+def convert(model: onnx.ModelProto, batch: int) -> GraphModule:
+    """The module of a model whose shapes were computed for a batch of `batch`, for a batch of any size."""
+    Sized.batch = batch
+    gm: GraphModule = to_torch(model)
+    image = next(n for n in gm.graph.nodes if n.op == "placeholder")
+    for node in list(gm.graph.nodes):
+        module = gm.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if isinstance(module, Expand):
+            node.args = (node.args[0], image)
+        elif isinstance(module, nn.Linear) and module.bias is None:
+            _take_bias(gm, node, module)
+    gm.graph.eliminate_dead_code()
+    gm.recompile()
+    return gm
+
+
+def _take_bias(gm: GraphModule, node: Node, layer: nn.Linear) -> None:
+    """The bias of a linear layer that ONNX has as MatMul and Add."""
+    user = next(iter(node.users))
+    if len(node.users) > 1 or user.op != "call_module" or len(user.args) != 2 or "Add" not in str(gm.get_submodule(str(user.target))):
+        return
+    (other,) = [a for a in user.args if a is not node] or [None]
+    value = gm.get_buffer(str(other.target)) if isinstance(other, Node) and other.op == "get_attr" else None
+    if value is not None and value.shape == (layer.out_features,):
+        layer.bias = nn.Parameter(value)
+        user.replace_all_uses_with(node)
+        gm.graph.erase_node(user)
+
+
+class Sized(nn.Module):
+    """An operation that is told the shape of its result, with `batch` in it where the batch is."""
+
+    batch = 0
+
+    def __init__(self, sizes: list[int]) -> None:
+        super().__init__()
+        self.sizes = [-1 if s % self.batch == 0 else s for s in sizes]
+        if self.sizes.count(-1) > 1:
+            raise NotImplementedError(f"a result of shape {sizes}, in which the batch appears twice")
+
+
+class Reshape(Sized):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.reshape(self.sizes)
+
+
+class Expand(Sized):
+    def forward(self, x: Tensor, image: Tensor) -> Tensor:
+        return x.expand([image.shape[0] if s == -1 else s for s in self.sizes])
+
+
+class Slice(nn.Module):
+    def __init__(self, cuts: dict[int, slice]) -> None:
+        super().__init__()
+        self.cuts = cuts
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[tuple(self.cuts.get(i, self.cuts.get(i - x.dim(), slice(None))) for i in range(x.dim()))]
+
+
+class Split(nn.Module):
+    def __init__(self, sizes: list[int], axis: int) -> None:
+        super().__init__()
+        self.sizes, self.axis = sizes, axis
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return torch.split(x, self.sizes, self.axis)
+
+
+class Select(nn.Module):
+    def __init__(self, axis: int, index: int) -> None:
+        super().__init__()
+        self.axis, self.index = axis, index
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.select(self.axis, self.index)
+
+
+class Pad(nn.Module):
+    def __init__(self, amounts: dict[int, tuple[int, int]], mode: str, value: float) -> None:
+        super().__init__()
+        self.amounts, self.mode, self.value = amounts, mode, value
+
+    def forward(self, x: Tensor) -> Tensor:
+        pairs = [self.amounts.get(i, self.amounts.get(i - x.dim(), (0, 0))) for i in range(x.dim())]
+        while len(pairs) > 1 and pairs[0] == (0, 0):
+            pairs.pop(0)
+        return F.pad(x, [a for pair in reversed(pairs) for a in pair], self.mode, self.value if self.mode == "constant" else None)
+
+
+class Resize(nn.Module):
+    def __init__(self, sizes: list[int], mode: str, align_corners: bool | None) -> None:
+        super().__init__()
+        self.sizes, self.mode, self.align_corners = sizes, mode, align_corners
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.interpolate(x, self.sizes, mode=self.mode, align_corners=self.align_corners)
+
+
+def _shape(graph: OnnxGraph, name: str) -> list[int]:
+    known = graph.value_info.get(name)
+    dims = known.type.tensor_type.shape.dim if known is not None and known.type.tensor_type.HasField("shape") else None
+    if dims is None or not all(d.dim_value for d in dims):
+        raise NotImplementedError(f"the shape of {name!r} depends on values")
+    return [d.dim_value for d in dims]
+
+
+def _given(node: OnnxNode, graph: OnnxGraph, index: int, name: str = "", default: Any = None) -> Any:
+    """What an operation is told, as an input or (before opset 13 or so) as an attribute, as numbers."""
+    if name and name in node.attributes:
+        return node.attributes[name]
+    if len(node.input_values) <= index or not node.input_values[index]:
+        return default
+    try:
+        value = get_const_value(node.input_values[index], graph)
+    except KeyError as error:
+        raise NotImplementedError(f"{node.operation_type} that is told {node.input_values[index]!r} by values") from error
+    return value.tolist() if isinstance(value, Tensor) else value
+
+
+def _reshape(node: OnnxNode, graph: OnnxGraph) -> nn.Module:
+    return Reshape(_shape(graph, node.output_values[0]))
+
+
+def _expand(node: OnnxNode, graph: OnnxGraph) -> nn.Module:
+    return Expand(_shape(graph, node.output_values[0]))
+
+
+def _slice(node: OnnxNode, graph: OnnxGraph) -> nn.Module:
+    starts, ends = _given(node, graph, 1, "starts"), _given(node, graph, 2, "ends")
+    axes, steps = _given(node, graph, 3, "axes", range(len(starts))), _given(node, graph, 4, "steps", [1] * len(starts))
+    if min(steps) < 0:
+        raise NotImplementedError("Slice that steps backwards")
+    return Slice({a: slice(*cut) for a, *cut in zip(axes, starts, ends, steps, strict=True)})
+
+
+def _split(node: OnnxNode, graph: OnnxGraph) -> nn.Module:
+    axis = node.attributes.get("axis", 0)
+    return Split([_shape(graph, name)[axis] for name in node.output_values], axis)
+
+
+def _pad(node: OnnxNode, graph: OnnxGraph) -> nn.Module:
+    pads = _given(node, graph, 1, "pads")
+    axes, half = _given(node, graph, 3, default=range(len(pads) // 2)), len(pads) // 2
+    amounts = dict(zip(axes, zip(pads[:half], pads[half:], strict=True), strict=True))
+    value = _given(node, graph, 2, "value", 0.0)
+    return Pad(amounts, PAD_MODES[node.attributes.get("mode", "constant")], value[0] if isinstance(value, list) else value)
+
+
+def _reduce(node: OnnxNode, graph: OnnxGraph) -> nn.Module:
+    axes = _given(node, graph, 1)
+    if not axes and node.attributes.get("noop_with_empty_axes"):
+        return nn.Identity()
+    return OnnxReduceStaticAxes(node.operation_type, axes, node.attributes.get("keepdims", 1))  # type: ignore[no-any-return]
+
+
+def _resize(node: OnnxNode, graph: OnnxGraph) -> nn.Module:
+    before, after = _shape(graph, node.input_values[0]), _shape(graph, node.output_values[0])
+    mode, rank = node.attributes.get("mode", "nearest"), len(after) - 2
+    where = node.attributes.get("coordinate_transformation_mode", "half_pixel")
+    rounding = node.attributes.get("nearest_mode", "round_prefer_floor")
+    names = {("linear", 1): "linear", ("linear", 2): "bilinear", ("cubic", 2): "bicubic"}
+    if before[:2] == after[:2] and mode == "nearest":
+        whole = all(b % a == 0 for a, b in zip(before, after, strict=True)) and rounding in ("floor", "round_prefer_floor")
+        if (where, rounding) == ("asymmetric", "floor") or (where == "half_pixel" and whole):
+            return Resize(after[2:], "nearest", None)
+    elif before[:2] == after[:2] and (mode, rank) in names and where in ("half_pixel", "pytorch_half_pixel", "align_corners"):
+        return Resize(after[2:], names[mode, rank], where == "align_corners")
+    raise NotImplementedError(f"Resize of mode {mode}, {where}, {rounding}")
+
+
+def _gather(node: OnnxNode, graph: OnnxGraph) -> nn.Module | None:
+    try:
+        index = _given(node, graph, 1)
+    except NotImplementedError:
+        return None
+    return Select(node.attributes.get("axis", 0), index) if isinstance(index, int) else None
+
+
+def _matmul(node: OnnxNode, graph: OnnxGraph) -> nn.Module | None:
+    """A product with a matrix that is stored is a linear layer."""
+    stored = graph.initializers.get(node.input_values[1])
+    weight = stored.to_torch() if stored is not None else None
+    if weight is None or weight.dim() != 2:
+        return None
+    layer = nn.Linear(weight.shape[0], weight.shape[1], bias=False)
+    layer.weight = nn.Parameter(weight.T.contiguous())
+    return layer
+
+
+def _gelu(node: OnnxNode, graph: OnnxGraph) -> nn.Module:
+    return nn.GELU(approximate=node.attributes.get("approximate", "none"))
+
+
+# Converters that read the first input alone; one that returns None leaves the node to onnx2torch's own.
+OURS: dict[str, Converter | Callable[[OnnxNode, OnnxGraph], nn.Module | None]] = {
+    "Reshape": _reshape, "Squeeze": _reshape, "Unsqueeze": _reshape, "Flatten": _reshape, "Expand": _expand, "Slice": _slice,
+    "Split": _split, "Pad": _pad, "Resize": _resize, "Gather": _gather, "MatMul": _matmul, "Gelu": _gelu,
+}  # fmt: skip
+REDUCTIONS = {f"Reduce{name}" for name in ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "SumSquare")}
+
+
+def _register(schema: defs.OpSchema, make: Any) -> None:
+    description = OperationDescription(schema.domain, schema.name, schema.since_version)
+    theirs = REGISTRY.get(description)
+
+    def converter(node: OnnxNode, graph: OnnxGraph) -> OperationConverterResult:
+        module = make(node, graph)
+        if module is None:
+            return theirs(node, graph) if theirs else get_converter(node.operation_type, schema.since_version - 1)(node, graph)
+        return OperationConverterResult(module, OnnxMapping(node.input_values[:1], node.output_values))
+
+    REGISTRY[description] = converter
+
+
+for _schema in defs.get_all_schemas_with_history():
+    if _schema.domain == "" and _schema.name in OURS:
+        _register(_schema, OURS[_schema.name])
+    elif _schema.domain == "" and _schema.name in REDUCTIONS and _schema.since_version >= 18:
+        _register(_schema, _reduce)
+KNOWN = set(REGISTRY)

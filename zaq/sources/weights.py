@@ -1,0 +1,127 @@
+"""Weights alone, as safetensors or as a state dict in a .pt file, and the architecture that they belong to."""
+
+import json
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from zaq.errors import SourceError, unknown
+from zaq.sources.base import SAVE_IT, Request, Source, file_hash, first_line, source_of
+from zaq.sources.factory import called, found
+from zaq.sources.libraries import ARCHITECTURES
+from zaq.zoo import ARCHITECTURES as ZOO
+
+__all__ = ["read_weights", "read_zoo", "refuse_pickle"]
+
+SHOWN = 3  # keys in a message
+WRAPPERS = ("state_dict", "model")  # keys under which training scripts put the weights
+PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and of torch.compile
+
+
+def read_weights(request: Request) -> Source:
+    """Weights, put into the architecture that --arch or the card beside them names."""
+    path = request.file()
+    card = _card(path)
+    arch, kwargs = request.arch or card.get("arch"), request.kwargs or card.get("kwargs", {})
+    state = _state(path)
+    if not arch:
+        raise SourceError(
+            f"{path}: holds weights alone, no model; say what they are the weights of: --arch NAME, one of {', '.join(ZOO)}, "
+            f"timm:NAME, torchvision:NAME or package.module:factory (or 'arch' in {path.stem}.json)."
+        )
+    model, known = _architecture(f"{path}: --arch {arch}", str(arch), kwargs, card)
+    _fill(path, str(arch), model, state)
+    return source_of(request, path.stem, model, known, file_hash(path))
+
+
+def read_zoo(request: Request) -> Source:
+    """A model that zaq ships: beside this package in a wheel, one folder up in a checkout."""
+    here = Path(__file__).resolve().parents[1]
+    folder = next((d for d in (here / "models", here.parent / "models") if any(d.glob("*.safetensors"))), None)
+    models = {p.stem: p for p in folder.glob("*.safetensors")} if folder else {}
+    if request.name not in models:
+        raise SourceError(f"{request.spec}: " + unknown("model", request.name, models))
+    return read_weights(Request(request.spec, request.name, models[request.name], request.flags))
+
+
+def refuse_pickle(request: Request) -> Source:
+    """Raises SourceError, with the way out."""
+    raise SourceError(f"{request.path}: a pickle can run any code when it is loaded, so zaq does not. {SAVE_IT}")
+
+
+def _card(path: Path) -> dict[str, Any]:
+    card = path.with_suffix(".json")
+    try:
+        values = json.loads(card.read_text()) if card.is_file() else {}
+    except ValueError:
+        return {}  # Card.beside says what is wrong with it
+    return values if isinstance(values, dict) else {}
+
+
+def _state(path: Path) -> dict[str, Tensor]:
+    """The weights by name, without what training scripts and wrappers put around them."""
+    if path.suffix.lower() == ".safetensors":
+        try:
+            return _bare(path, load_file(path))
+        except SafetensorError as error:
+            raise SourceError(f"{path}: is no readable safetensors file: {first_line(error)}") from error
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if any(n.endswith("constants.pkl") or "/code/" in n for n in archive.namelist()):
+                raise SourceError(f"{path}: is a TorchScript archive, which cannot be traced; take the module it was made from. {SAVE_IT}")
+    try:
+        return _bare(path, torch.load(path, map_location="cpu", weights_only=True))
+    except SourceError:
+        raise
+    except Exception as error:  # whatever an unpickler finds wrong
+        raise SourceError(
+            f"{path}: holds more than tensors: a pickle can run any code when it is loaded, so zaq does not. {SAVE_IT}\n"
+            "or save its weights alone, torch.save(model.state_dict(), 'weights.pt'), and name the architecture with --arch."
+        ) from error
+
+
+def _bare(path: Path, state: Any) -> dict[str, Tensor]:
+    while isinstance(state, Mapping) and any(isinstance(state.get(k), Mapping) for k in WRAPPERS):
+        state = next(state[k] for k in WRAPPERS if isinstance(state.get(k), Mapping))
+    if not isinstance(state, Mapping) or not state or not all(isinstance(v, Tensor) for v in state.values()):
+        raise SourceError(f"{path}: holds no weights by name (a state dict); torch.save(model.state_dict(), ...) makes such a file.")
+    names = {str(k): v for k, v in state.items()}
+    while prefix := next((p for p in PREFIXES if all(k.startswith(p) for k in names)), ""):
+        names = {k.removeprefix(prefix): v for k, v in names.items()}
+    return names
+
+
+def _architecture(where: str, arch: str, kwargs: dict[str, Any], card: dict[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
+    """A network of random weights, and what is known of its input: its size, for how it is normalised is the weights' matter."""
+    kind, colon, name = arch.partition(":")
+    if kind in ARCHITECTURES and colon:
+        model, known = ARCHITECTURES[kind](name, kwargs, True)
+        return model, {"input": known["input"]} if "input" in known else {}
+    if colon:
+        return called(where, found(where, kind, name), kwargs), {}
+    if arch not in ZOO:
+        raise SourceError(f"{where}: " + unknown("arch", arch, [*ZOO, "timm:NAME", "torchvision:NAME", "package.module:factory"]))
+    classes = {"classes": card["classes"]} if "classes" in card else {}
+    return called(where, ZOO[arch], classes | kwargs), {"input": (3, 32, 32)}
+
+
+def _fill(path: Path, arch: str, model: nn.Module, state: dict[str, Tensor]) -> None:
+    """Load the weights. Raises SourceError that names the first keys which do not fit."""
+    wanted = model.state_dict()
+    wrong = {
+        "missing": [k for k in wanted if k not in state and not k.endswith("num_batches_tracked")],
+        "unexpected": [k for k in state if k not in wanted],
+        "of another shape": [
+            f"{k} {tuple(state[k].shape)} for {tuple(wanted[k].shape)}" for k in wanted if k in state and state[k].shape != wanted[k].shape
+        ],
+    }
+    told = [f"{len(v)} {k}: {', '.join(v[:SHOWN])}{', ...' if len(v) > SHOWN else ''}" for k, v in wrong.items() if v]
+    if told:
+        raise SourceError(f"{path}: the weights do not fit {arch}: {'; '.join(told)}.")
+    model.load_state_dict(wanted | state)
