@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner, Result
 from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -24,6 +25,8 @@ from torchvision_shim import define_missing_operators  # noqa: E402
 with warnings.catch_warnings():  # the imports of these warn of their own deprecated corners
     warnings.simplefilter("ignore")
     import onnxscript  # noqa: F401
+
+    from zaq.cli import main
 
     define_missing_operators()
 
@@ -48,6 +51,11 @@ def zaq(*args: object, cwd: Path | None = None) -> subprocess.CompletedProcess[s
     """Run the command line the way a user does, in a process of its own."""
     command = [sys.executable, "-m", "zaq", *map(str, args)]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=900)
+
+
+def zaq_here(*args: object) -> Result:
+    """The same in this process, where torchvision imports (`torchvision_shim`): for what timm, torchvision and onnx2torch read."""
+    return CliRunner().invoke(main, list(map(str, args)))
 
 
 # Steps of the default method, enough to pass through every stage of it.

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import textwrap
 from collections import Counter
 from typing import Any
 
@@ -72,7 +73,7 @@ def facts(model: Source, qconfig: QConfig) -> dict[str, Any]:
 def describe_model(model: Source, qconfig: QConfig) -> str:
     """The facts as text for a terminal."""
     f = facts(model, qconfig)
-    equalizes = [f"{', '.join(r['writers'])} -> {', '.join(r['readers'])} ({r['channels']} channels)" for r in f["equalizes"]]
+    equalizes = [f"{', '.join(r['writers'])} -> {', '.join(r['readers'])} ({r['channels']})" for r in f["equalizes"]]
     card = model.card
     normalisation = "already normalised (no card, no flags)" if card.normalised else f"mean {card.mean}, std {card.std}"
     lines = [
@@ -81,8 +82,7 @@ def describe_model(model: Source, qconfig: QConfig) -> str:
         "  operations: " + ", ".join(f"{n} {k}" for k, n in f["operations"].items()),
         f"  {f['batch_norms_folded']} batch norms fold into the layer before them; {len(f['batch_norms_left'])} do not",
         *(f"    {reason}" for reason in f["batch_norms_left"]),
-        f"  {len(equalizes)} regions equalize{':' if equalizes else ''}",
-        *(f"    {region}" for region in equalizes),
+        textwrap.fill(f"  {len(equalizes)} regions equalize: {'; '.join(equalizes)}", 140, subsequent_indent="    "),
         f"  compared at: {', '.join(f['taps']) or 'outputs only'}",
         f"at {qconfig}:",
         f"  {'layer':<14}{'weight':<34}{'shape':<20}{'w':>3}{'a':>4}  input",

@@ -13,7 +13,7 @@ from torch.fx import GraphModule
 
 from zaq.config import Card
 from zaq.errors import SourceError
-from zaq.graph import trace
+from zaq.graph import quiet, trace
 
 __all__ = ["SAVE_IT", "Request", "Source", "file_hash", "first_line", "require", "source_of"]
 
@@ -90,12 +90,11 @@ def file_hash(path: Path) -> str:
 def require(library: str, extra: str, spec: str) -> Any:
     """The library that a kind of source is read with. Raises SourceError with the extra that installs it."""
     try:
-        return importlib.import_module(library)
+        with quiet():
+            return importlib.import_module(library)
     except ImportError as error:
         why = "" if isinstance(error, ModuleNotFoundError) and error.name == library else f" (its import fails: {first_line(error)})"
-        raise SourceError(
-            f"{spec}: {library} is needed{why}. Install it with: pip install 'zaq[{extra}]' ('.[{extra}]' in a checkout)."
-        ) from error
+        raise SourceError(f"{spec}: {library} is needed{why}: pip install 'zaq[{extra}]', or '.[{extra}]' in a checkout.") from error
 
 
 def first_line(error: BaseException) -> str:
