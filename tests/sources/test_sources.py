@@ -56,7 +56,8 @@ def test_whole_modules_and_torchscript_are_refused_with_the_way_out(tmp_path: Pa
     ("spec", "message"),
     [
         ("zoo:resnet2", "Did you mean 'resnet20_cifar10'"),
-        ("timmm:x", r"there is no module 'timmm', installed or in .*Kinds: timm:"),
+        ("timmm:x", r"unknown kind of source, or module of a factory, 'timmm'\. Did you mean 'timm'"),
+        ("no.such:thing", "there is no module 'no', installed or in"),
         ("none.pt2", "no such file"),
         ("hf-hub:name", "OWNER/NAME is expected"),
         (".", "cannot tell a model"),

@@ -1,11 +1,12 @@
 """Where a model comes from: a name or a path in, (graph, card) out. Nothing is unpickled."""
 
+import importlib.util
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from zaq.errors import SourceError
+from zaq.errors import SourceError, unknown
 from zaq.sources.base import Request, Source
 from zaq.sources.factory import read_factory
 from zaq.sources.libraries import read_hub, read_timm, read_torchvision
@@ -83,4 +84,7 @@ def _kind(spec: str) -> tuple[str, str, Path | None]:
     kind, _, name = spec.partition(":")
     if f"{kind}:" in SOURCES:
         return f"{kind}:", name, None
+    if "." not in kind and not (Path(f"{kind}.py").is_file() or Path(kind).is_dir() or importlib.util.find_spec(kind)):
+        kinds = [k[:-1] for k in SOURCES if k.endswith(":")]
+        raise SourceError(f"{spec}: " + unknown("kind of source, or module of a factory,", kind, kinds))
     return "package.module:", name, None

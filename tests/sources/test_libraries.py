@@ -1,0 +1,84 @@
+"""timm, torchvision and the hub, by their architectures: nothing is downloaded in a test."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from conftest import zaq_here
+
+pytest.importorskip("timm")
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No network and nothing in any cache."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+
+
+def test_a_network_of_timm_from_its_name_to_a_verified_file(tmp_path: Path) -> None:
+    flags = ("--random-weights", "--input-shape", "3,32,32", "--kwargs", '{"num_classes": 5}', "--bits", "w8a8", "--method", "rtn")
+    done = zaq_here("quantize", "timm:test_resnet", *flags, "-o", tmp_path / "out")
+    assert done.exit_code == 0, done.stderr
+    assert "note: the weights are random" in done.output and "no mean and std" not in done.output
+    card = json.loads((tmp_path / "out" / "options.json").read_text())["card"]
+    assert card["mean"] == [0.5, 0.5, 0.5] and card["classes"] == 5 and (card["resize"], card["crop"]) == (33, 32)
+    done = zaq_here("verify", tmp_path / "out")
+    assert done.exit_code == 0 and "top-1 agrees on" in done.output
+
+
+def test_a_network_of_torchvision() -> None:
+    done = zaq_here("inspect", "torchvision:squeezenet1_1", "--random-weights", "--input-shape", "3,64,64", "--json")
+    assert done.exit_code == 0, done.stderr
+    card = json.loads(done.stdout)["card"]
+    assert card["mean"] == [0.485, 0.456, 0.406] and card["classes"] == 1000 and (card["resize"], card["crop"]) == (73, 64)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("timm:test_resnt", "Did you mean 'test_resnet'"),
+        ("timm:test_resnet.nosuch", "Invalid pretrained tag (nosuch)"),
+        ("torchvision:resnet1", "Did you mean 'resnet18'"),
+        ("hf-hub:resnet18", "hf-hub:OWNER/NAME is expected"),
+    ],
+)
+def test_names_that_do_not_exist(spec: str, message: str) -> None:
+    done = zaq_here("inspect", spec)
+    assert done.exit_code == 2 and message in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize("spec", ["timm:test_resnet", "torchvision:squeezenet1_1", "hf-hub:timm/nothing_such"])
+def test_offline_without_a_cache_is_a_sentence(spec: str) -> None:
+    done = zaq_here("quantize", spec, "--dry-run")
+    told = done.stderr.splitlines()[-1]
+    assert done.exit_code == 2 and re.match(
+        f"zaq: {spec}: is not in the cache and cannot be downloaded .*Try where there is a network", told
+    )
+    assert ("--random-weights" in told) == (not spec.startswith("hf-hub")) and "Traceback" not in done.stderr
+
+
+def test_arguments_that_do_not_fit() -> None:
+    done = zaq_here("inspect", "timm:test_resnet", "--random-weights", "--kwargs", '{"wide": 1}')
+    assert done.exit_code == 2 and "timm cannot make it: TypeError" in done.stderr
+    done = zaq_here("inspect", "torchvision:resnet18", "--kwargs", '{"weights": "IMAGENET1K_V3"}')
+    assert done.exit_code == 2 and "unknown weights 'IMAGENET1K_V3'. Did you mean 'IMAGENET1K_V1'" in done.stderr
+
+
+def test_weights_of_a_library_are_not_unpickled_either(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What lies in torch's cache under the name of torchvision's weights is read as tensors alone."""
+    import torch
+
+    class Bomb:
+        def __reduce__(self) -> tuple[object, ...]:
+            return (exec, ("raise SystemExit('the pickle ran')",))
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+    torch.save(Bomb(), tmp_path / "hub" / "checkpoints" / "squeezenet1_1-b8a52dc0.pth")
+    done = zaq_here("inspect", "torchvision:squeezenet1_1")
+    assert done.exit_code == 2 and "torchvision cannot make it: UnpicklingError" in done.stderr

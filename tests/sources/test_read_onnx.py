@@ -1,0 +1,235 @@
+"""ONNX files as exporters and zaq itself write them; and those that cannot be read, each by a sentence."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from conftest import zaq_here
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor, nn
+from torch.nn import functional as F
+from zoo import build, head, images
+
+from zaq.errors import SourceError
+from zaq.graph import quiet
+from zaq.sources import load
+
+pytest.importorskip("onnx2torch")
+
+
+def exported(model: nn.Module, path: Path, x: Tensor | None = None, dynamic: bool = True, **options: object) -> Path:
+    """Through torch's own exporter."""
+    shapes = ({0: torch.export.Dim.AUTO},) if dynamic else None
+    with quiet():
+        torch.onnx.export(
+            model,
+            (images(2) if x is None else x,),
+            path,
+            dynamic_shapes=shapes,
+            dynamo=True,
+            verbose=False,
+            **{"external_data": False} | options,
+        )  # type: ignore[arg-type,misc]
+    return path
+
+
+def require_same(path: Path, model: nn.Module, x: Tensor | None = None) -> None:
+    x = images(3) if x is None else x
+    with torch.no_grad():
+        torch.testing.assert_close(load(str(path)).graph(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "opset"), [("residual", 18), ("mean_head", 20), ("pools", 23), ("transposed", 18)])
+def test_files_of_the_exporter_are_the_model(name: str, opset: int, tmp_path: Path) -> None:
+    require_same(exported(build(name), tmp_path / "net.onnx", opset_version=opset), build(name))
+
+
+def test_batch_norm_that_is_still_there_is_folded_by_us(tmp_path: Path) -> None:
+    """With it the statistics that methods live on; an exporter that optimizes folds it, and the report says what that costs."""
+    with_bn = exported(build("residual"), tmp_path / "whole.onnx", optimize=False)
+    done = zaq_here("inspect", with_bn)
+    assert "4 batch norms fold" in done.output and "no batch norm folds" not in done.output, done.stderr
+    done = zaq_here("inspect", exported(build("residual"), tmp_path / "folded.onnx"))
+    assert "0 batch norms fold" in done.output and "warning: no batch norm folds into a layer here (ONNX files mostly" in done.output
+
+
+def test_a_file_quantized_and_its_float_form_read_back(tmp_path: Path) -> None:
+    path, out, again = exported(build("residual"), tmp_path / "net.onnx"), tmp_path / "out", tmp_path / "again.onnx"
+    quick = ("--effort", "fast", "-s", "synthesis=2", "-s", "batches=1", "-s", "reconstruct=1")
+    done = zaq_here("quantize", path, "--bits", "w8a8", *quick, "-o", out)
+    assert done.exit_code == 0 and "note: no batch norm folds" in done.output, done.stderr
+    assert "no batch norm folds" in (out / "report.html").read_text()
+    assert zaq_here("verify", out).exit_code == 0
+    assert zaq_here("export", out, "--format", "float", "-o", again).exit_code == 0
+    require_close(again, build("residual"))
+    done = zaq_here("quantize", again, "--bits", "w8a8", "--method", "rtn", "-o", tmp_path / "second")
+    assert done.exit_code == 0 and zaq_here("verify", tmp_path / "second").exit_code == 0, done.stderr
+    done = zaq_here("quantize", path, "--bits", "w8a8", "--method", "zeroq", "-o", tmp_path / "third")
+    assert done.exit_code == 2 and "zeroq lives on the statistics of batch norms" in done.stderr
+    done = zaq_here("inspect", out / "model.onnx")
+    assert done.exit_code == 2 and "model.onnx: is quantized already (DequantizeLinear, QuantizeLinear)" in done.stderr
+
+
+def require_close(path: Path, model: nn.Module) -> None:
+    """The float form has been trained a little, and its biases moved."""
+    with torch.no_grad():
+        found, expected = load(str(path)).graph(images(3)), model(images(3))
+    assert (found - expected).pow(2).mean() < 0.02 * expected.var()
+
+
+class Many(nn.Module):
+    """What onnx2torch reads in no way of its own, or in none that torch.export sees through."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.mlp = nn.Conv2d(3, 8, 3), nn.LayerNorm(8), nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 8))
+        self.token, self.head = nn.Parameter(torch.randn(1, 1, 8)), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(F.pad(x, (1, 1, 1, 1), mode="reflect"))
+        x = F.interpolate(F.pad(x[:, :, 1:-1, 1::2], (0, 1, 0, 0)), scale_factor=2.0)
+        a, b = x.split([3, 5], 1)
+        x = torch.cat([b, a], 1).amax(3, keepdim=True).sum(3).transpose(1, 2)
+        x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1)
+        return self.head((x + self.mlp(self.norm(x)))[:, 0])
+
+
+@pytest.mark.parametrize("opset", [18, 21])
+def test_later_operations_and_sizes_from_the_batch(opset: int, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Many().eval()
+    path = exported(model, tmp_path / "net.onnx", opset_version=opset)
+    require_same(path, model)
+    assert [n.op for n in load(str(path)).graph.graph.nodes if "linear" in n.name] == ["call_function"] * 3
+
+
+def test_a_fixed_batch_becomes_any(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 14 * 14, 5)).eval()
+    path = exported(model, tmp_path / "net.onnx", images(1), dynamic=False)
+    assert onnx.load(path).graph.input[0].type.tensor_type.shape.dim[0].dim_value == 1
+    require_same(path, model)
+
+
+def test_an_open_size_is_asked_for(tmp_path: Path) -> None:
+    x = torch.export.Dim.AUTO
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), head(8)).eval()
+    path = exported(model, tmp_path / "net.onnx")
+    proto = onnx.load(path)
+    for dim in proto.graph.input[0].type.tensor_type.shape.dim[2:]:
+        dim.dim_param = str(x)
+    onnx.save(proto, path)
+    with pytest.raises(SourceError, match="left open; say it: --input-shape C,H,W"):
+        load(str(path))
+    assert load(str(path), {"input": (3, 20, 24)}).graph(torch.zeros(2, 3, 20, 24)).shape == (2, 5)
+
+
+def test_weights_in_another_file(tmp_path: Path) -> None:
+    model = build("residual")
+    path = exported(model, tmp_path / "net.onnx")
+    onnx.save(onnx.load(path), path, save_as_external_data=True, location="net.data", size_threshold=0)
+    require_same(path, model)
+    before = load(str(path)).sha256
+    data = bytearray((tmp_path / "net.data").read_bytes())
+    data[-1] ^= 1
+    (tmp_path / "net.data").write_bytes(bytes(data))
+    assert load(str(path)).sha256 != before
+    (tmp_path / "net.data").unlink()
+    with pytest.raises(SourceError, match=r"weights lie in another file that cannot be read: .*net\.data"):
+        load(str(path))
+
+
+IMAGE = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 8, 8])
+RESULT = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+
+
+def saved(path: Path, *nodes: onnx.NodeProto, inputs: tuple[onnx.ValueInfoProto, ...] = (IMAGE,), **domains: int) -> Path:
+    weight = numpy_helper.from_array(np.ones((4, 3, 1, 1), np.float32), "w")
+    graph = helper.make_graph([helper.make_node("Conv", ["x", "w"], ["c"]), *nodes], "g", list(inputs), [RESULT], [weight])
+    opsets = [helper.make_opsetid("", 18), *(helper.make_opsetid(k.replace("_", "."), v) for k, v in domains.items())]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), path)
+    return path
+
+
+def branch() -> onnx.NodeProto:
+    then = helper.make_graph(
+        [helper.make_node("Relu", ["c"], ["t"])], "then", [], [helper.make_tensor_value_info("t", TensorProto.FLOAT, None)]
+    )
+    yes = helper.make_node("Constant", [], ["yes"], value=numpy_helper.from_array(np.array(True)))
+    otherwise = helper.make_graph(
+        [yes, helper.make_node("Neg", ["c"], ["o"])], "else", [], [helper.make_tensor_value_info("o", TensorProto.FLOAT, None)]
+    )
+    return helper.make_node("If", ["b"], ["y"], then_branch=then, else_branch=otherwise)
+
+
+CASES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "flow": (lambda p: saved(p, helper.make_node("IsNaN", ["c"], ["b"]), branch()), r"holds control flow \(If\)"),
+    "custom": (
+        lambda p: saved(
+            p, helper.make_node("Swish2", ["c"], ["d"], domain="my.ops"), helper.make_node("Roll", ["d"], ["y"], domain="my.ops"), my_ops=1
+        ),
+        r"not ONNX's own: my\.ops\.Roll, my\.ops\.Swish2",
+    ),
+    "missing": (
+        lambda p: saved(p, helper.make_node("Hardmax", ["c"], ["d"]), helper.make_node("LpPool", ["d"], ["y"], kernel_shape=[2, 2])),
+        r"onnx2torch cannot read: Hardmax \(opset 13\), LpPool \(opset 18\)",
+    ),
+    "two": (
+        lambda p: saved(
+            p, helper.make_node("Add", ["c", "z"], ["y"]), inputs=(IMAGE, helper.make_tensor_value_info("z", TensorProto.FLOAT, [1]))
+        ),
+        "must take one tensor, a batch of images; it takes: x, z",
+    ),
+    "integers": (
+        lambda p: saved(
+            p, helper.make_node("Relu", ["c"], ["y"]), inputs=(helper.make_tensor_value_info("x", TensorProto.UINT8, [1, 3, 8, 8]),)
+        ),
+        "is uint8; a batch of images in float32 is expected",
+    ),
+    "rows": (
+        lambda p: saved(p, helper.make_node("Relu", ["c"], ["y"]), inputs=(helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3]),)),
+        "has 2 dimensions",
+    ),
+    "invalid": (lambda p: saved(p, helper.make_node("Relu", ["nothing"], ["y"])), "is no valid ONNX file: .*nothing"),
+    "resize": (
+        lambda p: saved(
+            p,
+            helper.make_node("Constant", [], ["s"], value=numpy_helper.from_array(np.array([1, 1, 1.5, 1.5], np.float32))),
+            helper.make_node("Resize", ["c", "", "s"], ["y"], mode="nearest", coordinate_transformation_mode="align_corners"),
+        ),
+        "onnx2torch cannot read it: Resize of mode nearest, align_corners",
+    ),
+    "junk": (lambda p: p.write_bytes(b"junk"), "this is no ONNX file"),
+    "empty": (lambda p: p.write_bytes(b""), "this is no ONNX file"),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_files_that_cannot_be_read(name: str, tmp_path: Path) -> None:
+    make, message = CASES[name]
+    make(tmp_path / "net.onnx")
+    with pytest.raises(SourceError, match=rf"net\.onnx: .*{message}"):
+        load(str(tmp_path / "net.onnx"))
+
+
+def test_control_flow_on_the_command_line(tmp_path: Path) -> None:
+    make, _ = CASES["flow"]
+    make(tmp_path / "net.onnx")
+    done = zaq_here("quantize", tmp_path / "net.onnx")
+    assert done.exit_code == 2 and "control flow (If)" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = saved(tmp_path / "net.onnx", helper.make_node("Relu", ["c"], ["y"]))
+    monkeypatch.setitem(__import__("sys").modules, "onnx2torch", None)
+    done = zaq_here("inspect", path)
+    assert done.exit_code == 2 and "onnx2torch is needed: pip install 'zaq[onnx2torch]'" in done.stderr
+
+
+def test_a_card_beside_the_file(tmp_path: Path) -> None:
+    path = saved(tmp_path / "net.onnx", helper.make_node("Relu", ["c"], ["y"]))
+    (tmp_path / "net.json").write_text(json.dumps({"mean": [0.5] * 3, "std": [0.5] * 3}))
+    assert load(str(path)).card.mean == (0.5,) * 3
