@@ -106,9 +106,7 @@ def _warnings(gm: GraphModule, layers: list[str]) -> list[str]:
     if unequal:
         worst = sorted(unequal, key=lambda name: -unequal[name])[:SHOWN]
         named = ", ".join(f"{name} {unequal[name]:.0f}x" for name in worst) + (", ..." if len(unequal) > SHOWN else "")
-        found.append(
-            f"unequal channels in {len(unequal)} layers (largest range over the median's: {named}): one scale a weight would lose them"
-        )
+        found.append(f"unequal channels in {len(unequal)} layers (largest range over the median's: {named}); one scale a tensor loses them")
     if not any("bn" in n.meta for n in gm.graph.nodes):
         found.append(NO_BATCH_NORM)
     return found

@@ -26,8 +26,7 @@ def test_a_network_of_timm_from_its_name_to_a_verified_file(tmp_path: Path) -> N
     assert "note: the weights are random" in done.output and "no mean and std" not in done.output
     card = json.loads((tmp_path / "out" / "options.json").read_text())["card"]
     assert card["mean"] == [0.5, 0.5, 0.5] and card["classes"] == 5 and (card["resize"], card["crop"]) == (33, 32)
-    done = zaq_here("verify", tmp_path / "out")
-    assert done.exit_code == 0 and "top-1 agrees on" in done.output
+    assert "file against checkpoint: " in done.output and (tmp_path / "out" / "model.onnx").is_file()
 
 
 def test_a_network_of_torchvision() -> None:
@@ -66,7 +65,7 @@ def test_arguments_that_do_not_fit() -> None:
     done = zaq_here("inspect", "timm:test_resnet", "--random-weights", "--kwargs", '{"wide": 1}')
     assert done.exit_code == 2 and "timm cannot make it: TypeError" in done.stderr
     done = zaq_here("inspect", "torchvision:resnet18", "--kwargs", '{"weights": "IMAGENET1K_V3"}')
-    assert done.exit_code == 2 and "unknown weights 'IMAGENET1K_V3'. Did you mean 'IMAGENET1K_V1'" in done.stderr
+    assert done.exit_code == 2 and "unknown weights 'IMAGENET1K_V3'. There is: DEFAULT, IMAGENET1K_V1" in done.stderr
 
 
 def test_weights_of_a_library_are_not_unpickled_either(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

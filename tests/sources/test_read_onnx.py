@@ -24,16 +24,9 @@ pytest.importorskip("onnx2torch")
 def exported(model: nn.Module, path: Path, x: Tensor | None = None, dynamic: bool = True, **options: object) -> Path:
     """Through torch's own exporter."""
     shapes = ({0: torch.export.Dim.AUTO},) if dynamic else None
+    kwargs: dict[str, object] = {"dynamic_shapes": shapes, "dynamo": True, "verbose": False, "external_data": False}
     with quiet():
-        torch.onnx.export(
-            model,
-            (images(2) if x is None else x,),
-            path,
-            dynamic_shapes=shapes,
-            dynamo=True,
-            verbose=False,
-            **{"external_data": False} | options,
-        )  # type: ignore[arg-type,misc]
+        torch.onnx.export(model, (images(2) if x is None else x,), path, **kwargs | options)  # type: ignore[arg-type]
     return path
 
 
@@ -104,7 +97,7 @@ def test_later_operations_and_sizes_from_the_batch(opset: int, tmp_path: Path) -
     model = Many().eval()
     path = exported(model, tmp_path / "net.onnx", opset_version=opset)
     require_same(path, model)
-    assert [n.op for n in load(str(path)).graph.graph.nodes if "linear" in n.name] == ["call_function"] * 3
+    assert sum("linear" in str(n.target) for n in load(str(path)).graph.graph.nodes if n.op == "call_function") == 3
 
 
 def test_a_fixed_batch_becomes_any(tmp_path: Path) -> None:
@@ -134,7 +127,7 @@ def test_weights_in_another_file(tmp_path: Path) -> None:
     require_same(path, model)
     before = load(str(path)).sha256
     data = bytearray((tmp_path / "net.data").read_bytes())
-    data[-1] ^= 1
+    data[0] ^= 1  # of the first weight
     (tmp_path / "net.data").write_bytes(bytes(data))
     assert load(str(path)).sha256 != before
     (tmp_path / "net.data").unlink()
@@ -143,7 +136,7 @@ def test_weights_in_another_file(tmp_path: Path) -> None:
 
 
 IMAGE = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 8, 8])
-RESULT = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+RESULT = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", "c", "h", "w"])
 
 
 def saved(path: Path, *nodes: onnx.NodeProto, inputs: tuple[onnx.ValueInfoProto, ...] = (IMAGE,), **domains: int) -> Path:
@@ -155,14 +148,13 @@ def saved(path: Path, *nodes: onnx.NodeProto, inputs: tuple[onnx.ValueInfoProto,
 
 
 def branch() -> onnx.NodeProto:
-    then = helper.make_graph(
-        [helper.make_node("Relu", ["c"], ["t"])], "then", [], [helper.make_tensor_value_info("t", TensorProto.FLOAT, None)]
-    )
-    yes = helper.make_node("Constant", [], ["yes"], value=numpy_helper.from_array(np.array(True)))
-    otherwise = helper.make_graph(
-        [yes, helper.make_node("Neg", ["c"], ["o"])], "else", [], [helper.make_tensor_value_info("o", TensorProto.FLOAT, None)]
-    )
+    result = [helper.make_tensor_value_info("r", TensorProto.FLOAT, None)]
+    then, otherwise = (helper.make_graph([helper.make_node(kind, ["c"], ["r"])], kind, [], result) for kind in ("Relu", "Neg"))
     return helper.make_node("If", ["b"], ["y"], then_branch=then, else_branch=otherwise)
+
+
+def tensor(kind: int, *shape: int, name: str = "x") -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, kind, shape)
 
 
 CASES: dict[str, tuple[Callable[[Path], object], str]] = {
@@ -178,19 +170,15 @@ CASES: dict[str, tuple[Callable[[Path], object], str]] = {
         r"onnx2torch cannot read: Hardmax \(opset 13\), LpPool \(opset 18\)",
     ),
     "two": (
-        lambda p: saved(
-            p, helper.make_node("Add", ["c", "z"], ["y"]), inputs=(IMAGE, helper.make_tensor_value_info("z", TensorProto.FLOAT, [1]))
-        ),
+        lambda p: saved(p, helper.make_node("Add", ["c", "z"], ["y"]), inputs=(IMAGE, tensor(TensorProto.FLOAT, 1, name="z"))),
         "must take one tensor, a batch of images; it takes: x, z",
     ),
     "integers": (
-        lambda p: saved(
-            p, helper.make_node("Relu", ["c"], ["y"]), inputs=(helper.make_tensor_value_info("x", TensorProto.UINT8, [1, 3, 8, 8]),)
-        ),
+        lambda p: saved(p, helper.make_node("Relu", ["c"], ["y"]), inputs=(tensor(TensorProto.UINT8, 1, 3, 8, 8),)),
         "is uint8; a batch of images in float32 is expected",
     ),
     "rows": (
-        lambda p: saved(p, helper.make_node("Relu", ["c"], ["y"]), inputs=(helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3]),)),
+        lambda p: saved(p, helper.make_node("Relu", ["c"], ["y"]), inputs=(tensor(TensorProto.FLOAT, 1, 3),)),
         "has 2 dimensions",
     ),
     "invalid": (lambda p: saved(p, helper.make_node("Relu", ["nothing"], ["y"])), "is no valid ONNX file: .*nothing"),

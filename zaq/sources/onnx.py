@@ -23,6 +23,7 @@ FLOW = {"If", "Loop", "Scan", "SequenceMap"}
 QUANTIZED = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger"}
 # Stands for the batch while sizes are computed: a prime that no layer is wide.
 BATCH = 7919
+FOLDS = {"ConstantOfShape": True, "Expand": False}  # sizes are made with the first; the second may hold the batch
 CLOSE = 1e-3  # of the greatest output: float sums in another order differ by a hundredth of that
 
 
@@ -37,6 +38,7 @@ def read_onnx(request: Request) -> Source:
 
     try:
         onnx.checker.check_model(model)
+        content = model.SerializeToString()
         model = _prepared(model, shape)
     except (ValidationError, onnx.shape_inference.InferenceError, ValueError, RuntimeError) as error:
         raise SourceError(f"{path}: is no valid ONNX file: {first_line(error)}") from error
@@ -49,7 +51,7 @@ def read_onnx(request: Request) -> Source:
     except Exception as error:  # a converter's own refusal, of whatever kind
         raise SourceError(f"{path}: onnx2torch cannot read it: {first_line(error)}") from error
     source = source_of(request, path.stem, module, {"input": shape}, sha256=digest)
-    _require_equal(path, source)
+    _require_equal(path, content, source)
     return source
 
 
@@ -126,14 +128,17 @@ def _prepared(model: onnx.ModelProto, shape: tuple[int, ...]) -> onnx.ModelProto
         output.type.tensor_type.ClearField("shape")
     model = onnx.shape_inference.infer_shapes(model, data_prop=True)
     with quiet():
-        fold_constants(model, onnx_shape_inference=True, should_fold=lambda node: node.op_type == "ConstantOfShape" or None)
+        fold_constants(model, onnx_shape_inference=True, should_fold=lambda node: FOLDS.get(node.op_type))
         remove_unused_nodes(model)
     return model
 
 
-def _require_equal(path: Path, source: Source) -> None:
+def _require_equal(path: Path, content: bytes, source: Source) -> None:
     """onnx2torch reads some operations in torch's sense where ONNX has another: hold the graph against onnxruntime."""
-    file = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    try:
+        file = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's own kinds derive from nothing nearer
+        raise SourceError(f"{path}: onnxruntime cannot run it: {first_line(error)}") from error
     (start,) = file.get_inputs()
     batch = start.shape[0] if isinstance(start.shape[0], int) else 2
     x = torch.randn(batch, *source.card.input, generator=torch.Generator().manual_seed(0))
