@@ -1,7 +1,5 @@
 """What `zaq inspect` says of a model before anything is done to it."""
 
-import json
-
 from conftest import zaq
 from torch import nn
 from torch.fx import GraphModule
@@ -49,4 +47,3 @@ def test_unequal_channels_are_found_by_layer() -> None:
 def test_on_the_command_line() -> None:
     text = zaq("inspect").stdout
     assert "12 regions equalize" in text and "warning" not in text and "21 batch norms fold" in text
-    assert len(json.loads(zaq("inspect", "--json").stdout)["equalizes"]) == 12

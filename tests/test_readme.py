@@ -2,14 +2,17 @@
 
 import dataclasses
 import re
+import shlex
 from pathlib import Path
 
+import pytest
 import torch
+from conftest import zaq_here
 from zoo import SHAPE, build, images, quantized_net
 
 from zaq.config import Card
 from zaq.methods import METHODS, Job
-from zaq.sources import DEFAULT
+from zaq.sources import DEFAULT, SOURCES, is_file
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
@@ -38,6 +41,29 @@ def test_the_python_example(tmp_path: Path) -> None:
     names = {"model": resnet20().eval(), "images": torch.zeros(2, 3, 32, 32)}
     exec(code, names)
     assert (tmp_path / "model.onnx").is_file()
+
+
+def test_your_own_model_word_by_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its commands as they stand there, but for a smaller network of the same library, random weights, and few steps."""
+    pytest.importorskip("timm")
+    monkeypatch.chdir(tmp_path)
+    (block,) = re.findall(r"## Your own model\n\n```\n(.*?)```", README, re.DOTALL)
+    commands = [shlex.split(line, comments=True) for line in block.splitlines()]
+    small = ("timm:test_resnet", "--random-weights", "--input-shape", "3,32,32")
+    few = ("-s", "synthesis=1", "-s", "batches=1", "-s", "reconstruct=0")
+    assert [c[:2] for c in commands] == [["pip", "install"], *(["zaq", verb] for verb in ("inspect", "quantize", "verify", "eval"))]
+    for _, verb, *args in commands[1:4]:
+        words = [word for arg in args for word in (small if arg == "timm:resnet18" else (arg,))]
+        done = zaq_here(verb, *words, *(few if verb == "quantize" else ()))
+        assert done.exit_code == 0, done.stderr
+    assert "the weights are random" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_every_kind_of_source_has_its_command() -> None:
+    table = README.partition("## Your own model")[2].partition("\n## ")[0]
+    specs = re.findall(r"`zaq quantize (\S+)", table)
+    kinds = {Path(s).suffix if is_file(s) else f"{s.partition(':')[0]}:" for s in specs}
+    assert kinds == set(SOURCES) - {".pt", ".safetensors", ".pkl", "package.module:"} | {"my_package.nets:"}
 
 
 def test_commands_name_what_exists() -> None:

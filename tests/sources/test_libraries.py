@@ -19,14 +19,14 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
 
 
-def test_a_network_of_timm_from_its_name_to_a_verified_file(tmp_path: Path) -> None:
-    flags = ("--random-weights", "--input-shape", "3,32,32", "--kwargs", '{"num_classes": 5}', "--bits", "w8a8", "--method", "rtn")
-    done = zaq_here("quantize", "timm:test_resnet", *flags, "-o", tmp_path / "out")
+def test_a_network_of_timm_brings_its_preprocessing() -> None:
+    flags = ("--random-weights", "--input-shape", "3,32,32", "--kwargs", '{"num_classes": 5}', "--json")
+    done = zaq_here("inspect", "timm:test_resnet", *flags)
     assert done.exit_code == 0, done.stderr
-    assert "note: the weights are random" in done.output and "no mean and std" not in done.output
-    card = json.loads((tmp_path / "out" / "options.json").read_text())["card"]
+    found = json.loads(done.stdout)
+    assert found["name"] == "test_resnet" and "the weights are random (--random-weights)" in found["warnings"][0]
+    card = found["card"]
     assert card["mean"] == [0.5, 0.5, 0.5] and card["classes"] == 5 and (card["resize"], card["crop"]) == (33, 32)
-    assert "file against checkpoint: " in done.output and (tmp_path / "out" / "model.onnx").is_file()
 
 
 def test_a_network_of_torchvision() -> None:
