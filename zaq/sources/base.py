@@ -84,6 +84,7 @@ def hash_of(state: dict[str, Tensor]) -> str:
 
 
 def file_hash(path: Path) -> str:
+    """SHA-256 of a file."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 

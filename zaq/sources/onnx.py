@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx.inliner
+import onnx_ir as ir
 import onnxruntime
 import torch
 from onnx.external_data_helper import load_external_data_for_model, uses_external_data
@@ -23,7 +24,6 @@ FLOW = {"If", "Loop", "Scan", "SequenceMap"}
 QUANTIZED = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger"}
 # Stands for the batch while sizes are computed: a prime that no layer is wide.
 BATCH = 7919
-FOLDS = {"ConstantOfShape": True, "Expand": False}  # sizes are made with the first; the second may hold the batch
 CLOSE = 1e-3  # of the greatest output: float sums in another order differ by a hundredth of that
 
 
@@ -128,9 +128,17 @@ def _prepared(model: onnx.ModelProto, shape: tuple[int, ...]) -> onnx.ModelProto
         output.type.tensor_type.ClearField("shape")
     model = onnx.shape_inference.infer_shapes(model, data_prop=True)
     with quiet():
-        fold_constants(model, onnx_shape_inference=True, should_fold=lambda node: FOLDS.get(node.op_type))
+        fold_constants(model, onnx_shape_inference=True, should_fold=_should_fold)
         remove_unused_nodes(model)
     return model
+
+
+def _should_fold(node: ir.Node) -> bool | None:
+    """Sizes are made with ConstantOfShape; what is expanded to the batch is no constant. None: as onnxscript has it."""
+    shape = node.outputs[0].shape
+    if node.op_type == "Expand" and shape is not None and any(d % BATCH == 0 for d in shape if isinstance(d, int)):
+        return False
+    return True if node.op_type == "ConstantOfShape" else None
 
 
 def _require_equal(path: Path, content: bytes, source: Source) -> None:
