@@ -99,4 +99,5 @@ def require(library: str, extra: str, spec: str) -> Any:
 
 
 def first_line(error: BaseException) -> str:
+    """The first line of what an error says, or its kind where it says nothing."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
