@@ -168,7 +168,7 @@ class Card:
     interpolation: str = "bilinear"
     task: str | None = None
     classes: int | None = None
-    decode: dict[str, Any] | None = None  # of a detector: how boxes are read off its outputs (`zaq.evaluate.decode`)
+    decode: dict[str, Any] | None = None  # of a detector: how boxes are read off its outputs (`zaq.evaluate.boxes`)
 
     def __post_init__(self) -> None:
         channels = self.input[0] if self.input else None

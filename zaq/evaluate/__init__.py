@@ -6,18 +6,33 @@ classification.
 
 import json
 from pathlib import Path
+from typing import Any
 
 from zaq.config import Card
+from zaq.data import BOXES, DATASETS, IMAGES, MASKS
 from zaq.errors import SourceError, unknown
+from zaq.evaluate.boxes import decode, read_decode
 from zaq.evaluate.classification import Score, measure_classification, predictions, top1
-from zaq.evaluate.decode import read_decode
 from zaq.evaluate.detection import measure_detection
 from zaq.evaluate.image import measure_likeness
-from zaq.evaluate.models import Task
+from zaq.evaluate.models import Model, Task, outputs
 from zaq.evaluate.segmentation import measure_segmentation
 from zaq.export.session import session
 
-__all__ = ["TASKS", "Score", "Task", "predictions", "read_decode", "stored_card", "task_of", "top1"]
+__all__ = [
+    "LAYOUTS",
+    "TASKS",
+    "Model",
+    "Score",
+    "Task",
+    "decode",
+    "outputs",
+    "predictions",
+    "read_decode",
+    "stored_card",
+    "task_of",
+    "top1",
+]
 
 TASKS: dict[str, Task] = {
     "classification": measure_classification,
@@ -25,6 +40,7 @@ TASKS: dict[str, Task] = {
     "image": measure_likeness,
     "segmentation": measure_segmentation,
 }
+LAYOUTS: dict[str, dict[str, Any]] = {"classification": DATASETS, "detection": BOXES, "image": IMAGES, "segmentation": MASKS}
 
 
 def task_of(card: Card, name: str | None = None) -> str:

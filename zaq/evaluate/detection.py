@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 from zaq.config import Card
 from zaq.data import BOXES, listed
 from zaq.errors import DataError
-from zaq.evaluate.decode import decode, thresholds
+from zaq.evaluate.boxes import decode, thresholds
 from zaq.evaluate.models import Model, answers
 from zaq.export.session import session
 from zaq.progress import Progress
@@ -42,7 +42,7 @@ class Precision:
 def measure_detection(
     model: Model, data: str, card: Card, limit: int | None = None, progress: Progress | None = None, teacher: Model | None = None
 ) -> Precision:
-    """Of the boxes that `zaq.evaluate.decode` reads off the outputs; see `zaq.evaluate.models.Task`.
+    """Of the boxes that `zaq.evaluate.boxes` reads off the outputs; see `zaq.evaluate.models.Task`.
 
     All boxes are measured in pixels of the model's input. Raises DataError where pycocotools is not installed.
     """
