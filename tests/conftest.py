@@ -19,9 +19,13 @@ torch.set_num_threads(1)
 settings.register_profile("repeatable", derandomize=True, deadline=None)  # CI tries the same cases every time
 settings.load_profile("repeatable")
 
-with warnings.catch_warnings():  # onnxscript's import warns of its own deprecated corners
+from torchvision_shim import define_missing_operators  # noqa: E402
+
+with warnings.catch_warnings():  # the imports of these warn of their own deprecated corners
     warnings.simplefilter("ignore")
     import onnxscript  # noqa: F401
+
+    define_missing_operators()
 
 
 @pytest.fixture(scope="session")
