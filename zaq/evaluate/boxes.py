@@ -3,9 +3,9 @@
 {"kind": "yolov3", "heads": [{"anchors": [[w, h], ...], "scale_x_y": 1.05}, ...]}
     heads in the order of the outputs, each (N, anchors (5 + classes), H, W); anchors in pixels of the model's input:
     centre = (sigmoid(t) s - (s - 1) / 2 + cell) / grid, size = exp(t) anchor / input, score = sigmoid(object) sigmoid(class)
-{"kind": "ssd", "heads": [{"grid": [H, W], "boxes": [[w, h], ...]}, ...], "variances": [0.1, 0.2]}
+{"kind": "ssd", "heads": [{"grid": [H, W], "boxes": [[w, h], ...], "step": 16}, ...], "variances": [0.1, 0.2]}
     outputs (N, boxes, 4) and (N, boxes, 1 + classes), the background first; default boxes in parts of the input's sides,
-    cell after cell, row after row, head after head:
+    cell after cell, row after row, head after head; cells of `step` pixels, or as many as fill the input:
     centre = t v_0 size_0 + centre_0, size = exp(t v_1) size_0, score = softmax(class)
 
 Both may have `score` and `nms`, the least score of a box and the greatest overlap with a better one, and `names`, the
@@ -103,7 +103,9 @@ def _ssd(outputs: list[Values], constants: dict[str, Any], card: Card) -> tuple[
     for i, head in enumerate(_heads(constants)):
         ((height, width),) = _pairs({"grid": [head.get("grid")]}, "grid", f"heads[{i}]").astype(int)
         sizes = _pairs(head, "boxes", f"heads[{i}]")
-        y, x = np.meshgrid((np.arange(height) + 0.5) / height, (np.arange(width) + 0.5) / width, indexing="ij")
+        step = _number(head, "step", 0.0)
+        rows, columns = (step / n for n in card.input[1:]) if step else (1 / height, 1 / width)
+        y, x = np.meshgrid((np.arange(height) + 0.5) * rows, (np.arange(width) + 0.5) * columns, indexing="ij")
         centres = np.broadcast_to(np.stack([x, y], -1)[:, :, None], (height, width, len(sizes), 2))
         defaults.append(np.concatenate([centres, np.broadcast_to(sizes, centres.shape)], -1).reshape(-1, 4))
     prior = np.concatenate(defaults)
