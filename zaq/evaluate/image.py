@@ -48,6 +48,8 @@ def measure_likeness(
                 f"--task image needs one output (N, C, H, W) of both models; this one has {[list(o.shape) for o in found]}, "
                 f"its teacher {[list(o.shape) for o in wanted]}."
             )
+        if min(wanted[0].shape[2:]) < WINDOW:
+            raise DataError(f"--task image: SSIM needs images of at least {WINDOW} pixels a side, not {list(wanted[0].shape[2:])}.")
         pairs.append((torch.from_numpy(found[0]), torch.from_numpy(wanted[0])))
     reach = max(float(b.max()) for _, b in pairs) - min(float(b.min()) for _, b in pairs)
     psnrs, ssims = (torch.cat([of(a, b, reach) for a, b in pairs]) for of in (psnr, ssim))
