@@ -20,7 +20,6 @@ from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
 from torchvision.models.detection.ssdlite import SSDLiteHead
 from torchvision.ops.misc import Conv2dNormActivation
 
-SPLIT = 14  # of MobileNetV2's blocks: the first map is what this one's expansion writes, at a sixteenth of the side
 DEPTHS = (512, 256, 256, 128)  # of the four maps behind the backbone
 MEAN = STD = (0.5, 0.5, 0.5)
 LABELLED, SURE = 5, 0.3  # boxes an image that `--labels` keeps, and their least overlap for not being the same
@@ -29,11 +28,12 @@ LABELLED, SURE = 5, 0.3  # boxes an image that `--labels` keeps, and their least
 class SSD(nn.Module):
     """SSDLite (Sandler et al. 2018): images (N, 3, H, W) to `bbox_regression` (N, boxes, 4) and `cls_logits` (N, boxes, 1 + K)."""
 
-    def __init__(self, classes: int, width: float = 1.0) -> None:
+    def __init__(self, classes: int, width: float = 1.0, blocks: list[list[int]] | None = None) -> None:
         super().__init__()
-        features = mobilenet_v2(width_mult=width).features
-        expansion, *rest = features[SPLIT].conv
-        self.stages = nn.ModuleList([nn.Sequential(*features[:SPLIT], expansion), nn.Sequential(*rest, *features[SPLIT + 1 :])])
+        features = mobilenet_v2(width_mult=width, inverted_residual_setting=blocks).features
+        last = max(i for i, block in enumerate(features) if getattr(block, "stride", 1) == 2)  # to a 32nd of the side
+        expansion, *rest = features[last].conv  # which still is at a 16th: the first map
+        self.stages = nn.ModuleList([nn.Sequential(*features[:last], expansion), nn.Sequential(*rest, *features[last + 1 :])])
         channels = [expansion[0].out_channels, features[-1][0].out_channels]
         for depth in (max(int(d * width), 16) for d in DEPTHS):
             self.stages.append(_extra(channels[-1], depth))
@@ -64,10 +64,10 @@ def _extra(channels: int, depth: int) -> nn.Sequential:
 
 
 @torch.no_grad()
-def build(classes: int, side: int, width: float = 1.0, seed: int = 0) -> tuple[SSD, dict[str, Any]]:
-    """The network in eval mode, and its card."""
+def build(classes: int, side: int, width: float = 1.0, blocks: list[list[int]] | None = None, seed: int = 0) -> tuple[SSD, dict[str, Any]]:
+    """The network in eval mode, and its card. `blocks`: other rows of MobileNetV2's table than the paper's."""
     torch.manual_seed(seed)
-    model = SSD(classes, width).train()
+    model = SSD(classes, width, blocks).train()
     for module in model.head.modules():
         if isinstance(module, nn.Conv2d):  # else all scores are alike, as before any training
             nn.init.kaiming_normal_(module.weight)
