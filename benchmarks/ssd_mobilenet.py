@@ -20,7 +20,6 @@ from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
 from torchvision.models.detection.ssdlite import SSDLiteHead
 from torchvision.ops.misc import Conv2dNormActivation
 
-DEPTHS = (512, 256, 256, 128)  # of the four maps behind the backbone
 MEAN = STD = (0.5, 0.5, 0.5)
 LABELLED, SURE = 5, 0.3  # boxes an image that `--labels` keeps, and their least overlap for not being the same
 
@@ -28,14 +27,17 @@ LABELLED, SURE = 5, 0.3  # boxes an image that `--labels` keeps, and their least
 class SSD(nn.Module):
     """SSDLite (Sandler et al. 2018): images (N, 3, H, W) to `bbox_regression` (N, boxes, 4) and `cls_logits` (N, boxes, 1 + K)."""
 
-    def __init__(self, classes: int, width: float = 1.0, blocks: list[list[int]] | None = None) -> None:
+    def __init__(
+        self, classes: int, width: float = 1.0, blocks: list[list[int]] | None = None, depths: tuple[int, ...] = (512, 256, 256, 128)
+    ) -> None:
+        """blocks: rows of MobileNetV2's table (None: the paper's); depths: channels of the maps behind it."""
         super().__init__()
         features = mobilenet_v2(width_mult=width, inverted_residual_setting=blocks).features
         last = max(i for i, block in enumerate(features) if getattr(block, "stride", 1) == 2)  # to a 32nd of the side
         expansion, *rest = features[last].conv  # which still is at a 16th: the first map
         self.stages = nn.ModuleList([nn.Sequential(*features[:last], expansion), nn.Sequential(*rest, *features[last + 1 :])])
         channels = [expansion[0].out_channels, features[-1][0].out_channels]
-        for depth in (max(int(d * width), 16) for d in DEPTHS):
+        for depth in (max(int(d * width), 16) for d in depths):
             self.stages.append(_extra(channels[-1], depth))
             channels.append(depth)
         self.boxes = DefaultBoxGenerator([[2, 3]] * len(channels), min_ratio=0.2, max_ratio=0.95)
@@ -64,10 +66,10 @@ def _extra(channels: int, depth: int) -> nn.Sequential:
 
 
 @torch.no_grad()
-def build(classes: int, side: int, width: float = 1.0, blocks: list[list[int]] | None = None, seed: int = 0) -> tuple[SSD, dict[str, Any]]:
-    """The network in eval mode, and its card. `blocks`: other rows of MobileNetV2's table than the paper's."""
+def build(classes: int, side: int, seed: int = 0, **shape: Any) -> tuple[SSD, dict[str, Any]]:
+    """The network in eval mode, and its card. `shape`: as `SSD` takes it."""
     torch.manual_seed(seed)
-    model = SSD(classes, width, blocks).train()
+    model = SSD(classes, **shape).train()
     for module in model.head.modules():
         if isinstance(module, nn.Conv2d):  # else all scores are alike, as before any training
             nn.init.kaiming_normal_(module.weight)
@@ -118,7 +120,7 @@ if __name__ == "__main__":
     parser.add_argument("--width", type=float, default=1.0)
     parser.add_argument("--labels", type=Path)
     given = parser.parse_args()
-    net, its_card = build(given.classes, given.side, given.width)
+    net, its_card = build(given.classes, given.side, width=given.width)
     save(net, its_card, given.path)
     if given.labels:
         label(net, its_card, given.labels)

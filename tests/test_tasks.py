@@ -17,12 +17,13 @@ from torchvision_shim import define_missing_operators
 from zoo import conv, with_history
 
 from zaq.cli import main
+from zaq.config import Card
 from zaq.evaluate import TASKS
 from zaq.graph import quiet
 from zaq.sources import load
 
 SIDE = 32
-CARD = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
+GREY = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
 RTN = ("--method", "rtn", "--bits", "w8a8")
 FLAGSHIP = ("--effort", "fast", "-s", "synthesis=2", "-s", "batches=1", "-s", "reconstruct=1", "-s", "polish=5", "-s", "game=1")
 
@@ -38,7 +39,7 @@ def quantized(model: nn.Module, card: dict[str, Any], folder: Path, *flags: obje
     example = torch.zeros(2, 3, SIDE, SIDE)
     with quiet():
         torch.export.save(torch.export.export(model.eval(), (example,), dynamic_shapes=({0: torch.export.Dim.AUTO},)), path)
-    path.with_suffix(".json").write_text(json.dumps({**CARD, **card}))
+    path.with_suffix(".json").write_text(json.dumps({**GREY, **card}))
     done = call("quantize", path, *flags, "-o", folder / "out")
     assert done.exit_code == 0, done.output
     return folder / "out"
@@ -93,7 +94,7 @@ def test_a_detector_of_two_heads(photographs: Path, tmp_path: Path) -> None:
 
     torch.manual_seed(1)
     model, card = with_history(Pyramid()).eval(), {"input": [3, SIDE, SIDE], "task": "detection", "classes": 3}
-    label(model, {**CARD, **card, "decode": DECODE}, photographs)
+    label(model, {**GREY, **card, "decode": DECODE}, photographs)
     run = quantized(model, card, tmp_path, "--bits", "w8a8", *FLAGSHIP)
     stages = [s["name"] for s in json.loads((run / "report.json").read_text())["stages"]]
     assert {"synthesis", "reconstruct", "polish", "zaq"} <= set(stages)
@@ -125,18 +126,18 @@ def test_the_ssd_of_the_paper(photographs: Path, tmp_path: Path) -> None:
     pytest.importorskip("torchvision")
     from ssd_mobilenet import build, label, save
 
-    model, card = build(classes=3, side=64, width=0.35, blocks=[[1, 16, 1, 1], [6, 24, 1, 2], [6, 32, 1, 2], [6, 64, 1, 2], [6, 96, 1, 2]])
+    model, card = build(classes=3, side=SIDE, width=0.35, blocks=[[1, 16, 1, 1], [6, 24, 1, 2], [6, 32, 1, 2]], depths=(64,))
     with quiet():
         save(model, card, tmp_path / "ssd.pt2")
     label(model, card, photographs)
     done = call("quantize", tmp_path / "ssd.pt2", *RTN, "-o", tmp_path / "out")
     assert done.exit_code == 0, done.output
     assert measured(tmp_path / "out", f"yolo:{photographs}")["map50"] > 60
-    assert TASKS["detection"](model, f"yolo:{photographs}", load(str(tmp_path / "ssd.pt2")).card).fields()["map50"] > 90
+    assert TASKS["detection"](model, f"yolo:{photographs}", Card.from_dict(card)).fields()["map50"] > 90
     card["decode"]["heads"].pop()
     (tmp_path / "decode.json").write_text(json.dumps(card))
     told = refused("eval", tmp_path / "out", "--data", f"yolo:{photographs}", "--decode", tmp_path / "decode.json")
-    assert "138 default boxes need the outputs (N, 138, 4) and (N, 138, 1 + 3); the model's are (N, 144, 4)" in told
+    assert "480 default boxes need the outputs (N, 480, 4) and (N, 480, 1 + 3); the model's are (N, 504, 4)" in told
 
 
 class Segmenter(nn.Module):
@@ -166,7 +167,6 @@ def test_a_segmenter(photographs: Path, tmp_path: Path) -> None:
     run = quantized(model, {"task": "segmentation"}, tmp_path, "--method", "zaq", "--bits", "w8a8", "-s", "warm_up=4", "-s", "rounds=2")
     found = measured(run, f"masks:{photographs}")
     assert found["miou"] > 60 and found["pixel_accuracy"] > 85 and found["total"] == 5
-    assert call("verify", run).exit_code == 0
     assert "gdfq draws images from classes and batch-norm statistics; the model is no classifier" in refused(
         "quantize", tmp_path / "net.pt2", "--method", "gdfq", "-o", tmp_path / "gdfq"
     )
@@ -212,7 +212,7 @@ def test_an_image_generator_without_batch_norm(photographs: Path, tmp_path: Path
 
 
 def test_the_yolo_finds_in_photographs_what_its_card_says(shared: Path) -> None:
-    """30.7 on all 128; here on the first 40, half a minute less."""
+    """30.7 on all 128; here on the first 24, half a minute less."""
     model = load(str(shared / "models" / "yolov3_nano_voc.pt2"))
-    found = TASKS["detection"](model.graph, f"yolo:{shared / 'data' / 'coco128'}", model.card, 40).fields()
-    assert 25 < found["map50"] < 45 and found["total"] == 40
+    found = TASKS["detection"](model.graph, f"yolo:{shared / 'data' / 'coco128'}", model.card, 24).fields()
+    assert 25 < found["map50"] < 45 and found["total"] == 24
