@@ -167,6 +167,8 @@ def test_a_segmenter(photographs: Path, tmp_path: Path) -> None:
     run = quantized(model, {"task": "segmentation"}, tmp_path, "--method", "zaq", "--bits", "w8a8", "-s", "warm_up=4", "-s", "rounds=2")
     found = measured(run, f"masks:{photographs}")
     assert found["miou"] > 60 and found["pixel_accuracy"] > 85 and found["total"] == 5
+    done = call("verify", run, "--data", f"masks:{photographs}")
+    assert done.exit_code == 0 and f"model.onnx on masks:{photographs}: 5 samples" in done.output, done.output
     assert "gdfq draws images from classes and batch-norm statistics; the model is no classifier" in refused(
         "quantize", tmp_path / "net.pt2", "--method", "gdfq", "-o", tmp_path / "gdfq"
     )

@@ -21,7 +21,21 @@ from zaq.data.layouts import DATASETS, Layout, Sample
 from zaq.data.pixels import read, read_mask
 from zaq.errors import DataError, unknown
 
-__all__ = ["BOXES", "DATASETS", "IMAGES", "MASKS", "Sample", "batches", "classified", "count", "listed", "loaded", "read_mask", "shuffled"]
+__all__ = [
+    "ANY",
+    "BOXES",
+    "DATASETS",
+    "IMAGES",
+    "MASKS",
+    "Sample",
+    "batches",
+    "classified",
+    "count",
+    "listed",
+    "loaded",
+    "read_mask",
+    "shuffled",
+]
 
 L = TypeVar("L")
 Batch = tuple[Tensor, Tensor]  # (n, C, H, W) as the model reads it, (n,) labels
@@ -32,6 +46,7 @@ LABELS: dict[str, dict[str, Any]] = {
     "a mask for each image is": MASKS,
     "images alone are": IMAGES,
 }
+ANY = {kind: layout for kinds in LABELS.values() for kind, layout in kinds.items()}  # where only the images matter
 KINDS = {kind: what.rpartition(" ")[0] for what, kinds in LABELS.items() for kind in kinds}
 HELD = 2**30  # bytes of decoded images that `shuffled` keeps, so that a small set is read from disk only once
 SMALL, PADDING = 64, 4  # images up to SMALL pixels a side are cropped at random out of themselves padded by PADDING
