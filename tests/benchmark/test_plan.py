@@ -10,7 +10,6 @@ import pytest
 from zaq.benchmark.plan import Cell, cells_of, read_plan, shard
 from zaq.errors import BitsError, UserError
 
-
 DIGEST = "f09798e0"  # of the one cell of `cells()`
 
 
