@@ -65,7 +65,9 @@ def test_names_say_which_class_is_which(yolo: Path) -> None:
     with pytest.raises(DataError, match=r"coco.names with 4 classes for a model of 3 do not say"):
         boxes(yolo)
     with pytest.raises(DataError, match="names no class that the model knows, as apple"):
-        boxes(yolo, dataclasses.replace(CARD, decode={"names": ["apple"]}))
+        boxes(yolo, dataclasses.replace(CARD, decode={"names": ["apple", "pear", "plum"]}))
+    with pytest.raises(DataError, match="2 names for a model of 3 classes"):
+        boxes(yolo, dataclasses.replace(CARD, decode={"names": ["car", "zebra"]}))
     with pytest.raises(DataError, match="names must be a list"):
         boxes(yolo, dataclasses.replace(CARD, decode={"names": {"0": "car"}}))
     text(yolo / "coco.names", "a\nb\nc\n")  # alone, and as many as the model's: the same numbers
