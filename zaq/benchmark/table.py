@@ -61,8 +61,9 @@ class Group:
         """The sample standard deviation over seeds; of one seed there is none."""
         return statistics.stdev(r[column] for r in self.finished) if len(self.finished) > 1 else None
 
-    def cells(self, measures: Sequence[str] = ("top1",)) -> dict[str, str]:
-        """The row of a table of `measures` (of METRICS), as text."""
+    def cells(self, measures: Sequence[str] = ()) -> dict[str, str]:
+        """The row of a table of `measures` (of METRICS; none: its own), as text."""
+        measures = measures or metrics(self.finished)
         failed = [r["error"] for r in self.rows if r["error"]]
         ends = f"first-last {self['first_last']}" if self["first_last"] else ""
         text = {

@@ -23,12 +23,12 @@ def class_numbers(root: Path, card: Card) -> dict[int, int] | None:
     None where nothing is named, or one list alone and it fits: numbers are the model's then.
     Raises DataError where names do not say which class is which.
     """
-    if own and card.classes not in (None, len(own)):
-        raise DataError(f"decode: {len(own)} names for a model of {card.classes} classes; one each is needed, in order.")
     files = {p: p.read_text().strip().splitlines() for p in sorted([*root.glob("*.names"), *root.glob("classes.txt")])}
     own = (card.decode or {}).get("names")
     if own is not None and not (isinstance(own, list) and own and all(isinstance(name, str) for name in own)):
         raise DataError(f"decode: names must be a list of the model's classes in order, not {own!r}.")
+    if own and card.classes not in (None, len(own)):
+        raise DataError(f"decode: {len(own)} names for a model of {card.classes} classes; one each is needed, in order.")
     classes = len(own) if own else card.classes
     fitting = [p for p, lines in files.items() if classes is None or len(lines) == classes]
     if not files or (own is None and len(files) == 1 and fitting):
