@@ -72,11 +72,18 @@ def detected(**values: Any) -> dict[str, Any]:
     """A finished cell of a detector: two measures of each model, and nothing of classes."""
     of_classes = ("float_top1", "onnx_top1", "fake_quant_top1", "interval", "agreement")
     scores = {f"{model}_{m}": v for model, v in (("float", 31.0), ("onnx", 28.0), ("fake_quant", 28.5)) for m in ("map50", "map")}
-    return {**{k: v for k, v in row(model="yolo", images=128).items() if k not in of_classes}, **scores, "onnx_map": 13.0, **values}
+    return {
+        **{k: v for k, v in row(model="yolo", model_hash="abcd", data="yolo:/data", images=128).items() if k not in of_classes},
+        **scores,
+        "onnx_map": 13.0,
+        **values,
+    }
 
 
 def test_a_detector_has_its_own_measures() -> None:
-    rows = in_order([detected(), detected(seed=1, onnx_map50=30.0), failed(model="yolo", bits="w3a3")])
+    rows = in_order(
+        [detected(), detected(seed=1, onnx_map50=30.0), failed(model="yolo", model_hash="abcd", data="yolo:/data", bits="w3a3")]
+    )
     text = as_markdown(rows)
     assert "| method | bits | placement | effort | mAP@50 | mAP@50:95 | drop | fake-quant | minutes | peak MB | KB |" in text
     assert "| float |  |  |  | 31.00 | 31.00 |" in text and "128 images.\n" in text and "top-1" not in text.partition("\nPublished")[0]
