@@ -168,6 +168,7 @@ class Card:
     interpolation: str = "bilinear"
     task: str | None = None
     classes: int | None = None
+    decode: dict[str, Any] | None = None  # of a detector: how boxes are read off its outputs (`zaq.evaluate.boxes`)
 
     def __post_init__(self) -> None:
         channels = self.input[0] if self.input else None
@@ -191,6 +192,8 @@ class Card:
             value = kept.get(name)
             if value is not None and not (isinstance(value, tuple) and all(isinstance(v, kind) for v in value)):
                 raise SourceError(f"card: {name} must be a list of numbers, not {value!r}.")
+        if not isinstance(kept.get("decode"), dict | None):
+            raise SourceError(f"card: decode must be an object, not {kept['decode']!r}.")
         return cls(**kept)
 
     @classmethod
@@ -211,7 +214,8 @@ class Card:
             raise SourceError(f"{path}: {error}") from error
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """Its fields; `decode` only where there is one, so that other cards, and their hashes, stay what they were."""
+        return {k: v for k, v in asdict(self).items() if k != "decode" or v is not None}
 
     def override(self, **values: Any) -> "Card":
         """This card with the values that are not None put in their place."""

@@ -3,7 +3,7 @@
 import base64
 import re
 
-from test_table import failed, row
+from test_table import detected, failed, row
 
 from zaq.benchmark.page import render
 from zaq.benchmark.table import in_order
@@ -27,3 +27,9 @@ def test_a_page_of_nothing_yet_and_of_failures() -> None:
     assert "0 cells" in render([], {})
     page = render([failed()], {})
     assert "exit code 1" in page and "<img" not in page and "real images" not in page
+
+
+def test_a_page_of_a_detector() -> None:
+    page = render(in_order([detected(), detected(bits="w3a3"), row()]), ABOUT)
+    assert "<th>mAP@50</th><th>mAP@50:95</th>" in page and "<td>28.00 (1)</td><td>13.00 (1)</td>" in page
+    assert page.count("data:image/png") == 4 and "<th>top-1</th>" in page and "128 images.</p>" in page

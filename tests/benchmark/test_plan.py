@@ -10,6 +10,8 @@ import pytest
 from zaq.benchmark.plan import Cell, cells_of, read_plan, shard
 from zaq.errors import BitsError, UserError
 
+DIGEST = "f09798e0"  # of the one cell of `cells()`
+
 
 def identify(model: str) -> tuple[str, str]:
     return Path(model).stem.rpartition(":")[2], "hash of " + Path(model).name
@@ -40,6 +42,13 @@ def test_brackets_hold_settings_whose_values_may_have_commas() -> None:
         ("zaq[alpha=0, relation=gram]", "zaq", ("alpha=0", "relation=gram")),
         ("zaq[milestones=0.5,0.7,lr_bias = 1e-3]", "zaq", ("lr_bias=1e-3", "milestones=0.5,0.7")),
     ]
+
+
+def test_a_task_and_its_constants_are_part_of_a_cell_that_names_them() -> None:
+    """A cell that does not keeps the id it had before there were tasks."""
+    (plain,), (named,) = cells(), cells(task="detection", decode="heads.json")
+    assert (plain.task, plain.decode) == (None, None) and plain.id.endswith("-s0-" + DIGEST)
+    assert named.task == "detection" and named.decode == "/here/heads.json" and named.id != plain.id
 
 
 def test_the_command_is_what_a_user_would_type() -> None:

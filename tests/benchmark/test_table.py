@@ -66,3 +66,29 @@ def test_the_markdown_table() -> None:
     assert r"failed: exit code 1: zaq: \| broke" in text
     lines = [line for line in text.splitlines() if line.startswith("|")]
     assert len({line.replace(r"\|", "").count("|") for line in lines}) == 1
+
+
+def detected(**values: Any) -> dict[str, Any]:
+    """A finished cell of a detector: two measures of each model, and nothing of classes."""
+    of_classes = ("float_top1", "onnx_top1", "fake_quant_top1", "interval", "agreement")
+    scores = {f"{model}_{m}": v for model, v in (("float", 31.0), ("onnx", 28.0), ("fake_quant", 28.5)) for m in ("map50", "map")}
+    return {
+        **{k: v for k, v in row(model="yolo", model_hash="abcd", data="yolo:/data", images=128).items() if k not in of_classes},
+        **scores,
+        "onnx_map": 13.0,
+        **values,
+    }
+
+
+def test_a_detector_has_its_own_measures() -> None:
+    rows = in_order(
+        [detected(), detected(seed=1, onnx_map50=30.0), failed(model="yolo", model_hash="abcd", data="yolo:/data", bits="w3a3")]
+    )
+    text = as_markdown(rows)
+    assert "| method | bits | placement | effort | mAP@50 | mAP@50:95 | drop | fake-quant | minutes | peak MB | KB |" in text
+    assert "| float |  |  |  | 31.00 | 31.00 |" in text and "128 images.\n" in text and "top-1" not in text.partition("\nPublished")[0]
+    assert "| zaq | w4a4 | gdfq | fast | 29.00 ± 1.41 (2) | 13.00 ± 0.00 (2) | 3.00 | 28.50 |" in text
+    assert r"| zaq | w3a3 | gdfq | fast | failed: exit code 1: zaq: \| broke |" in text
+    found = list(csv.DictReader(io.StringIO(as_csv(rows))))
+    assert found[0]["onnx_map50"] == "28.0" and found[0]["float_map"] == "31.0" and "onnx_top1" not in found[0]
+    assert {"onnx_top1", "onnx_map50"} <= set(next(csv.reader(io.StringIO(as_csv([row(), detected()])))))

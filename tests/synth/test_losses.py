@@ -55,7 +55,19 @@ def test_output_discrepancy_sums_classes_and_averages_the_rest() -> None:
     assert float(output_discrepancy([p], [q])) == pytest.approx(5.0)
     dense = torch.full((5, 10, 3, 3), 0.5)
     assert float(output_discrepancy([torch.zeros_like(dense)], [dense])) == pytest.approx(5.0)
-    assert float(output_discrepancy([p, p], [q, p])) == pytest.approx(2.5)
+
+
+def test_outputs_of_several_scales_count_alike() -> None:
+    """Each in units of its spread, and the whole in the mean unit: with equal spreads that is the plain mean."""
+    p, error = torch.randn(64, 10), 0.1 * torch.randn(64, 10)
+    gap = float(output_discrepancy([p], [p + error]))
+    assert float(output_discrepancy([p, p], [p + error, p])) == pytest.approx(gap / 2)
+    boxes = 1000 * p[:, :, None, None]
+    moved = boxes + 1000 * error[:, :, None, None]
+    one, other = output_discrepancy([p, boxes], [p + error, boxes]), output_discrepancy([p, boxes], [p, moved])
+    assert float(one) == pytest.approx(float(other), rel=1e-4) and float(one) > 100 * gap
+    constant = torch.ones(64, 3)
+    assert float(output_discrepancy([p, constant], [p, constant + 1e-6])) < gap  # has no unit of its own
 
 
 def test_activation_loss_falls_with_activation() -> None:

@@ -1,18 +1,19 @@
-"""What is measured of a finished cell: on real labelled images, in this process, after the method has ended."""
+"""What is measured of a finished cell: on real images, in this process, after the method has ended."""
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from zaq.benchmark.cells import locked, write_text
 from zaq.benchmark.plan import Cell
-from zaq.data import batches
-from zaq.errors import DataError
-from zaq.evaluate import Score, predictions
+from zaq.config import Card
+from zaq.data import classified, listed, loaded
+from zaq.errors import UserError
+from zaq.evaluate import LAYOUTS, TASKS, Model, Score, decode, outputs, predictions, read_decode, task_of
 from zaq.export.session import session
 from zaq.run import Run
 from zaq.sources import Source, load
@@ -21,7 +22,7 @@ __all__ = ["Meter"]
 
 
 class Meter:
-    """Measures cells; keeps the models it has read, and the float models' predictions in the folder."""
+    """Measures cells; keeps the models it has read, and what was measured of the float models in the folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -38,22 +39,34 @@ class Meter:
         card = json.dumps(source.card.to_dict(), sort_keys=True)
         return source.name, hashlib.sha256((source.sha256 + card).encode()).hexdigest()
 
+    def card(self, cell: Cell) -> Card:
+        """The card of the cell's model, with the decoding constants that the cell names."""
+        return self.source(cell.model).card.override(decode=read_decode(Path(cell.decode)) if cell.decode else None)
+
     def check_data(self, cells: list[Cell]) -> None:
-        """Raises DataError for a data set that is not there, or that a model cannot read, before anything runs."""
-        for model, data in dict.fromkeys((c.model, c.data) for c in cells):
+        """Raises UserError for a data set that is not there, or that a model or its task cannot use, before anything runs."""
+        for cell in {(c.model, c.data, c.task, c.decode): c for c in cells}.values():
             try:
-                if next(iter(batches(data, self.source(model).card, limit=1)), None) is None:
-                    raise DataError(f"--data {data}: no images.")
-            except DataError as error:
-                raise DataError(f"{self.source(model).name}: {error}") from error
+                card = self.card(cell)
+                task = task_of(card, cell.task)
+                samples = classified(cell.data, card) if task == "classification" else listed(cell.data, card, LAYOUTS[task])
+                for images, _ in loaded(samples[:1], card, 1):
+                    if task == "detection":
+                        decode(outputs(self.source(cell.model).graph, images), card)
+            except UserError as error:
+                raise type(error)(f"{self.source(cell.model).name}: {error}") from error
 
     def __call__(self, cell: Cell, run: Path) -> dict[str, Any]:
-        """The measured part of the cell's row."""
-        opened = Run.open(run)
-        card, file = opened.card(), opened / "model.onnx"
-        expected, labels = self._teacher(cell)
-        found, _ = predictions(session(file), cell.data, card, cell.limit)
-        fake, _ = predictions(opened.student(), cell.data, card, cell.limit)
+        """The measured part of the cell's row: every measure of its task, of the float model, the file and the checkpoint."""
+        opened, task = Run.open(run), task_of(self.card(cell), cell.task)
+        measured = self._classes(cell, opened) if task == "classification" else self._others(cell, opened, task)
+        return measured | {"file_kb": (opened / "model.onnx").stat().st_size / 1024}
+
+    def _classes(self, cell: Cell, run: Run) -> dict[str, Any]:
+        known = self._teacher(cell, lambda: self._predicted(cell))
+        expected, labels = np.array(known["predicted"]), np.array(known["labels"])
+        found, _ = predictions(session(run / "model.onnx"), cell.data, run.card(), cell.limit)
+        fake, _ = predictions(run.student(), cell.data, run.card(), cell.limit)
         teacher, score = Score.of(expected, labels), Score.of(found, labels)
         return {
             "float_top1": teacher.percent,
@@ -61,19 +74,35 @@ class Meter:
             "fake_quant_top1": Score.of(fake, labels).percent,
             "drop": teacher.percent - score.percent,
             "interval": score.interval,
-            "agreement": 100 * float((np.asarray(found) == np.asarray(expected)).mean()),
-            "file_kb": file.stat().st_size / 1024,
+            "agreement": 100 * float((found == expected).mean()),
             "images": score.total,
         }
 
-    def _teacher(self, cell: Cell) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The float model's predictions and the labels, computed once for all processes that share the folder."""
-        digest = hashlib.sha256(json.dumps([cell.model_hash, cell.data, cell.limit]).encode()).hexdigest()[:8]
+    def _predicted(self, cell: Cell) -> dict[str, Any]:
+        source = self.source(cell.model)
+        predicted, labels = predictions(source.graph, cell.data, source.card, cell.limit)
+        return {"predicted": predicted.tolist(), "labels": labels.tolist()}
+
+    def _others(self, cell: Cell, run: Run, task: str) -> dict[str, Any]:
+        graph, card = self.source(cell.model).graph, self.card(cell)
+
+        def measure(model: Model) -> dict[str, float]:
+            return TASKS[task](model, cell.data, card, cell.limit, teacher=graph).fields()
+
+        found = {"onnx": measure(session(run / "model.onnx")), "fake_quant": measure(run.student())}
+        if task != "image":  # which is like the float model's or not
+            found["float"] = self._teacher(cell, lambda: measure(graph))
+        row = {f"{which}_{name}": value for which, fields in found.items() for name, value in fields.items() if name != "total"}
+        first = next(iter(found["onnx"]))
+        drop = {"drop": row[f"float_{first}"] - row[f"onnx_{first}"]} if "float" in found else {}
+        return row | drop | {"images": found["onnx"]["total"]}
+
+    def _teacher(self, cell: Cell, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """What `measure` finds of the float model, once for all processes that share the folder."""
+        facts = [cell.model_hash, cell.data, cell.limit, cell.task, cell.decode]
+        digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:8]
         path = self.folder / "teachers" / f"{cell.model_name}-{digest}.json"
         with locked(path.with_suffix(".lock")):
             if not path.is_file():
-                source = self.source(cell.model)
-                predicted, labels = predictions(source.graph, cell.data, source.card, cell.limit)
-                write_text(path, json.dumps({"predicted": np.asarray(predicted).tolist(), "labels": np.asarray(labels).tolist()}))
-            values = json.loads(path.read_text())
-        return np.array(values["predicted"]), np.array(values["labels"])
+                write_text(path, json.dumps(measure()))
+            return dict(json.loads(path.read_text()))

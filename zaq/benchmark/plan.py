@@ -21,7 +21,8 @@ from zaq.sources import is_file
 
 __all__ = ["KEYS", "READS_IMAGES", "Cell", "cells_of", "read_plan", "shard"]
 
-KEYS = ("models", "data", "bits", "methods", "placements", "seeds", "effort", "settings", "weights", "first_last", "limit")
+KEYS = ("models", "data", "task", "decode", "bits", "methods", "placements", "seeds", "effort", "settings", "weights", "first_last",
+        "limit")  # fmt: skip
 READS_IMAGES = "ft"  # the one method that is given the data: a bar to compare with
 METHOD_KEYS = ("name", "method", "effort", "settings", "seeds")
 
@@ -46,11 +47,14 @@ class Cell:
     seed: int = 0
     effort: str = "default"
     limit: int | None = None
+    task: str | None = None  # what it is measured by; None: as the model's card says
+    decode: str | None = None  # file of a detector's decoding constants
 
     @property
     def id(self) -> str:
         """A folder's name: readable, and different wherever anything that defines the cell is."""
         facts = {k: v for k, v in asdict(self).items() if k not in ("model", "model_name", "name")}
+        facts = {k: v for k, v in facts.items() if k not in ("task", "decode") or v is not None}  # cells from before these were there
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
         words = (self.model_name, self.name, self.bits, self.placement or "integer", f"s{self.seed}", digest)
         return "-".join(re.sub(r"[^\w.+=]+", "_", word).strip("_") for word in words)
@@ -104,6 +108,8 @@ def cells_of(block: dict[str, Any], folder: Path, where: str, identify: Identify
         raise UserError(f"{where}: limit {limit!r}: a number of images is expected.")
     end = None if end is None else str(end)
     data = _data(_text(block["data"], "data", where), folder)
+    task, decode = (_text(block[k], k, where) if block.get(k) else None for k in ("task", "decode"))
+    decode = decode and str(_path(decode, folder))
     methods = [_method(m, block, where) for m in _list(block.get("methods", "zaq"), "methods", where)]
     cells = []
     for model, placement, bits in itertools.product(
@@ -119,7 +125,7 @@ def cells_of(block: dict[str, Any], folder: Path, where: str, identify: Identify
             for seed in _seeds(method.get("seeds", block.get("seeds", 1)), where):
                 cells.append(
                     Cell(model, name, digest, data, bits.lower(), method["method"], method["name"], method["settings"], placement,
-                         block.get("weights"), end, seed, method.get("effort", effort), limit)
+                         block.get("weights"), end, seed, method.get("effort", effort), limit, task, decode)
                 )  # fmt: skip
     return _unique(cells)
 

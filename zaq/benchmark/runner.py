@@ -71,4 +71,6 @@ def _line(row: dict[str, Any]) -> str:
     what = f"{row['model']} {row['method']} {row['bits']} {row['placement']} seed {row['seed']}"
     if row["error"]:
         return f"{what}: failed: {row['error']}"
-    return f"{what}: top-1 {row['onnx_top1']:.2f} (float {row['float_top1']:.2f}), {row['minutes']:.1f} min"
+    metric = table.metrics([row])[0]
+    floats = f" (float {row[f'float_{metric}']:.2f})" if f"float_{metric}" in row else ""
+    return f"{what}: {table.METRICS[metric]} {row[f'onnx_{metric}']:.2f}{floats}, {row['minutes']:.1f} min"

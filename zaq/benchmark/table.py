@@ -4,13 +4,14 @@ import csv
 import io
 import itertools
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from zaq.benchmark.published import best_drop, published
 
-__all__ = ["COLUMNS", "HEADS", "LEGEND", "Group", "as_csv", "as_markdown", "facts", "groups", "in_order", "sections"]
+__all__ = ["COLUMNS", "LEGEND", "METRICS", "Group", "as_csv", "as_markdown", "facts", "groups", "heads", "in_order", "metrics", "sections"]
 
 COLUMNS = (
     "model", "source", "model_hash", "data", "method", "algorithm", "settings", "bits", "placement", "weights", "first_last", "effort",
@@ -18,6 +19,17 @@ COLUMNS = (
     "published_top1", "published_float", "published_protocol", "published_source", "images", "error", "zaq", "machine", "date",
 )  # fmt: skip
 SAME = ("model", "model_hash", "data", "placement", "weights", "first_last", "bits", "method", "algorithm", "settings", "effort")
+# What a row may have been measured by, and its name in tables; the first of a row's is what it is judged by.
+METRICS = {
+    "top1": "top-1",
+    "map50": "mAP@50",
+    "map": "mAP@50:95",
+    "miou": "mIoU",
+    "pixel_accuracy": "pixels",
+    "psnr": "PSNR",
+    "ssim": "SSIM",
+}
+MODELS = ("float", "onnx", "fake_quant")
 DIGITS = {"peak_mb": 0, "file_kb": 0, "minutes": 3, "interval": 3}  # of numbers in the CSV file; 2 elsewhere
 
 LEGEND = (
@@ -49,8 +61,9 @@ class Group:
         """The sample standard deviation over seeds; of one seed there is none."""
         return statistics.stdev(r[column] for r in self.finished) if len(self.finished) > 1 else None
 
-    def cells(self) -> dict[str, str]:
-        """The row of a table, as text."""
+    def cells(self, measures: Sequence[str] = ()) -> dict[str, str]:
+        """The row of a table of `measures` (of METRICS; none: its own), as text."""
+        measures = measures or metrics(self.finished)
         failed = [r["error"] for r in self.rows if r["error"]]
         ends = f"first-last {self['first_last']}" if self["first_last"] else ""
         text = {
@@ -60,17 +73,19 @@ class Group:
             "effort": self["effort"],
         }
         if self.finished:
-            spread = self.deviation("onnx_top1")
-            top1 = f"{self.mean('onnx_top1'):.2f}" + (f" ± {spread:.2f}" if spread is not None else "") + f" ({len(self.finished)})"
-            text |= {"top-1": top1 + (f", {len(failed)} failed" if failed else ""), "drop": f"{self.mean('drop'):.2f}"}
-            text |= {"fake-quant": f"{self.mean('fake_quant_top1'):.2f}", "agrees %": f"{self.mean('agreement'):.2f}"}
+            for measure in measures:
+                spread, mean = self.deviation(f"onnx_{measure}"), self.mean(f"onnx_{measure}")
+                text[METRICS[measure]] = f"{mean:.2f}" + (f" ± {spread:.2f}" if spread is not None else "") + f" ({len(self.finished)})"
+            text[METRICS[measures[0]]] += f", {len(failed)} failed" if failed else ""
+            shown = {"drop": "drop", "fake-quant": f"fake_quant_{measures[0]}", "agrees %": "agreement"}
+            text |= {head: f"{self.mean(column):.2f}" for head, column in shown.items() if column in self.finished[0]}
             text |= {
                 "minutes": f"{self.mean('minutes'):.1f}",
                 "peak MB": f"{self.mean('peak_mb'):.0f}",
                 "KB": f"{self.mean('file_kb'):.0f}",
             }
         else:
-            text |= {"top-1": f"failed: {failed[0]}"}
+            text |= {METRICS[measures[0]]: f"failed: {failed[0]}"}
         found = published(self.rows[0])
         if found:
             gap = found["published_float"] - found["published_top1"]
@@ -80,6 +95,21 @@ class Group:
 
 HEADS = ("method", "bits", "placement", "effort", "top-1", "drop", "fake-quant", "agrees %", "minutes", "peak MB", "KB",
          "published drop", "best published drop")  # fmt: skip
+
+
+OF_CLASSES = ("agrees %", "published drop", "best published drop")  # heads of classification alone
+
+
+def metrics(rows: list[dict[str, Any]]) -> list[str]:
+    """What rows were measured by; top-1 where none is finished."""
+    return [m for m in METRICS if any(f"onnx_{m}" in r for r in rows)] or ["top1"]
+
+
+def heads(measures: Sequence[str]) -> list[str]:
+    """The heads of a table of `measures`."""
+    kept = [h for h in HEADS if measures[0] == "top1" or h not in OF_CLASSES]
+    at = kept.index("top-1")
+    return [*kept[:at], *(METRICS[m] for m in measures), *kept[at + 1 :]]
 
 
 def in_order(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -106,16 +136,18 @@ def sections(rows: list[dict[str, Any]]) -> dict[str, list[Group]]:
 
 
 def facts(found: list[Group]) -> dict[str, Any]:
-    """A section's float accuracy, its images, and how sure so many make of a number."""
-    row = next((r for g in found for r in g.finished), None)
-    widest = max((r["interval"] for g in found for r in g.finished), default=0)
-    return {} if row is None else {"float_top1": row["float_top1"], "images": row["images"], "interval": widest}
+    """A section's measures, the float model's values under their heads, its images, and how sure so many make of a top-1."""
+    rows = [r for g in found for r in g.finished]
+    measures = metrics(rows)
+    floats = {METRICS[m]: f"{rows[0][f'float_{m}']:.2f}" for m in measures if rows and f"float_{m}" in rows[0]}
+    widest = max((r["interval"] for r in rows if "interval" in r), default=None)
+    return {"metrics": measures, "float": floats, "images": rows[0]["images"] if rows else None, "interval": widest}
 
 
 def as_csv(rows: list[dict[str, Any]]) -> str:
     """One row a cell, with the literature's numbers beside it."""
     stream = io.StringIO()
-    writer = csv.DictWriter(stream, COLUMNS, restval="", extrasaction="ignore", lineterminator="\n")
+    writer = csv.DictWriter(stream, _columns(rows), restval="", extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     for row in rows:
         full = {**row, **published(row)}
@@ -123,20 +155,28 @@ def as_csv(rows: list[dict[str, Any]]) -> str:
     return stream.getvalue()
 
 
+def _columns(rows: list[dict[str, Any]]) -> list[str]:
+    """COLUMNS, with those of every measure there is in place of top-1's."""
+    at = COLUMNS.index("float_top1")
+    return [*COLUMNS[:at], *(f"{model}_{m}" for m in metrics(rows) for model in MODELS), *COLUMNS[at + len(MODELS) :]]
+
+
 def as_markdown(rows: list[dict[str, Any]]) -> str:
     """A table a model and data set: mean ± standard deviation (number) over seeds."""
-    lines = ["# Results", "", "Top-1 in percent of the ONNX file in onnxruntime: mean ± standard deviation over seeds (their number)."]
+    lines = ["# Results", "", "Measured of the ONNX file in onnxruntime, in percent: mean ± standard deviation over seeds (their number)."]
     for title, found in sections(rows).items():
         about = facts(found)
         lines += ["", f"## {title}", ""]
-        if about:
-            lines += [f"{about['images']} images, whose number alone leaves a top-1 open by ±{about['interval']:.2f} points (95 %).", ""]
-        lines += [_line(HEADS), _line("---" for _ in HEADS)]
-        if about:
-            lines.append(_line(["float", *[""] * 3, f"{about['float_top1']:.2f}", *[""] * 8]))
+        names = heads(about["metrics"])
+        if about["images"]:
+            sure = f", whose number alone leaves a top-1 open by ±{about['interval']:.2f} points (95 %)" if about["interval"] else ""
+            lines += [f"{about['images']} images{sure}.", ""]
+        lines += [_line(names), _line("---" for _ in names)]
+        if about["float"]:
+            lines.append(_line({"method": "float", **about["float"]}.get(head, "") for head in names))
         for group in found:
-            text = group.cells()
-            lines.append(_line(text.get(head, "") for head in HEADS))
+            text = group.cells(about["metrics"])
+            lines.append(_line(text.get(head, "") for head in names))
     return "\n".join([*lines, "", LEGEND, ""])
 
 

@@ -2,35 +2,60 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from zaq.cli.options import PATH, card_options, card_overrides, progress
 from zaq.errors import UserError
 
+if TYPE_CHECKING:
+    from torch.fx import GraphModule
+
 __all__ = ["evaluate"]
 
 
 @click.command(name="eval")
 @click.argument("run", type=PATH)
-@click.option("--data", required=True, help="cifar10:DIR, cifar100:DIR, folder:DIR (a folder a class), csv:DIR (labels.csv), npz:FILE.")
+@click.option("--data", required=True, help="cifar10:DIR, cifar100:DIR, folder:DIR (a folder a class), csv:DIR (labels.csv), npz:FILE; "
+              "yolo:DIR (boxes), masks:DIR, images:DIR for other tasks.")  # fmt: skip
+@click.option("--task", help="classification, detection, segmentation or image; the card's by default.")
+@click.option("--decode", type=PATH, help="JSON file of the constants that make boxes of a detector's outputs; the card's by default.")
+@click.option("--teacher", help="The float model that --task image compares with.")
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first images.")
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
 @card_options
-def evaluate(run: Path, data: str, limit: int | None, as_json: bool, **card: Any) -> None:
-    """Top-1 of RUN's ONNX file, in onnxruntime, on labelled images. RUN may be the .onnx file alone.
+def evaluate(run: Path, data: str, task: str | None, decode: Path | None, teacher: str | None, limit: int | None, as_json: bool,
+             **card: Any) -> None:  # fmt: skip
+    """How good RUN's ONNX file is, in onnxruntime, on labelled images: top-1, mAP or mIoU; or how like the float model's its
+    images are. RUN may be the .onnx file alone.
 
     How images are prepared is stored with the run; the flags say it otherwise.
     """
-    from zaq.evaluate import stored_card, top1
+    from zaq.evaluate import TASKS, read_decode, stored_card, task_of
+    from zaq.export.session import session
     from zaq.run import Run
 
     path = run if run.is_file() else Run.open(run) / "model.onnx"
     known = stored_card(path) if run.is_file() else Run.open(run).card()
-    changed = known.override(**card_overrides(card))
+    changed = known.override(**card_overrides(card), decode=read_decode(decode) if decode else None)
     if changed.input != known.input:
         raise UserError(f"{path}: takes inputs of {known.input}; --input-shape says {changed.input}.")
-    score = top1(path, data, changed, limit, progress())
-    fields = {"top1": score.percent, "interval": score.interval, "correct": score.correct, "total": score.total}
-    click.echo(json.dumps(fields) if as_json else str(score))
+    name = task_of(changed, task)
+    for flag, given, needed in (("--decode", decode, "detection"), ("--teacher", teacher, "image")):
+        if given and name != needed:
+            raise UserError(f"{flag} goes with --task {needed}; the task is {name}.")
+    score = TASKS[name](session(path), data, changed, limit, progress(), teacher and _teacher(teacher, path))
+    click.echo(json.dumps(score.fields()) if as_json else str(score))
+
+
+def _teacher(source: str, path: Path) -> "GraphModule":
+    """The float model that a file was made from."""
+    from zaq.export.session import session
+    from zaq.sources import load
+
+    model = load(source)
+    made_from = json.loads(session(path).get_modelmeta().custom_metadata_map.get("zaq.source", "{}"))
+    if made_from.get("sha256") not in (None, model.sha256):
+        raise UserError(f"--teacher {source}: {path} was made from another model, {made_from['name']} (their hashes differ).")
+    return model.graph

@@ -17,13 +17,13 @@ __all__ = ["say", "verify"]
 
 @click.command()
 @click.argument("run", type=PATH)
-@click.option("--data", help="Compare on real images as well: cifar10:DIR, cifar100:DIR, folder:DIR, csv:DIR, npz:FILE.")
+@click.option("--data", help="Compare on real images as well, of any kind that zaq eval reads: cifar10:DIR, yolo:DIR, ...")
 @click.option("--limit", type=click.IntRange(min=1), default=1000, show_default=True, help="Only the first of them.")
 @click.option("--layers", is_flag=True, help="Print every layer, not only the first that parts.")
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
 def verify(run: Path, data: str | None, limit: int, layers: bool, as_json: bool) -> None:
     """RUN's ONNX files against its quantized checkpoint, and both against integer arithmetic, layer by layer."""
-    from zaq.data import batches
+    from zaq.data import ANY, listed, loaded
     from zaq.export.deployment import forms_of
     from zaq.export.layers import SAMPLES, compare_layers, summary
     from zaq.export.verify import BATCH, compare
@@ -36,7 +36,7 @@ def verify(run: Path, data: str | None, limit: int, layers: bool, as_json: bool)
     found, _ = compare_layers(opened / "model.onnx", student, samples[:SAMPLES])
     parity = {p.name: compare(p, student, samples) for p in forms_of(opened / "model.onnx")}
     if data:
-        real = batches(data, opened.card(), BATCH, limit)
+        real = loaded(listed(data, opened.card(), ANY)[:limit], opened.card(), BATCH)
         parity[f"model.onnx on {data}"] = compare(opened / "model.onnx", student, (images for images, _ in real))
     if as_json:
         fields: dict[str, Any] = {name: p.to_dict() for name, p in parity.items()}

@@ -1,12 +1,14 @@
 """Labelled images as people have them on disk, for measuring and for methods that are told to train on real data.
 
-No data-free method can import this; a test holds that. `layouts` knows what lies where, `pixels` what a card makes of an image.
+No data-free method can import this; a test holds that. `layouts` and `annotated` know what lies where, `pixels` what a card
+makes of an image.
 """
 
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -14,14 +16,38 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from zaq.config import Card
-from zaq.data.layouts import DATASETS, Sample
-from zaq.data.pixels import read
+from zaq.data.annotated import BOXES, IMAGES, MASKS
+from zaq.data.layouts import DATASETS, Layout, Sample
+from zaq.data.pixels import read, read_mask
 from zaq.errors import DataError, unknown
 
-__all__ = ["DATASETS", "batches", "count", "shuffled"]
+__all__ = [
+    "ANY",
+    "BOXES",
+    "DATASETS",
+    "IMAGES",
+    "MASKS",
+    "Sample",
+    "batches",
+    "classified",
+    "count",
+    "listed",
+    "loaded",
+    "read_mask",
+    "shuffled",
+]
 
+L = TypeVar("L")
 Batch = tuple[Tensor, Tensor]  # (n, C, H, W) as the model reads it, (n,) labels
 SPLITS = ("test", "train")
+LABELS: dict[str, dict[str, Any]] = {
+    "a class for each image is": DATASETS,
+    "boxes are": BOXES,
+    "a mask for each image is": MASKS,
+    "images alone are": IMAGES,
+}
+ANY = {kind: layout for kinds in LABELS.values() for kind, layout in kinds.items()}  # where only the images matter
+KINDS = {kind: what.rpartition(" ")[0] for what, kinds in LABELS.items() for kind in kinds}
 HELD = 2**30  # bytes of decoded images that `shuffled` keeps, so that a small set is read from disk only once
 SMALL, PADDING = 64, 4  # images up to SMALL pixels a side are cropped at random out of themselves padded by PADDING
 
@@ -31,16 +57,13 @@ def batches(spec: str, card: Card, size: int = 100, limit: int | None = None, sp
 
     Raises DataError, naming the path, for a wrong layout, a label out of range or an image that cannot be read.
     """
-    samples = _listed(spec, card, split)[:limit]
-    for start in range(0, len(samples), size):
-        chosen = samples[start : start + size]
-        images = torch.from_numpy(np.stack([read(s, card) for s in chosen]))
-        yield _normalised(images, card), torch.tensor([s.label for s in chosen])
+    for images, chosen in loaded(classified(spec, card, split)[:limit], card, size):
+        yield images, torch.tensor([s.label for s in chosen])
 
 
 def count(spec: str, card: Card, split: str = "test") -> int:
     """How many images `batches` goes through. Image files are listed, not opened."""
-    return len(_listed(spec, card, split))
+    return len(classified(spec, card, split))
 
 
 def shuffled(spec: str, card: Card, size: int, seed: int) -> Iterator[Batch]:
@@ -48,7 +71,7 @@ def shuffled(spec: str, card: Card, size: int, seed: int) -> Iterator[Batch]:
 
     Every batch is of `size` images, so that what an order leaves over is dropped; a set smaller than that is one batch.
     """
-    samples = _listed(spec, card, "train")
+    samples = classified(spec, card, "train")
     generator = torch.Generator().manual_seed(seed)
     held = functools.lru_cache(HELD // math.prod(card.input))(lambda index: read(samples[index], card))
     while True:
@@ -58,11 +81,17 @@ def shuffled(spec: str, card: Card, size: int, seed: int) -> Iterator[Batch]:
             yield _normalised(_augmented(images, generator), card), torch.tensor([samples[i].label for i in chosen.tolist()])
 
 
-def _listed(spec: str, card: Card, split: str) -> list[Sample]:
-    """What `kind:PATH` holds in `split`, its labels checked before an hour is spent on the images."""
+def listed(spec: str, card: Card, layouts: dict[str, Layout[L]], split: str = "test") -> list[Sample[L]]:
+    """What `kind:PATH` holds in `split`, its kind one of `layouts`: DATASETS (a class an image), BOXES, MASKS or IMAGES.
+
+    Raises DataError as `batches` does, and for a kind whose labels are of another sort.
+    """
     kind, colon, place = spec.partition(":")
-    if not colon or kind not in DATASETS:
-        raise DataError(f"--data {spec}: " + unknown("kind of data set", kind, DATASETS) + " Write it as kind:PATH.")
+    if colon and kind in KINDS and kind not in layouts:
+        wanted = next(what for what, kinds in LABELS.items() if kinds is layouts)
+        raise DataError(f"--data {spec}: {kind} holds {KINDS[kind]}, and {wanted} needed: {_spelled(layouts)}.")
+    if not colon or kind not in layouts:
+        raise DataError(f"--data {spec}: " + unknown("kind of data set", kind, layouts) + " Write it as kind:PATH.")
     if split not in SPLITS:
         raise DataError(f"--data {spec}: " + unknown("part", split, SPLITS))
     path = Path(place)
@@ -73,11 +102,27 @@ def _listed(spec: str, card: Card, split: str) -> list[Sample]:
         raise DataError(f"--data {spec}: {place} is a {found}; {kind} needs a {needed}.")
     if card.normalised:
         raise DataError("the model's normalisation is unknown, so images cannot be prepared; say --normalize, or --mean and --std.")
-    samples = DATASETS[kind](path, split, card)
+    return layouts[kind](path, split, card)
+
+
+def loaded(samples: list[Sample[L]], card: Card, size: int) -> Iterator[tuple[Tensor, list[Sample[L]]]]:
+    """Samples in batches: the images (n, C, H, W) as the model reads them, and what they are of."""
+    for start in range(0, len(samples), size):
+        chosen = samples[start : start + size]
+        yield _normalised(torch.from_numpy(np.stack([read(s, card) for s in chosen])), card), chosen
+
+
+def classified(spec: str, card: Card, split: str = "test") -> list[Sample[int]]:
+    """Samples of one class each, checked before an hour is spent on the images."""
+    samples = listed(spec, card, DATASETS, split)
     for sample in samples:
         if sample.label < 0 or (card.classes is not None and sample.label >= card.classes):
             raise DataError(f"{sample.where}: label {sample.label} is outside 0..{card.classes - 1 if card.classes else ''}.")
     return samples
+
+
+def _spelled(kinds: Iterable[str]) -> str:
+    return ", ".join(f"{k}:{'FILE' if k == 'npz' else 'DIR'}" for k in kinds)
 
 
 def _normalised(images: Tensor, card: Card) -> Tensor:

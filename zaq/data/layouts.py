@@ -1,4 +1,4 @@
-"""What lies where in the data sets people have; nothing here decodes an image.
+"""What lies where in the data sets people have whose images are of one class each; nothing here decodes an image.
 
 cifar10:DIR, cifar100:DIR   the official binary or python layout, in DIR or in the folder that the archive unpacks to
 folder:DIR                  one folder a class, in DIR or in its train/, val/ and test/
@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,17 +23,24 @@ from numpy.typing import NDArray
 from zaq.config import Card
 from zaq.errors import DataError
 
-__all__ = ["DATASETS", "Sample"]
+__all__ = ["DATASETS", "Sample", "is_image"]
 
 SUFFIXES = {".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
 
-class Sample(NamedTuple):
+L = TypeVar("L")
+
+
+@dataclass(frozen=True)
+class Sample(Generic[L]):
     """A labelled image that may not have been opened yet."""
 
     image: Path | NDArray[np.uint8]  # a file, or bytes (C, H, W)
-    label: int
+    label: L  # its class; elsewhere (`annotated`) boxes, or a mask's file
     where: str  # what a sentence about it calls it
+
+
+Layout = Callable[[Path, str, Card], list[Sample[L]]]  # a place, the part asked for, the model's card -> what lies there
 
 
 @dataclass(frozen=True)
@@ -46,7 +53,7 @@ class Cifar:
     heads: int  # label bytes of a record; the last one counts
     key: bytes  # of the labels in the pickle
 
-    def __call__(self, root: Path, split: str, card: Card) -> list[Sample]:
+    def __call__(self, root: Path, split: str, card: Card) -> list[Sample[int]]:
         paths = self._find(root, self.train if split == "train" else self.test)
         if not paths and split == "train" and self._find(root, self.test):
             raise _no_training(root, f"put {', '.join(self.train)} of the official archive beside {self.test[0]}.")
@@ -67,14 +74,14 @@ class Cifar:
                     return [folder / (n + suffix) for n in names]
         return []
 
-    def _records(self, path: Path) -> list[Sample]:
+    def _records(self, path: Path) -> list[Sample[int]]:
         raw = np.fromfile(path, np.uint8)
         if not len(raw) or len(raw) % (3072 + self.heads):
             raise DataError(f"{path}: {len(raw)} bytes are no whole number of {3072 + self.heads}-byte records.")
         raw = raw.reshape(-1, 3072 + self.heads)
         return _samples(raw[:, self.heads :].reshape(-1, 3, 32, 32), raw[:, self.heads - 1], f"{path}, record")
 
-    def _pickled(self, path: Path) -> list[Sample]:
+    def _pickled(self, path: Path) -> list[Sample[int]]:
         try:
             with path.open("rb") as stream:
                 found = Unpickler(stream, path).load()
@@ -122,7 +129,7 @@ class Unpickler(pickle.Unpickler):
         return Pickled
 
 
-def _folder(root: Path, split: str, card: Card) -> list[Sample]:
+def _folder(root: Path, split: str, card: Card) -> list[Sample[int]]:
     """Folder names in sorted order give the labels 0, 1, ... as in torchvision; names that are all integers are the labels."""
     parts = {n: root / n for n in ("train", "val", "test") if _folders(root / n)}  # a class may be called train: it holds images
     part = "train" if split == "train" else "test" if "test" in parts else "val"
@@ -141,7 +148,7 @@ def _folder(root: Path, split: str, card: Card) -> list[Sample]:
             "name each folder by its class number."
         )
     place = parts.get(part, root)
-    samples = [Sample(p, labels[f.name], str(p)) for f in _folders(place) for p in sorted(f.rglob("*")) if _is_image(p.relative_to(f))]
+    samples = [Sample(p, labels[f.name], str(p)) for f in _folders(place) for p in sorted(f.rglob("*")) if is_image(p.relative_to(f))]
     if not samples:
         raise DataError(f"{place}: no images in its class folders; files named {', '.join(sorted(SUFFIXES))} are looked for.")
     return samples
@@ -151,11 +158,12 @@ def _folders(place: Path) -> list[Path]:
     return sorted(f for f in place.iterdir() if f.is_dir() and not f.name.startswith(".")) if place.is_dir() else []
 
 
-def _is_image(path: Path) -> bool:
+def is_image(path: Path) -> bool:
+    """Whether a file, named from within its data set, is an image by its name, and nothing hidden."""
     return path.suffix.lower() in SUFFIXES and not any(p.startswith(".") for p in path.parts)
 
 
-def _csv(root: Path, split: str, card: Card) -> list[Sample]:
+def _csv(root: Path, split: str, card: Card) -> list[Sample[int]]:
     table = root / "labels.csv"
     if not table.is_file():
         raise DataError(f"{table}: not found; csv:DIR needs a labels.csv with the columns file and label.")
@@ -167,7 +175,7 @@ def _csv(root: Path, split: str, card: Card) -> list[Sample]:
         raise DataError(f"{table}: cannot be read as a table in UTF-8 ({error}).") from error
     if not {"file", "label"} <= set(columns):
         raise DataError(f"{table}: the columns are {list(columns)}; file and label are needed.")
-    parts: dict[str, list[Sample]] = {"train": [], "val": [], "test": []}
+    parts: dict[str, list[Sample[int]]] = {"train": [], "val": [], "test": []}
     for line, row in enumerate(rows, 2):
         label, part = (row["label"] or "").strip(), (row.get("split") or "test").strip()
         if not label.isdecimal():
@@ -184,7 +192,7 @@ def _csv(root: Path, split: str, card: Card) -> list[Sample]:
     return samples
 
 
-def _npz(path: Path, split: str, card: Card) -> list[Sample]:
+def _npz(path: Path, split: str, card: Card) -> list[Sample[int]]:
     keys = [("x_train", "y_train")] if split == "train" else [("images", "labels"), ("x_test", "y_test")]
     try:
         archive = np.load(path, allow_pickle=False)
@@ -214,7 +222,7 @@ def _npz(path: Path, split: str, card: Card) -> list[Sample]:
     return _samples(images, labels.reshape(-1), f"{path}, image")
 
 
-def _samples(images: NDArray[np.uint8], labels: NDArray[Any], where: str) -> list[Sample]:
+def _samples(images: NDArray[np.uint8], labels: NDArray[Any], where: str) -> list[Sample[int]]:
     return [Sample(image, int(label), f"{where} {i}") for i, (image, label) in enumerate(zip(images, labels, strict=True))]
 
 
@@ -222,7 +230,7 @@ def _no_training(place: Path, how: str) -> DataError:
     return DataError(f"{place}: has no training part, and fine-tuning needs images that evaluation does not see; {how}")
 
 
-DATASETS: dict[str, Callable[[Path, str, Card], list[Sample]]] = {
+DATASETS: dict[str, Layout[int]] = {
     "cifar10": Cifar(
         ("cifar-10-batches-bin", "cifar-10-batches-py"), tuple(f"data_batch_{i}" for i in range(1, 6)), ("test_batch",), 1, b"labels"
     ),

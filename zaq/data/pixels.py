@@ -1,6 +1,8 @@
 """One image as the bytes a model's card asks for."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +12,7 @@ from zaq.config import Card
 from zaq.data.layouts import Sample
 from zaq.errors import DataError
 
-__all__ = ["read"]
+__all__ = ["read", "read_mask"]
 
 RESAMPLING = {
     "bilinear": Image.Resampling.BILINEAR,
@@ -19,7 +21,7 @@ RESAMPLING = {
 }
 
 
-def read(sample: Sample, card: Card) -> NDArray[np.uint8]:
+def read(sample: Sample[Any], card: Card) -> NDArray[np.uint8]:
     """The image (C, H, W), resized and centre-cropped as the card says; in colour or in grey as the model takes it."""
     channels, height, width = card.input
     mode = "RGB" if channels == 3 else "L"
@@ -34,10 +36,21 @@ def read(sample: Sample, card: Card) -> NDArray[np.uint8]:
     return np.moveaxis(pixels, -1, 0)
 
 
-def _opened(path: Path, mode: str) -> Image.Image:
+def read_mask(sample: Sample[Path], card: Card) -> NDArray[np.uint8]:
+    """The class of each pixel of a sample's image, (H, W), brought to the model's input as the image is, without blending."""
+    mask, size = np.asarray(_opened(sample.label)), _opened(sample.image).size if isinstance(sample.image, Path) else None
+    if mask.ndim != 2 or mask.dtype != np.uint8:
+        raise DataError(f"{sample.label}: is {mask.dtype} {mask.shape}; a mask is an image of one channel of 8 bits, a class a pixel.")
+    if size != mask.shape[::-1]:
+        raise DataError(f"{sample.label}: is of {mask.shape[1]} x {mask.shape[0]} pixels, its image {sample.where} of another size.")
+    found: NDArray[np.uint8] = np.asarray(_fitted(Image.fromarray(mask), replace(card, interpolation="nearest"), sample.where))
+    return found
+
+
+def _opened(path: Path, mode: str | None = None) -> Image.Image:
     try:
         with Image.open(path) as file:
-            image: Image.Image = file.convert(mode)
+            image: Image.Image = file.convert(mode) if mode else file.copy()
             return image
     except FileNotFoundError as error:
         raise DataError(f"{path}: not found.") from error

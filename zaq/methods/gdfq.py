@@ -96,8 +96,9 @@ class GDFQ:
 
     def __call__(self, job: Job) -> None:
         """Quantize `job.student` in place: G learns alone while ranges are read, then both learn."""
-        if job.classes is None or not job.batch_norms():
-            missing = "is no classifier" if job.classes is None else "has no batch norm that could be folded"
+        lacks = {"is no classifier": job.classes is None, "has no batch norm that could be folded": not job.batch_norms()}
+        if any(lacks.values()):
+            missing = " and ".join(what for what, lacking in lacks.items() if lacking)
             raise BitsError(f"gdfq draws images from classes and batch-norm statistics; the model {missing}. --method zaq needs neither.")
         plan = self._plan(job)
         generator = DCGAN(job.card, self.latent, plan.width, job.classes, doublings=2, eps=0.8, tanh=True)

@@ -32,10 +32,20 @@ DEAD = 1e-3  # part of a layer's largest |gamma| below which a channel tells not
 def output_discrepancy(p: list[Tensor], q: list[Tensor]) -> Tensor:
     """D_o = E ||P(x) - Q(x)||_1 (ZAQ, eq. 3): summed over the classes or channels, averaged over all else.
 
-    p, q: the outputs of teacher and student, each (N, K, ...); the mean over several outputs.
+    p, q: the outputs of teacher and student, each (N, K, ...). Several are averaged, each in units of its spread over the
+    teacher's samples, times the mean of these units: boxes in pixels do not drown class scores beside them.
     """
-    return torch.stack([(a - b).abs().flatten(2).mean(2).sum(1).mean() if a.dim() > 2 else (a - b).abs().sum(1).mean()
-                        for a, b in zip(p, q, strict=True)]).mean()  # fmt: skip
+    gaps = torch.stack([_gap(a, b) for a, b in zip(p, q, strict=True)])
+    if len(p) == 1:
+        return gaps[0]
+    units = torch.stack([_gap(a, a.mean(0, keepdim=True)) for a in p]).detach()
+    units = units.clamp(min=1e-3 * float(units.max()) + 1e-12)  # what hardly varies has no unit of its own
+    return (gaps / units).mean() * units.mean()
+
+
+def _gap(a: Tensor, b: Tensor) -> Tensor:
+    gap = (a - b).abs()
+    return gap.flatten(2).mean(2).sum(1).mean() if gap.dim() > 2 else gap.sum(1).mean()
 
 
 def crm(feature: Tensor) -> Tensor:

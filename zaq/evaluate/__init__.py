@@ -1,0 +1,59 @@
+"""How good is it: an ONNX file in onnxruntime, or a module in torch, on images that nothing before has seen.
+
+A task says what outputs mean; one a file, each a function in TASKS. Where no task is named it is the card's, else
+classification.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from zaq.config import Card
+from zaq.data import BOXES, DATASETS, IMAGES, MASKS
+from zaq.errors import SourceError, unknown
+from zaq.evaluate.boxes import decode, read_decode
+from zaq.evaluate.classification import Score, measure_classification, predictions, top1
+from zaq.evaluate.detection import measure_detection
+from zaq.evaluate.image import measure_likeness
+from zaq.evaluate.models import Model, Task, outputs
+from zaq.evaluate.segmentation import measure_segmentation
+from zaq.export.session import session
+
+__all__ = [
+    "LAYOUTS",
+    "TASKS",
+    "Model",
+    "Score",
+    "Task",
+    "decode",
+    "outputs",
+    "predictions",
+    "read_decode",
+    "stored_card",
+    "task_of",
+    "top1",
+]
+
+TASKS: dict[str, Task] = {
+    "classification": measure_classification,
+    "detection": measure_detection,
+    "image": measure_likeness,
+    "segmentation": measure_segmentation,
+}
+LAYOUTS: dict[str, dict[str, Any]] = {"classification": DATASETS, "detection": BOXES, "image": IMAGES, "segmentation": MASKS}
+
+
+def task_of(card: Card, name: str | None = None) -> str:
+    """The name of the task: the one given, else the card's, else classification. Raises SourceError for one there is not."""
+    found = name or card.task or "classification"
+    if found not in TASKS:
+        raise SourceError(("--task: " if name else "card: ") + unknown("task", found, TASKS))
+    return found
+
+
+def stored_card(path: Path) -> Card:
+    """The card that zaq wrote into an ONNX file. Raises SourceError for a file without one."""
+    text = session(path).get_modelmeta().custom_metadata_map.get("zaq.card")
+    if text is None:
+        raise SourceError(f"{path}: holds no card, so it was not written by zaq, or it was changed since; a run of zaq quantize has one.")
+    return Card.from_dict(json.loads(text))

@@ -1,0 +1,81 @@
+"""Top-1: how often the greatest of an image's outputs is that of its class."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zaq.config import Card
+from zaq.data import classified
+from zaq.errors import DataError
+from zaq.evaluate.models import Model, answers
+from zaq.export.session import session
+from zaq.progress import Progress
+
+__all__ = ["Score", "measure_classification", "predictions", "top1"]
+
+BATCH = 100
+Labels = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Score:
+    """How many of how many images are classified right."""
+
+    correct: int
+    total: int
+
+    @classmethod
+    def of(cls, predicted: Labels, labels: Labels) -> "Score":
+        """What `predictions` found, counted."""
+        return cls(int((predicted == labels).sum()), len(labels))
+
+    @property
+    def percent(self) -> float:
+        return 100 * self.correct / self.total
+
+    @property
+    def interval(self) -> float:
+        """Half the 95 % interval, in points, from the number of images (normal approximation of the binomial)."""
+        p = self.correct / self.total
+        return 100 * 1.96 * math.sqrt(p * (1 - p) / self.total)
+
+    def fields(self) -> dict[str, float]:
+        return {"top1": self.percent, "interval": self.interval, "correct": self.correct, "total": self.total}
+
+    def __str__(self) -> str:
+        return f"top-1 {self.percent:.2f} % (+-{self.interval:.2f}, {self.correct} of {self.total} images)"
+
+
+def top1(path: Path, data: str, card: Card, limit: int | None = None, progress: Progress | None = None) -> Score:
+    """Top-1 of the ONNX file at `path` on `data` (see `zaq.data.batches`), preprocessed as the card says."""
+    run = session(path)
+    _refuse_unless_classes([o.shape for o in run.get_outputs()], str(path))
+    return measure_classification(run, data, card, limit, progress)
+
+
+def measure_classification(
+    model: Model, data: str, card: Card, limit: int | None = None, progress: Progress | None = None, teacher: Model | None = None
+) -> Score:
+    """Top-1 on images of one class each; see `zaq.evaluate.models.Task`."""
+    return Score.of(*predictions(model, data, card, limit, progress))
+
+
+def predictions(model: Model, data: str, card: Card, limit: int | None = None, progress: Progress | None = None) -> tuple[Labels, Labels]:
+    """The class that `model` finds in each image of `data`, in their order, and the one it is labelled with.
+
+    Two models' answers to the same images say more about which is better than their scores, hence not the score alone.
+    """
+    predicted, labels = [], []
+    for _, found, samples in answers(model, classified(data, card), card, BATCH, limit, progress, data):
+        _refuse_unless_classes([list(o.shape) for o in found], "the model")
+        predicted.append(found[0].argmax(1))
+        labels += [s.label for s in samples]
+    return np.concatenate(predicted).astype(np.int64), np.array(labels, np.int64)
+
+
+def _refuse_unless_classes(shapes: list[list[int | str]] | list[list[int]], name: str) -> None:
+    if len(shapes) != 1 or len(shapes[0]) != 2:
+        raise DataError(f"{name}: top-1 needs one output (N, classes); this model has {shapes}. --task names another measure.")

@@ -1,0 +1,63 @@
+"""What tasks share: a file and a module are asked alike, a batch of images at a time, and answer with a result."""
+
+import math
+from collections.abc import Iterator
+from typing import Protocol, TypeAlias, TypeVar
+
+import numpy as np
+import onnxruntime as ort
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from zaq.config import Card
+from zaq.data import Sample, loaded
+from zaq.errors import DataError
+from zaq.export.session import run_session
+from zaq.progress import Progress
+
+__all__ = ["Model", "Result", "Task", "answers", "outputs"]
+
+Model: TypeAlias = nn.Module | ort.InferenceSession
+Values = NDArray[np.float32]
+L = TypeVar("L")
+
+
+class Result(Protocol):
+    """What was measured on how many images."""
+
+    @property
+    def total(self) -> int: ...
+
+    def fields(self) -> dict[str, float]:
+        """Name -> value, the one that counts first."""
+
+
+class Task(Protocol):
+    """Measure a model on `data`, prepared as the card says. `teacher`: the float model, for tasks that have no other truth."""
+
+    def __call__(
+        self, model: Model, data: str, card: Card, limit: int | None = None, progress: Progress | None = None, teacher: Model | None = None
+    ) -> Result: ...
+
+
+@torch.no_grad()
+def outputs(model: Model, images: Tensor) -> list[Values]:
+    """The outputs for a batch of normalised images (n, C, H, W), each (n, ...)."""
+    if not isinstance(model, nn.Module):
+        return run_session(model, images)
+    device = next((p.device for p in model.parameters()), images.device)
+    return [t.cpu().numpy() for t in pytree.tree_leaves(model(images.to(device)))]
+
+
+def answers(
+    model: Model, samples: list[Sample[L]], card: Card, size: int, limit: int | None, progress: Progress | None, data: str
+) -> Iterator[tuple[Tensor, list[Values], list[Sample[L]]]]:
+    """For each batch of the first `limit` samples: the images, the model's outputs, and what the images are of."""
+    chosen = samples[:limit]
+    if not chosen:
+        raise DataError(f"--data {data}: no images within a limit of {limit}.")
+    steps = (progress or Progress()).track("eval", math.ceil(len(chosen) / size))
+    for _, (images, batch) in zip(steps, loaded(chosen, card, size), strict=True):
+        yield images, outputs(model, images), batch
