@@ -97,7 +97,7 @@ def quantize_graph(
         raise BitsError("the model has no convolution or linear layer with a weight of its own; nothing to quantize.")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        job = Job(teacher, qconfig, card, effort, progress or Progress(), log or Log())
+        job = Job(teacher, qconfig, card, effort, getattr(method, "search", True), progress or Progress(), log or Log())
         job.notes += unfolded
         if card.normalised:
             job.notes.append("no mean and std are known: the input counts as already normalised")
