@@ -5,26 +5,29 @@
     python benchmarks/coverage.py --method flagship --only torchvision:resnet18 ...
 
 Each architecture runs in a process of its own: trace, fold, quantize (w8a8, round to nearest, which needs no training),
-save the checkpoint and read it back, export, verify. `results/coverage/results.md` is the table, `results.json` and
+make the checkpoint (with `--method flagship`, also write it and read it back), export, verify. `results/coverage/results.md` is the table, `results.json` and
 `results.csv` hold the same.
 
 No weights are downloaded: they are random, of one seed. What an architecture starts at a constant (layer scales, the last
 batch norm of a block, heads) is random too, else nothing would pass through it, and batch norms know the statistics of a
 few batches of noise. So SQNR, the file against the float model on noise that no range was read from, says whether the
-integers compute the network, not what a trained one loses.
+integers compute the network, not what a trained one loses: deep random networks without residual connections amplify any
+noise. What rounding a single tensor costs does not depend on that: the worst one stands beside it.
 """
 
 import argparse
 import collections
 import csv
 import dataclasses
+import gc
 import io
 import json
+import multiprocessing
 import resource
-import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +35,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from zaq.api import quantize_graph
+from zaq.config import Card, QConfig
+from zaq.export.kernels import kernels
+from zaq.export.layers import compare_layers
+from zaq.export.onnx import to_onnx
+from zaq.export.program import program_of
+from zaq.export.session import run_session, session
+from zaq.export.verify import compare
+from zaq.graph import activations, from_exported, input_node, trace, with_taps
+from zaq.methods import METHODS
+from zaq.methods.job import Job
+from zaq.report import sqnr
+from zaq.run import Run
 
 OUT = Path(__file__).parent / "results" / "coverage"
 SEED = 0
@@ -41,22 +58,21 @@ LAYER_SAMPLES = 2  # of those, for the comparison with integer arithmetic, which
 # Side of the input in pixels: as small as the architecture allows.
 ARCHITECTURES = {
     "torchvision": {
-        "alexnet": 224, "vgg11": 64, "vgg16_bn": 64, "resnet18": 64, "resnet50": 64, "resnext50_32x4d": 64, "wide_resnet50_2": 64,
-        "mobilenet_v2": 64, "mobilenet_v3_small": 64, "mobilenet_v3_large": 64, "efficientnet_b0": 64, "efficientnet_v2_s": 64,
-        "regnet_x_400mf": 64, "regnet_y_400mf": 64, "densenet121": 64, "convnext_tiny": 64, "shufflenet_v2_x1_0": 64,
-        "inception_v3": 96, "googlenet": 64, "squeezenet1_1": 64, "mnasnet1_0": 64, "vit_b_16": 32, "swin_t": 64, "swin_v2_t": 64,
-        "maxvit_t": 224,
+        "resnet18": 64, "mobilenet_v2": 64, "mobilenet_v3_small": 64, "squeezenet1_1": 64, "shufflenet_v2_x1_0": 64, "swin_t": 64,
+        "convnext_tiny": 64, "regnet_y_400mf": 64, "efficientnet_b0": 64, "resnet50": 64, "densenet121": 64, "inception_v3": 96,
+        "vgg11": 64, "alexnet": 224, "googlenet": 64, "mnasnet1_0": 64, "mobilenet_v3_large": 64, "regnet_x_400mf": 64, "vit_b_16": 32,
+        "resnext50_32x4d": 64, "efficientnet_v2_s": 64, "swin_v2_t": 64,
     },
     "timm": {
-        "vit_tiny_patch16_224": 64, "deit_tiny_patch16_224": 64, "deit3_small_patch16_224": 64, "swin_tiny_patch4_window7_224": 224,
-        "beit_base_patch16_224": 64, "cait_xxs24_224": 64, "xcit_nano_12_p16_224": 64, "mixer_s32_224": 224, "gmlp_ti16_224": 224,
-        "resmlp_12_224": 224, "convmixer_768_32": 64, "poolformer_s12": 64, "pvt_v2_b0": 64, "twins_svt_small": 224,
-        "levit_128s": 224, "mobilevit_xxs": 64, "edgenext_xx_small": 64, "efficientformer_l1": 224, "coatnet_pico_rw_224": 224,
-        "convnextv2_atto": 64, "resnest14d": 64, "seresnet18": 64, "ecaresnet26t": 64, "skresnet18": 64, "res2net50_26w_4s": 64,
-        "ghostnet_100": 64, "repvgg_a0": 64, "mobileone_s0": 64, "mobilenetv4_conv_small": 64, "lcnet_050": 64, "mixnet_s": 64,
-        "rexnet_100": 64, "hardcorenas_a": 64, "dla34": 64, "hrnet_w18_small": 64, "dpn48b": 64, "cspresnet50": 64,
-        "ese_vovnet19b_dw": 64, "nf_regnet_b0": 64, "xception41": 64, "inception_next_atto": 64, "fastvit_t8": 64,
-        "efficientvit_b0": 64, "repvit_m0_9": 64, "starnet_s1": 64, "focalnet_tiny_srf": 64, "regnetz_b16": 64, "selecsls42b": 64,
+        "vit_tiny_patch16_224": 64, "deit_tiny_patch16_224": 64, "mixer_s32_224": 224, "convnextv2_atto": 64, "lcnet_050": 64,
+        "poolformer_s12": 64, "seresnet18": 64, "resnest14d": 64, "repvgg_a0": 64, "mobileone_s0": 64, "mobilenetv4_conv_small": 64,
+        "dla34": 64, "skresnet18": 64, "starnet_s1": 64, "resmlp_12_224": 224, "ese_vovnet19b_dw": 64, "inception_next_atto": 64,
+        "deit3_small_patch16_224": 64, "edgenext_xx_small": 64, "mobilevit_xxs": 64, "pvt_v2_b0": 64, "levit_128s": 224,
+        "efficientformer_l1": 224, "ecaresnet26t": 64, "repvit_m0_9": 64, "efficientvit_b0": 64, "ghostnet_100": 64, "mixnet_s": 64,
+        "rexnet_100": 64, "hardcorenas_a": 64, "fastvit_t8": 64, "convmixer_768_32": 64, "gmlp_ti16_224": 224,
+        "coatnet_pico_rw_224": 224, "twins_svt_small": 224, "xcit_nano_12_p16_224": 64, "beit_base_patch16_224": 64,
+        "selecsls42b": 64, "res2net50_26w_4s": 64, "dpn48b": 64, "nf_regnet_b0": 64, "focalnet_tiny_srf": 64, "cspresnet50": 64,
+        "cait_xxs24_224": 64, "hrnet_w18_small": 64, "xception41": 64, "regnetz_b16": 64,
     },
 }  # fmt: skip
 
@@ -74,7 +90,9 @@ class Row:
     kernels: dict[str, int] = field(default_factory=dict)
     in_float: dict[str, int] = field(default_factory=dict)  # of the file, as `zaq verify` finds them
     unfolded: int = 0  # batch norms that fold into no layer
-    sqnr: float | None = None
+    sqnr: float | None = None  # of the file's output against the float model
+    worst: float | None = None  # of the tensor that its grid holds worst, and which one that is
+    worst_tensor: str = ""
     equal: float | None = None  # shares of the outputs' elements, file against checkpoint
     worse: float | None = None
     tensors: str = ""  # equal to integer arithmetic in every element, of all quantized ones
@@ -90,7 +108,6 @@ def build(name: str, size: int) -> nn.Module:
         extra = {"image_size": size} if arch.startswith("vit") else {"aux_logits": False} if arch in ("googlenet", "inception_v3") else {}
         model: nn.Module = models.get_model(arch, weights=None, **extra)
     else:
-        _torchvision()
         import timm
 
         try:
@@ -133,18 +150,6 @@ def with_history(model: nn.Module, size: int) -> nn.Module:
 
 def measure(row: Row, size: int, done: Callable[[], None]) -> None:
     """Take one architecture as far as it goes, and note in `row` how it went; `done` is called behind every stage."""
-    from zaq.api import quantize_graph
-    from zaq.config import Card, QConfig
-    from zaq.export.kernels import kernels
-    from zaq.export.layers import compare_layers
-    from zaq.export.onnx import to_onnx
-    from zaq.export.program import program_of
-    from zaq.export.session import run_session, session
-    from zaq.export.verify import compare
-    from zaq.graph import activations, trace
-    from zaq.methods import METHODS
-    from zaq.report import sqnr
-    from zaq.run import Run
 
     def at(stage: str) -> None:
         row.stage = stage
@@ -166,8 +171,11 @@ def measure(row: Row, size: int, done: Callable[[], None]) -> None:
         run = Run(Path(folder))
         at("checkpoint")
         exported = program_of(quantized.module)
-        run.write_checkpoint(exported)
-        checkpoint = run.student()
+        if settings["method"] == "rtn":
+            checkpoint = from_exported(exported)
+        else:  # to disk and back takes longest of all
+            run.write_checkpoint(exported)
+            checkpoint = run.student()
         at("export")
         run.write("model.onnx", to_onnx(exported, {}))
         at("verify")
@@ -178,10 +186,19 @@ def measure(row: Row, size: int, done: Callable[[], None]) -> None:
         found = run_session(session(run / "model.onnx"), samples)[0]
         with torch.no_grad():
             row.sqnr = sqnr(_first(model(samples)), torch.from_numpy(found))
+        row.worst, row.worst_tensor = min(zip(*_each_tensor(quantized.job, samples), strict=True))
         at("layers")
         layers, _ = compare_layers(run / "model.onnx", checkpoint, samples[:LAYER_SAMPLES])
         row.tensors = f"{sum(x.file.equal == 1 for x in layers)}/{len(layers)}"
     at("done")
+
+
+@torch.no_grad()
+def _each_tensor(job: Job, samples: Tensor) -> tuple[list[float], list[str]]:
+    """SQNR of rounding each activation of the float model to its grid, alone; and their names."""
+    names = [n for n in job.placement.activations if n != input_node(job.teacher).name]
+    values = with_taps(job.teacher, names)(samples)[1]
+    return [sqnr(v, job.placement.activations[n](v)) for n, v in zip(names, values, strict=True)], names
 
 
 def _first(outputs: Any) -> Tensor:
@@ -190,16 +207,18 @@ def _first(outputs: Any) -> Tensor:
     return outputs
 
 
-def worker(text: str) -> None:
-    """The process of one architecture: a row as JSON goes in, and a line of it comes out behind every stage."""
-    row = Row(**json.loads(text))
+def worker(row: Row, path: Path) -> None:
+    """The process of one architecture: writes the row as far as it has come behind every stage."""
     started = time.monotonic()
 
     def say() -> None:
         row.seconds = round(time.monotonic() - started, 1)
         row.peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-        print(json.dumps(dataclasses.asdict(row)), flush=True)
+        _replace(path, json.dumps(dataclasses.asdict(row)))
 
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    gc.disable()  # a third of the time, of what makes so many small objects
     try:
         measure(row, row.settings["size"], say)
     except Exception as error:
@@ -209,15 +228,15 @@ def worker(text: str) -> None:
 
 def run_one(row: Row, timeout: float) -> Row:
     """The row as its process left it; what ended that process too early is a failure like any other."""
-    command = [sys.executable, "-W", "ignore", __file__, "--worker", json.dumps(dataclasses.asdict(row))]
-    with tempfile.TemporaryFile("w+") as out:
-        try:
-            code: int | None = subprocess.run(command, stdout=out, stderr=subprocess.DEVNULL, timeout=timeout).returncode
-        except subprocess.TimeoutExpired:
-            code = None
-        out.seek(0)
-        lines = [line for line in out if line.startswith("{")]
-    found = Row(**json.loads(lines[-1])) if lines else row
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "row.json"
+        process = multiprocessing.get_context("fork").Process(target=worker, args=(row, path))  # what is imported here is imported there
+        process.start()
+        process.join(timeout)
+        code = process.exitcode
+        process.kill()
+        process.join()
+        found = Row(**json.loads(path.read_text())) if path.is_file() else row
     if found.stage != "done" and not found.failure:
         found.failure = f"not done after {timeout:.0f} s" if code is None else f"its process ended with {code}"
     return found
@@ -226,19 +245,19 @@ def run_one(row: Row, timeout: float) -> Row:
 def write(rows: list[Row]) -> None:
     """The table in its three forms."""
     OUT.mkdir(parents=True, exist_ok=True)
-    _replace("results.json", json.dumps([dataclasses.asdict(r) for r in rows], indent=1) + "\n")
+    _replace(OUT / "results.json", json.dumps([dataclasses.asdict(r) for r in rows], indent=1) + "\n")
     text = io.StringIO()
     table = csv.DictWriter(text, [f.name for f in dataclasses.fields(Row)], lineterminator="\n")
     table.writeheader()
     table.writerows({k: json.dumps(v) if isinstance(v, dict) else v for k, v in dataclasses.asdict(r).items()} for r in rows)
-    _replace("results.csv", text.getvalue())
-    _replace("results.md", markdown(rows))
+    _replace(OUT / "results.csv", text.getvalue())
+    _replace(OUT / "results.md", markdown(rows))
 
 
-def _replace(name: str, text: str) -> None:
-    partial = OUT / f".{name}.partial"
+def _replace(path: Path, text: str) -> None:
+    partial = path.parent / f".{path.name}.partial"
     partial.write_text(text)
-    partial.replace(OUT / name)
+    partial.replace(path)
 
 
 def markdown(rows: list[Row]) -> str:
@@ -253,14 +272,14 @@ def markdown(rows: list[Row]) -> str:
         "`python benchmarks/coverage.py` says how; equal: elements of the output, file against checkpoint; tensors: of all quantized",
         "ones, those that equal integer arithmetic in every element.",
         "",
-        "| architecture | px | method | operations | layers | computes in float | equal | tensors | SQNR, dB | s | MB |",
-        "|---" * 11 + "|",
+        "| architecture | px | method | operations | layers | computes in float | equal | tensors | SQNR, dB | worst tensor | s | MB |",
+        "|---" * 12 + "|",
     ]
     for r in rows:
         floats = ", ".join(f"{n} {k}" for k, n in r.in_float.items()) or "nothing"
-        end = f"**{r.stage}**: {r.failure.replace('|', '/')} | | | "
+        end = f"**{r.stage}**: {r.failure.replace('|', '/')} | | | | "
         if r.stage == "done":
-            end = f"{floats} | {100 * (r.equal or 0):.2f} % | {r.tensors} | {r.sqnr}"
+            end = f"{floats} | {100 * (r.equal or 0):.2f} % | {r.tensors} | {r.sqnr} | {r.worst} {r.worst_tensor}"
         method = " ".join([r.settings["method"], r.settings["bits"]])
         lines.append(
             f"| {r.name} | {r.settings['size']} | {method} | {r.operations} | {r.layers} | {end} | {r.seconds:.0f} | {r.peak_mb} |"
@@ -274,11 +293,8 @@ def main() -> None:
     parser.add_argument("--method", default="rtn", choices=("rtn", "flagship"), help="flagship: with few steps")
     parser.add_argument("--bits", default="w8a8")
     parser.add_argument("--timeout", type=float, default=900, help="seconds for one architecture")
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.worker:
-        worker(arguments.worker)
-        return
+    _torchvision()
     few = {"synthesis": 2, "batches": 1, "reconstruct": 2, "polish": 0, "game": 0} if arguments.method == "flagship" else {}
     path = OUT / "results.json"
     rows = [Row(**r) for r in json.loads(path.read_text())] if path.is_file() else []

@@ -72,8 +72,7 @@ def from_exported(exported: torch.export.ExportedProgram) -> GraphModule:
     Raises TraceError if the program was exported with a fixed batch or takes anything but one image batch.
     """
     with quiet(), torch.no_grad():
-        table = torch.export.default_decompositions()
-        module = exported.run_decompositions({op: table[op] for op in DECOMPOSED}).module(check_guards=False)
+        module = _functional(exported).module(check_guards=False)
     graph = module.graph
     for node in reversed(graph.nodes):
         target = str(node.target)
@@ -165,6 +164,16 @@ def source_line(node: Node) -> str:
     frames = re.findall(r'File "([^"]+)", line (\d+), in \S+\n\s*(.+)', str(node.meta.get("stack_trace") or ""))
     users = [f for f in frames if "/torch/" not in f[0]]
     return "{}:{}: {}".format(*users[-1]) if users else node.name
+
+
+def _functional(exported: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """The program without in-place operations, whose results would be read before they are there. It takes as long as tracing
+    did, so a program that has none stays what it is."""
+    targets = {n.target for n in exported.graph.nodes if isinstance(n.target, torch._ops.OpOverload)}
+    if not any(t._schema.is_mutable or t in DECOMPOSED for t in targets):
+        return exported
+    table = torch.export.default_decompositions()
+    return exported.run_decompositions({op: table[op] for op in targets.intersection(DECOMPOSED)})
 
 
 def _flatten_outputs(graph: Graph) -> None:

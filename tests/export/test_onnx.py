@@ -19,7 +19,13 @@ from zaq.methods.rtn import RTN
 
 CARD = Card(input=SHAPE, mean=(0.5,) * 3, std=(0.25,) * 3)
 QUICK = RTN()
-IN_FLOAT = {"transposed": {"ConvTranspose"}, "shared_weight": {"BatchNormalization"}, "signed": {"BatchNormalization"}}
+IN_FLOAT = {
+    "transposed": {"ConvTranspose", "Tanh"},
+    "shared_weight": {"BatchNormalization"},
+    "signed": {"Add", "BatchNormalization"},  # no integer kernel reads the sum
+    "shuffle": {"HardSigmoid", "Mul"},
+    "tokens": {"Add", "Concat", "Gelu", "LayerNormalization", "Mul", "Softmax"},
+}
 
 
 def exported(name: str, bits: str, folder: Path, **kwargs: bool) -> tuple[zaq.Quantized, Path]:
@@ -37,6 +43,16 @@ def test_file_is_the_student(name: str, bits: str, tmp_path: Path) -> None:
     assert parity.share_equal > 0.9 and parity.share_worse < 0.03, parity.sentence()  # ties; `test_random_nets` knows them one by one
     assert parity.top1_agreement is None or parity.top1_agreement > 0.96
     assert {n.split()[0] for n in parity.float_kernels} == IN_FLOAT.get(name, set()), parity.kernels
+
+
+def test_a_transformers_products_are_integers(tmp_path: Path) -> None:
+    """Nine linear layers with their biases in the accumulator, and both products of two attentions; GELU in one kernel."""
+    quantized, path = exported("tokens", "w8a8", tmp_path)
+    ran = compare(path, quantized.module, images(7)).kernels
+    assert {k: ran[k] for k in ("QGemm", "MatMulIntegerToFloat", "QLinearMatMul", "Gelu")} == {
+        "QGemm": 9, "MatMulIntegerToFloat": 2, "QLinearMatMul": 2, "Gelu": 2,
+    }  # fmt: skip
+    assert not {"Gemm", "MatMul", "Erf"} & set(ran), ran
 
 
 @pytest.mark.parametrize("bits", ["w2a2", "w3a5", "w5a3", "w4a8", "w6a6"])

@@ -5,9 +5,11 @@
 | edge                                                   | bits                         |
 |--------------------------------------------------------|------------------------------|
 | the image                                              | 8 (it is 8 bits anyway)      |
-| input of a convolution or linear layer, operands of a product of two activations | activation bits |
+| input of a convolution or linear layer                 | activation bits              |
+| operands of a matrix product of two activations        | activation bits              |
 | input of the last layer                                | `first_last`                 |
-| operand or result of add, mul, cat, an average pooling whose result an integer kernel reads, or that leaves the graph | 8, where nothing above reads it |
+| operand or result of add, mul, cat, an average pooling,| 8, where nothing above reads it |
+| if an integer kernel reads it, or it leaves the graph  |                              |
 | output of a convolution that no clamp follows          | 8, where nothing above reads it |
 | weight, one scale per output channel                   | weight bits; first and last layer: `first_last` |
 | bias                                                   | int32, in steps of s_x s_w   |
@@ -31,7 +33,18 @@ from torch.fx import GraphModule, Node
 
 from zaq.config import Card, QConfig
 from zaq.graph import (
-    CLAMPS, CONVS, LINEARS, MATMULS, MERGES, PADS, POOLS, TRANSPOSED, WEIGHTED, activations, input_node, output_nodes,
+    CLAMPS,
+    CONVS,
+    LINEARS,
+    MATMULS,
+    MERGES,
+    PADS,
+    POOLS,
+    TRANSPOSED,
+    WEIGHTED,
+    activations,
+    input_node,
+    output_nodes,
 )  # fmt: skip
 from zaq.nodes import attribute, groups_of, moves, pad_value
 from zaq.quant.fake_quantize import BiasQuantize, FakeQuantize
