@@ -5,14 +5,18 @@
     python benchmarks/coverage.py --method flagship --only torchvision:resnet18 ...
 
 Each architecture runs in a process of its own: trace, fold, quantize (w8a8, round to nearest, which needs no training),
-make the checkpoint (with `--method flagship`, also write it and read it back), export, verify. `results/coverage/results.md` is the table, `results.json` and
-`results.csv` hold the same.
+make the checkpoint (with `--method flagship`, also write it and read it back), export, verify.
+`results/coverage/results.md` is the table, `results.json` and `results.csv` hold the same.
+
+Tracing takes minutes where there are many blocks. Those of timm that only repeat are left out (`--whole` leaves them in): two
+of each kind that follow one another stay, so that every operation and connection is there. torchvision's are whole.
 
 No weights are downloaded: they are random, of one seed. What an architecture starts at a constant (layer scales, the last
 batch norm of a block, heads) is random too, else nothing would pass through it, and batch norms know the statistics of a
 few batches of noise. So SQNR, the file against the float model on noise that no range was read from, says whether the
-integers compute the network, not what a trained one loses: deep random networks without residual connections amplify any
-noise. What rounding a single tensor costs does not depend on that: the worst one stands beside it.
+integers compute the network, not what a trained one loses: deep random networks amplify any noise. How much stands beside
+it, the SQNR of the float model with nothing but its image rounded to 8 bits; and what rounding a single tensor costs, the
+worst one, which does not depend on that.
 """
 
 import argparse
@@ -70,9 +74,9 @@ ARCHITECTURES = {
         "deit3_small_patch16_224": 64, "edgenext_xx_small": 64, "mobilevit_xxs": 64, "pvt_v2_b0": 64, "levit_128s": 224,
         "efficientformer_l1": 224, "ecaresnet26t": 64, "repvit_m0_9": 64, "efficientvit_b0": 64, "ghostnet_100": 64, "mixnet_s": 64,
         "rexnet_100": 64, "hardcorenas_a": 64, "fastvit_t8": 64, "convmixer_768_32": 64, "gmlp_ti16_224": 224,
-        "coatnet_pico_rw_224": 224, "twins_svt_small": 224, "xcit_nano_12_p16_224": 64, "beit_base_patch16_224": 64,
+        "coatnet_pico_rw_224": 224, "xcit_nano_12_p16_224": 64,
         "selecsls42b": 64, "res2net50_26w_4s": 64, "dpn48b": 64, "nf_regnet_b0": 64, "focalnet_tiny_srf": 64, "cspresnet50": 64,
-        "cait_xxs24_224": 64, "hrnet_w18_small": 64, "xception41": 64, "regnetz_b16": 64,
+        "cait_xxs24_224": 64, "xception41": 64, "regnetz_b16": 64, "hrnet_w18_small": 64, "twins_svt_small": 224, "beit_base_patch16_224": 64,
     },
 }  # fmt: skip
 
@@ -91,6 +95,7 @@ class Row:
     in_float: dict[str, int] = field(default_factory=dict)  # of the file, as `zaq verify` finds them
     unfolded: int = 0  # batch norms that fold into no layer
     sqnr: float | None = None  # of the file's output against the float model
+    image: float | None = None  # of the float model's output with nothing but the image rounded to 8 bits
     worst: float | None = None  # of the tensor that its grid holds worst, and which one that is
     worst_tensor: str = ""
     equal: float | None = None  # shares of the outputs' elements, file against checkpoint
@@ -100,7 +105,7 @@ class Row:
     peak_mb: int = 0
 
 
-def build(name: str, size: int) -> nn.Module:
+def build(name: str, size: int, cut_blocks: bool) -> nn.Module:
     """An architecture with random weights, in eval mode."""
     library, _, arch = name.partition(":")
     if library == "torchvision":
@@ -114,7 +119,20 @@ def build(name: str, size: int) -> nn.Module:
             model = timm.create_model(arch, pretrained=False, img_size=size)
         except TypeError:  # takes any size
             model = timm.create_model(arch, pretrained=False)
+    if cut_blocks:
+        cut(model)
     return with_history(model, size).eval()
+
+
+def cut(model: nn.Module) -> None:
+    """Leave two (in place) of any more blocks that follow one another in a chain and are alike: same class, same shapes."""
+    for chain in [m for m in model.modules() if type(m) is nn.Sequential]:  # not those that collect what each block writes
+        kinds = [(type(block), [(k, v.shape) for k, v in block.state_dict().items()]) for block in chain]
+        kept = [block for i, block in enumerate(chain) if i < 2 or not kinds[i][1] or not kinds[i] == kinds[i - 1] == kinds[i - 2]]
+        if len(kept) < len(chain):
+            del chain[len(kept) :]
+            for i, block in enumerate(kept):
+                chain[i] = block
 
 
 def _torchvision() -> Any:
@@ -157,7 +175,7 @@ def measure(row: Row, size: int, done: Callable[[], None]) -> None:
 
     at("build")
     torch.manual_seed(SEED)
-    model = build(row.name, size)
+    model = build(row.name, size, row.settings["cut"])
     at("trace")
     graph = trace(model, torch.zeros(2, 3, size, size))
     row.operations = sum("aten" in str(n.target) and "sym_" not in str(n.target) for n in activations(graph))
@@ -185,7 +203,8 @@ def measure(row: Row, size: int, done: Callable[[], None]) -> None:
         row.in_float = dict(collections.Counter(n.op for n in kernels(run / "model.onnx").in_float).most_common())
         found = run_session(session(run / "model.onnx"), samples)[0]
         with torch.no_grad():
-            row.sqnr = sqnr(_first(model(samples)), torch.from_numpy(found))
+            expected, image = _first(model(samples)), quantized.job.placement.activations[input_node(graph).name]
+            row.sqnr, row.image = sqnr(expected, torch.from_numpy(found)), sqnr(expected, _first(model(image(samples))))
         row.worst, row.worst_tensor = min(zip(*_each_tensor(quantized.job, samples), strict=True))
         at("layers")
         layers, _ = compare_layers(run / "model.onnx", checkpoint, samples[:LAYER_SAMPLES])
@@ -272,14 +291,14 @@ def markdown(rows: list[Row]) -> str:
         "`python benchmarks/coverage.py` says how; equal: elements of the output, file against checkpoint; tensors: of all quantized",
         "ones, those that equal integer arithmetic in every element.",
         "",
-        "| architecture | px | method | operations | layers | computes in float | equal | tensors | SQNR, dB | worst tensor | s | MB |",
-        "|---" * 12 + "|",
+        "| architecture | px | method | operations | layers | computes in float | equal | tensors | SQNR, dB | image alone | worst tensor | s | MB |",
+        "|---" * 13 + "|",
     ]
     for r in rows:
         floats = ", ".join(f"{n} {k}" for k, n in r.in_float.items()) or "nothing"
-        end = f"**{r.stage}**: {r.failure.replace('|', '/')} | | | | "
+        end = f"**{r.stage}**: {r.failure.replace('|', '/')} | | | | | "
         if r.stage == "done":
-            end = f"{floats} | {100 * (r.equal or 0):.2f} % | {r.tensors} | {r.sqnr} | {r.worst} {r.worst_tensor}"
+            end = f"{floats} | {100 * (r.equal or 0):.2f} % | {r.tensors} | {r.sqnr} | {r.image} | {r.worst} {r.worst_tensor}"
         method = " ".join([r.settings["method"], r.settings["bits"]])
         lines.append(
             f"| {r.name} | {r.settings['size']} | {method} | {r.operations} | {r.layers} | {end} | {r.seconds:.0f} | {r.peak_mb} |"
@@ -292,6 +311,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="architectures that begin so, run again")
     parser.add_argument("--method", default="rtn", choices=("rtn", "flagship"), help="flagship: with few steps")
     parser.add_argument("--bits", default="w8a8")
+    parser.add_argument("--whole", action="store_true", help="with blocks that only repeat")
     parser.add_argument("--timeout", type=float, default=900, help="seconds for one architecture")
     arguments = parser.parse_args()
     _torchvision()
@@ -301,6 +321,7 @@ def main() -> None:
     cases = [(f"{library}:{arch}", size) for library, archs in ARCHITECTURES.items() for arch, size in archs.items()]
     for number, (name, size) in enumerate(cases, 1):
         settings = {"size": size, "bits": arguments.bits, "method": arguments.method, "constants": few, "seed": SEED}
+        settings["cut"] = name.startswith("timm") and not arguments.whole
         known = next((i for i, r in enumerate(rows) if r.name == name and r.settings == settings), None)
         if not any(name.startswith(o) for o in arguments.only) if arguments.only else known is not None:
             continue

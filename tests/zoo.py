@@ -194,10 +194,10 @@ class Tokens(nn.Module):
         self.heads = heads
         self.patches, self.position = nn.Conv2d(3, width, 4, 4), nn.Parameter(torch.randn(1, 4, 4, width) * 0.1)
         self.token = nn.Parameter(torch.randn(1, 1, width))
-        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(5))
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(4))
         self.qkv = nn.ModuleList(nn.Linear(width, 3 * width) for _ in range(2))
         self.out = nn.ModuleList(nn.Linear(width, width) for _ in range(2))
-        self.mlp = nn.ModuleList(nn.Sequential(nn.Linear(width, 16), nn.GELU(), nn.Dropout(0.1), nn.Linear(16, width)) for _ in range(2))
+        self.mlp = nn.Sequential(nn.Linear(width, 16), nn.GELU(), nn.Dropout(0.1), nn.Linear(16, width))
         self.head, self.table = nn.Linear(width, 5), nn.Parameter(torch.randn(9, heads))
         offsets = torch.stack(torch.meshgrid(torch.arange(2), torch.arange(2), indexing="ij")).flatten(1)
         self.register_buffer("index", ((offsets[:, :, None] - offsets[:, None]) + 1).mul(torch.tensor([3, 1])[:, None, None]).sum(0))
@@ -224,12 +224,11 @@ class Tokens(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.patches(x).permute(0, 2, 3, 1) + self.position
-        x = x + self.windows(self.norms[0](x))
-        x = (x + self.mlp[0](self.norms[1](x))).flatten(1, 2)
+        x = (x + self.windows(self.norms[0](x))).flatten(1, 2)
         x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1)
-        x = x + self.attention(self.norms[2](x))
-        x = x + self.mlp[1](self.norms[3](x))
-        return self.head(self.norms[4](x)[:, 0])
+        x = x + self.attention(self.norms[1](x))
+        x = x + self.mlp(self.norms[2](x))
+        return self.head(self.norms[3](x)[:, 0])
 
 
 ZOO: dict[str, Callable[[], nn.Module]] = {

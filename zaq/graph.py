@@ -173,7 +173,8 @@ def _functional(exported: torch.export.ExportedProgram) -> torch.export.Exported
     if not any(t._schema.is_mutable or t in DECOMPOSED for t in targets):
         return exported
     table = torch.export.default_decompositions()
-    return exported.run_decompositions({op: table[op] for op in targets.intersection(DECOMPOSED)})
+    functional: torch.export.ExportedProgram = exported.run_decompositions({op: table[op] for op in targets.intersection(DECOMPOSED)})
+    return functional
 
 
 def _flatten_outputs(graph: Graph) -> None:

@@ -31,10 +31,12 @@ Rule = Callable[[Graph, Node], Node | None]
 def one_spelling(module: GraphModule) -> None:
     """Rewrite a functional graph, and add the constants it needs to the module (both in place)."""
     graph = module.graph
-    for rule in (_renamed, _piece, _attention, _scaled):
+    before: list[Rule] = [_renamed, _piece, _attention, _scaled]
+    after: list[Rule] = [_product_with_weight(module), _rows, _nothing, _one_reshape, _nothing]
+    for rule in before:
         _apply(graph, rule)
     _fold_constants(module)
-    for rule in (_product_with_weight(module), _rows, _nothing, _one_reshape, _nothing):
+    for rule in after:
         _apply(graph, rule)
     graph.eliminate_dead_code()
 
@@ -87,7 +89,7 @@ def _renamed(graph: Graph, node: Node) -> Node | None:
             node.target, node.args = aten.avg_pool2d.default, (node.args[0], kernel, kernel)
     elif node.target is aten.mean.dim and len(node.args) == 2 and source is not None and source.dim() == 4:
         dims = node.args[1]
-        if isinstance(dims, list) and sorted(int(d) % 4 for d in dims) == [2, 3]:  # type: ignore[call-overload]
+        if isinstance(dims, list) and sorted(int(d) % 4 for d in dims) == [2, 3]:
             return _call(graph, node, aten.flatten.using_ints, _call(graph, node, aten.mean.dim, node.args[0], dims, True), 1)
     return None
 
@@ -115,12 +117,12 @@ def _attention(graph: Graph, node: Node) -> Node | None:
     """softmax(q k^T / sqrt(d) + mask) v, as two matrix products that integer kernels can take."""
     if node.target is not aten.scaled_dot_product_attention.default:
         return None
-    q, k, v, mask, _, causal = [*node.args, *(None, 0.0, False)[len(node.args) - 3 :]]
+    q, k, v, mask, _, causal = list[Any]([*node.args, *(None, 0.0, False)[len(node.args) - 3 :]])
     mask, scale = node.kwargs.get("attn_mask", mask), node.kwargs.get("scale")
     allowed = _value(mask)
     if causal or node.kwargs.get("is_causal") or node.kwargs.get("enable_gqa") or (allowed is not None and allowed.dtype is torch.bool):
         return None
-    d = q.meta["val"].shape[-1]  # type: ignore[union-attr]
+    d = q.meta["val"].shape[-1]
     logits = _call(graph, node, aten.matmul.default, q, _call(graph, node, aten.transpose.int, k, -2, -1))
     logits = _call(graph, node, aten.mul.Tensor, logits, scale or 1 / math.sqrt(d))
     if mask is not None:
@@ -165,7 +167,7 @@ def _rows(graph: Graph, node: Node) -> Node | None:
     if sizes.count(-1) != 1:
         return None
     rows = _call(graph, node, aten.reshape.default, node.args[0], [-1, x.shape[-1]])
-    layer = graph.call_function(node.target, (rows, *node.args[1:]))
+    layer = graph.call_function(aten.linear.default, (rows, *node.args[1:]))
     layer.meta = dict(node.meta)
     layer.meta["val"] = y.reshape(-1, y.shape[-1])
     return _call(graph, node, aten.reshape.default, layer, sizes)
@@ -242,7 +244,7 @@ def _compute(module: GraphModule, node: Node, known: dict[Node, Tensor]) -> Tens
             known[node] = _attribute(module, str(node.target)).detach()
         elif node.target in FILLED:
             value, fill = node.meta["val"], {aten.new_zeros.default: 0, aten.new_ones.default: 1}
-            known[node] = torch.full(value.shape, fill.get(node.target, node.args[-1]), dtype=value.dtype)  # type: ignore[arg-type,call-overload]
+            known[node] = torch.full(value.shape, fill.get(node.target, node.args[-1]), dtype=value.dtype)  # type: ignore[arg-type]
         else:
             read = {n: _compute(module, n, known) for n in node.all_input_nodes}
             args, kwargs = map_arg((node.args, node.kwargs), lambda n: read[n])

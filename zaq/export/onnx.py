@@ -15,6 +15,7 @@ integers too, behind QuantizeLinear. Where the file is for another runtime, `tar
 import json
 import logging
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +127,10 @@ def _gelu(x: Any, approximate: str = "none") -> Any:
     return op.Mul(op.Mul(x, op.Add(erf, op.Constant(value_float=1.0))), op.Constant(value_float=0.5))
 
 
-TRANSLATIONS = {torch.ops.zaq.fake_quantize.default: _translate, torch.ops.aten.gelu.default: _gelu}
+TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
+    torch.ops.zaq.fake_quantize.default: _translate,
+    torch.ops.aten.gelu.default: _gelu,
+}
 
 
 def _name_ends(model: ModelProto) -> None:

@@ -159,8 +159,8 @@ def _is_product(node: Node, live: set[Node]) -> bool:
 def _is_merge_or_pool(node: Node, live: set[Node]) -> bool:
     """Adding or multiplying a constant is no integer kernel; averaging over channels is none either."""
     if node.target is torch.ops.aten.mean.dim:
-        dims, value = node.args[1], node.meta.get("val")
-        return isinstance(dims, list) and value.dim() == 4 and sorted(d % 4 for d in dims if isinstance(d, int)) == [2, 3]
+        dims = node.args[1]
+        return isinstance(dims, list) and node.meta["val"].dim() == 4 and sorted(d % 4 for d in dims if isinstance(d, int)) == [2, 3]
     both = sum(n in live for n in node.all_input_nodes) > 1
     return node.target in POOLS or node.target is torch.ops.aten.cat.default or (node.target in MERGES and both)
 

@@ -56,8 +56,8 @@ def search_range(rows: Tensor, low: Tensor, high: Tensor, quant_min: int, quant_
     A few rows at a time, so that they stay in the processor's cache: four times as fast.
     """
     count = max(CACHED // max(rows.shape[1], 1), 1)
-    parts = zip(*(v.split(count) for v in (rows, low, high)), strict=True)
-    found = [_search_rows(*part, quant_min, quant_max, grid) for part in parts]
+    parts = zip(rows.split(count), low.split(count), high.split(count), strict=True)
+    found = [_search_rows(r, least, most, quant_min, quant_max, grid) for r, least, most in parts]
     return torch.cat([f[0] for f in found]), torch.cat([f[1] for f in found])
 
 
