@@ -59,6 +59,10 @@ SEED = 0
 SAMPLES = 8  # of noise, on which file, checkpoint and float model are compared
 NORM_BATCHES = 4
 LAYER_SAMPLES = 2  # of those, for the comparison with integer arithmetic, which is slow
+HEAD = (
+    "architecture", "px", "method", "operations", "layers", "computes in float", "equal", "tensors", "SQNR, dB", "image alone",
+    "worst tensor", "s", "MB",
+)  # fmt: skip
 # Side of the input in pixels: as small as the architecture allows.
 ARCHITECTURES = {
     "torchvision": {
@@ -76,7 +80,8 @@ ARCHITECTURES = {
         "rexnet_100": 64, "hardcorenas_a": 64, "fastvit_t8": 64, "convmixer_768_32": 64, "gmlp_ti16_224": 224,
         "coatnet_pico_rw_224": 224, "xcit_nano_12_p16_224": 64,
         "selecsls42b": 64, "res2net50_26w_4s": 64, "dpn48b": 64, "nf_regnet_b0": 64, "focalnet_tiny_srf": 64, "cspresnet50": 64,
-        "cait_xxs24_224": 64, "xception41": 64, "regnetz_b16": 64, "hrnet_w18_small": 64, "twins_svt_small": 224, "beit_base_patch16_224": 64,
+        "cait_xxs24_224": 64, "xception41": 64, "regnetz_b16": 64, "hrnet_w18_small": 64,
+        "twins_svt_small": 224, "beit_base_patch16_224": 64,
     },
 }  # fmt: skip
 
@@ -291,18 +296,18 @@ def markdown(rows: list[Row]) -> str:
         "`python benchmarks/coverage.py` says how; equal: elements of the output, file against checkpoint; tensors: of all quantized",
         "ones, those that equal integer arithmetic in every element.",
         "",
-        "| architecture | px | method | operations | layers | computes in float | equal | tensors | SQNR, dB | image alone | worst tensor | s | MB |",
-        "|---" * 13 + "|",
+        "| " + " | ".join(HEAD) + " |",
+        "|---" * len(HEAD) + "|",
     ]
     for r in rows:
-        floats = ", ".join(f"{n} {k}" for k, n in r.in_float.items()) or "nothing"
-        end = f"**{r.stage}**: {r.failure.replace('|', '/')} | | | | | "
+        name, method = r.name + " (cut)" * r.settings["cut"], f"{r.settings['method']} {r.settings['bits']}"
+        cells = [name, r.settings["size"], method, r.operations, r.layers]
         if r.stage == "done":
-            end = f"{floats} | {100 * (r.equal or 0):.2f} % | {r.tensors} | {r.sqnr} | {r.image} | {r.worst} {r.worst_tensor}"
-        method = " ".join([r.settings["method"], r.settings["bits"]])
-        lines.append(
-            f"| {r.name} | {r.settings['size']} | {method} | {r.operations} | {r.layers} | {end} | {r.seconds:.0f} | {r.peak_mb} |"
-        )
+            floats = ", ".join(f"{n} {k}" for k, n in r.in_float.items()) or "nothing"
+            cells += [floats, f"{100 * (r.equal or 0):.2f} %", r.tensors, r.sqnr, r.image, f"{r.worst} {r.worst_tensor}"]
+        else:
+            cells += [f"**{r.stage}**: {r.failure.replace('|', '/')}", *[""] * 5]
+        lines.append("| " + " | ".join(map(str, [*cells, f"{r.seconds:.0f}", r.peak_mb])) + " |")
     return "\n".join(lines) + "\n"
 
 

@@ -67,6 +67,11 @@ class Pooled(nn.Module):
         return F.adaptive_avg_pool2d(x, (3, 4)) + F.adaptive_avg_pool2d(x, 1)
 
 
+class SiLU(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.silu(x)
+
+
 class Einstein(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return torch.einsum("nctd,ncsd->ncts", x * 0.5, x)
@@ -80,6 +85,7 @@ SPELT: list[tuple[type[nn.Module], list[object]]] = [
     (StandardizedWeight, [aten.add.Tensor, aten.conv2d.default]),
     (Nothing, [aten.add.Tensor]),
     (Pooled, [aten.avg_pool2d.default, aten.mean.dim, aten.add.Tensor]),
+    (SiLU, [aten.sigmoid.default, aten.mul.Tensor]),
     (Einstein, [aten.mul.Tensor, aten.matmul.default]),
 ]
 MOVED = {aten.reshape.default, aten.permute.default, aten.transpose.int, aten.slice.Tensor, aten.select.int, aten.unsqueeze.default}

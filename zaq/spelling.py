@@ -70,7 +70,8 @@ def _sizes(value: Tensor) -> list[str]:
 
 def _renamed(graph: Graph, node: Node) -> Node | None:
     """Global pooling as a mean that keeps its dimensions (and a flatten where the model kept none), pooling to a divisor
-    as plain pooling; view as reshape, which takes any memory format; a clamp as one of `CLAMPS`; a product as a matmul."""
+    as plain pooling; view as reshape, which takes any memory format; a clamp as one of `CLAMPS`; a product as a matmul; SiLU
+    as x times its sigmoid."""
     source = _value(node.args[0]) if node.args else None
     if node.target in (aten.view.default, aten._unsafe_view.default):
         node.target = aten.reshape.default
@@ -87,6 +88,8 @@ def _renamed(graph: Graph, node: Node) -> Node | None:
             node.target, node.args = aten.mean.dim, (node.args[0], [-1, -2], True)
         elif max(kernel) > 1 and [k * s for k, s in zip(kernel, size, strict=True)] == list(source.shape[-2:]):
             node.target, node.args = aten.avg_pool2d.default, (node.args[0], kernel, kernel)
+    elif node.target is aten.silu.default:  # integer kernels have a table of the sigmoid, and products
+        return _call(graph, node, aten.mul.Tensor, node.args[0], _call(graph, node, aten.sigmoid.default, node.args[0]))
     elif node.target is aten.mean.dim and len(node.args) == 2 and source is not None and source.dim() == 4:
         dims = node.args[1]
         if isinstance(dims, list) and sorted(int(d) % 4 for d in dims) == [2, 3]:

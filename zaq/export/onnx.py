@@ -14,8 +14,6 @@ integers too, behind QuantizeLinear. Where the file is for another runtime, `tar
 
 import json
 import logging
-import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -52,14 +50,15 @@ def to_onnx(exported: torch.export.ExportedProgram, metadata: dict[str, Any], **
 def translate(exported: torch.export.ExportedProgram) -> ModelProto:
     """The program in ONNX's operations, as torch's exporter writes it: floats between pairs of quantizers, weights too."""
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    gelu = any(n.target is torch.ops.aten.gelu.default for n in exported.graph.nodes)  # five operations before opset 20
     with quiet():
         program = torch.onnx.export(
             exported,
             dynamo=True,
             verbose=False,
             optimize=True,
-            opset_version=OPSET,
-            custom_translation_table=TRANSLATIONS,
+            opset_version=20 if gelu else OPSET,
+            custom_translation_table={torch.ops.zaq.fake_quantize.default: _translate},
         )
     assert program is not None
     model: ModelProto = program.model_proto
@@ -114,23 +113,6 @@ def _translate(x: Any, scale: Any, zero_point: Any, axis: int, quant_min: int, q
         high = op.Cast(op.Constant(value_int=quant_max), to=kind)
         q = op.Clip(q, low, high)
     return op.DequantizeLinear(q, scale, zero, axis=axis)
-
-
-def _gelu(x: Any, approximate: str = "none") -> Any:
-    """GELU in the order of operations that onnxruntime fuses into one kernel; an operation of its own only from opset 20 on."""
-    if approximate == "tanh":
-        inner = op.Mul(
-            op.Constant(value_float=math.sqrt(2 / math.pi)), op.Add(x, op.Mul(op.Constant(value_float=0.044715), op.Mul(x, op.Mul(x, x))))
-        )
-        return op.Mul(op.Mul(x, op.Constant(value_float=0.5)), op.Add(op.Tanh(inner), op.Constant(value_float=1.0)))
-    erf = op.Erf(op.Div(x, op.Constant(value_float=math.sqrt(2))))
-    return op.Mul(op.Mul(x, op.Add(erf, op.Constant(value_float=1.0))), op.Constant(value_float=0.5))
-
-
-TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
-    torch.ops.zaq.fake_quantize.default: _translate,
-    torch.ops.aten.gelu.default: _gelu,
-}
 
 
 def _name_ends(model: ModelProto) -> None:
