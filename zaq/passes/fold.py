@@ -138,12 +138,11 @@ def _scaled_layer(gm: GraphModule, node: Node) -> Node | None:
             places = torch.empty(*range(1, dims + 1), device="meta")  # dimension i has i + 1 places
             axis = source.target(places, *source.args[1:]).shape[axis] - 1 - dims
         source = before
-    channels = -1 if source.target in LINEARS else 1 - source.meta["val"].dim() if source.target in CONVS else 0
-    return (
-        source
-        if axis == channels and shape[wide[0]] == len(attribute(gm, str(source.args[1].target))) and not _shared(gm, source)
-        else None
-    )
+    weight = source.args[1] if source.target in CONVS | LINEARS and not _shared(gm, source) else None
+    if not isinstance(weight, Node):
+        return None
+    channels = -1 if source.target in LINEARS else 1 - source.meta["val"].dim()
+    return source if axis == channels and shape[wide[0]] == len(attribute(gm, str(weight.target))) else None
 
 
 def _shared(gm: GraphModule, layer: Node) -> bool:

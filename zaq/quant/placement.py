@@ -20,8 +20,8 @@ they are int32 where the layer's input is quantized, which costs nothing, and wh
 
 A tensor has one quantizer, shared by all its readers, at the bits of the most demanding one. A clamp behind a kernel
 is part of it: the quantizer stands behind the clamp. A linear layer or a product whose result no integer kernel reads
-(GELU, softmax, the graph's output) writes floats, as those kernels can. So does an addition between layer norms, the
-residual stream of a transformer: nothing runs faster for rounding it.
+(GELU, softmax, the graph's output) writes floats, as those kernels can. An addition between layer norms, the residual
+stream of a transformer, stays in float with them: it would be rounded for no other kernel's sake.
 """
 
 import copy
