@@ -26,6 +26,7 @@ LAYERS = (
     {"errors"},
     {"targets"},
     {"config", "progress", "zoo"},
+    {"spelling"},
     {"graph"},
     {"nodes"},
     {"passes", "sources"},

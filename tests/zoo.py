@@ -169,6 +169,68 @@ class NoBatchNorm(nn.Module):
         return self.net(x)
 
 
+class Shuffle(nn.Module):
+    """ShuffleNet's halves and channel shuffle, then MobileNetV3's hard swish and gate."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.side = conv(3, 8), nn.Sequential(nn.Conv2d(4, 4, 3, padding=1, groups=4), nn.BatchNorm2d(4))
+        self.after, self.reduce, self.expand = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 4, 1), nn.Conv2d(4, 8, 1)
+        self.head = head(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = self.stem(x).chunk(2, dim=1)
+        x = torch.cat([left, F.relu(self.side(right))], 1)
+        n, c, h, w = x.shape
+        x = F.hardswish(self.after(x.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w)))
+        return self.head(x * F.hardsigmoid(self.expand(F.relu(self.reduce(F.adaptive_avg_pool2d(x, 1))))))
+
+
+class Tokens(nn.Module):
+    """A transformer: patches, positions, a block of shifted windows (Swin) and one with a class token (ViT)."""
+
+    def __init__(self, width: int = 8, heads: int = 2) -> None:
+        super().__init__()
+        self.heads = heads
+        self.patches, self.position = nn.Conv2d(3, width, 4, 4), nn.Parameter(torch.randn(1, 4, 4, width) * 0.1)
+        self.token = nn.Parameter(torch.randn(1, 1, width))
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(4))
+        self.qkv = nn.ModuleList(nn.Linear(width, 3 * width) for _ in range(2))
+        self.out = nn.ModuleList(nn.Linear(width, width) for _ in range(2))
+        self.mlp = nn.Sequential(nn.Linear(width, 16), nn.GELU(), nn.Dropout(0.1), nn.Linear(16, width))
+        self.head, self.table = nn.Linear(width, 5), nn.Parameter(torch.randn(9, heads))
+        offsets = torch.stack(torch.meshgrid(torch.arange(2), torch.arange(2), indexing="ij")).flatten(1)
+        self.register_buffer("index", ((offsets[:, :, None] - offsets[:, None]) + 1).mul(torch.tensor([3, 1])[:, None, None]).sum(0))
+
+    def windows(self, x: Tensor) -> Tensor:  # (N, 4, 4, C) -> the same, attended to in windows of 2x2, shifted by one
+        n, h, w, c = x.shape
+        x = torch.roll(x, (-1, -1), (1, 2)).view(n, h // 2, 2, w // 2, 2, c).permute(0, 1, 3, 2, 4, 5).reshape(-1, 4, c)
+        q, k, v = self.qkv[0](x).reshape(-1, 4, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
+        mask = x.new_zeros(h, w)
+        mask[-1:] = 1
+        mask[:, -1:] += 2
+        mask = mask.view(h // 2, 2, w // 2, 2).permute(0, 2, 1, 3).reshape(-1, 4)
+        mask = (mask[:, None] - mask[:, :, None]).ne(0) * -100.0
+        logits = (q * (c // self.heads) ** -0.5) @ k.transpose(-2, -1) + self.table[self.index].permute(2, 0, 1)  # type: ignore[index]
+        logits = logits.view(n, -1, self.heads, 4, 4) + mask[:, None]
+        x = self.out[0]((logits.view(-1, self.heads, 4, 4).softmax(-1) @ v).transpose(1, 2).reshape(-1, 4, c))
+        x = x.view(n, h // 2, w // 2, 2, 2, c).permute(0, 1, 3, 2, 4, 5).reshape(n, h, w, c)
+        return torch.roll(x, (1, 1), (1, 2))
+
+    def attention(self, x: Tensor) -> Tensor:  # (N, T, C)
+        n, t, c = x.shape
+        q, k, v = self.qkv[1](x).view(n, t, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
+        return self.out[1](F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, t, c))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).permute(0, 2, 3, 1) + self.position
+        x = (x + self.windows(self.norms[0](x))).flatten(1, 2)
+        x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1)
+        x = x + self.attention(self.norms[1](x))
+        x = x + self.mlp(self.norms[2](x))
+        return self.head(self.norms[3](x)[:, 0])
+
+
 ZOO: dict[str, Callable[[], nn.Module]] = {
     "residual": Residual,
     "concat": Concat,
@@ -183,6 +245,8 @@ ZOO: dict[str, Callable[[], nn.Module]] = {
     "pools": Pools,
     "mean_head": MeanHead,
     "no_batch_norm": NoBatchNorm,
+    "shuffle": Shuffle,
+    "tokens": Tokens,
 }
 
 

@@ -99,7 +99,7 @@ def quantize_graph(
         raise BitsError("the model has no convolution or linear layer with a weight of its own; nothing to quantize.")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        job = Job(teacher, qconfig, card, effort, progress or Progress(), log or Log())
+        job = Job(teacher, qconfig, card, effort, getattr(method, "search", True), progress or Progress(), log or Log())
         job.notes += [*notes, *unfolded]
         if not job.batch_norms():
             job.notes.append(NO_BATCH_NORM)

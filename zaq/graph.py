@@ -6,7 +6,7 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from torch.fx.graph import CodeGen
 from torch.utils import _pytree as pytree
 
 from zaq.errors import SourceError, TraceError
+from zaq.spelling import DECOMPOSED, one_spelling
 
 __all__ = ["export_program", "from_exported", "quiet", "shape_of", "taps", "trace", "with_taps"]
 
@@ -22,6 +23,7 @@ aten = torch.ops.aten
 CONVS = {aten.conv1d.default, aten.conv2d.default, aten.conv3d.default}
 TRANSPOSED = {aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input}
 LINEARS = {aten.linear.default}
+MATMULS = {aten.matmul.default}  # of two activations
 WEIGHTED = CONVS | TRANSPOSED | LINEARS  # (input, weight, bias, ...)
 BATCH_NORMS = {aten._native_batch_norm_legit_no_training.default, aten.batch_norm.default}
 MERGES = {aten.add.Tensor, aten.mul.Tensor, aten.cat.default}  # of two or more activations
@@ -31,7 +33,7 @@ CLAMPS = {aten.relu.default, aten.hardtanh.default, aten.clamp.default, aten.cla
 MOVES = {
     aten.max_pool2d.default, aten.view.default, aten.reshape.default, aten.flatten.using_ints, aten.permute.default,
     aten.transpose.int, aten.slice.Tensor, aten.squeeze.dim, aten.squeeze.dims, aten.unsqueeze.default,
-    aten.clone.default, aten.contiguous.default, aten.alias.default, aten.expand.default, aten.select.int,
+    aten.clone.default, aten.contiguous.default, aten.alias.default, aten.expand.default, aten.select.int, aten.roll.default,
     aten.upsample_nearest2d.vec, aten.upsample_nearest2d.default, aten.channel_shuffle.default, aten.pixel_shuffle.default,
 }  # fmt: skip
 PADS = {aten.pad.default, aten.constant_pad_nd.default}
@@ -70,14 +72,14 @@ def from_exported(exported: torch.export.ExportedProgram) -> GraphModule:
     Raises TraceError if the program was exported with a fixed batch or takes anything but one image batch.
     """
     with quiet(), torch.no_grad():
-        module = exported.run_decompositions({}).module(check_guards=False)
+        module = _functional(exported).module(check_guards=False)
     graph = module.graph
     for node in reversed(graph.nodes):
         target = str(node.target)
         if node.op in ("call_module", "call_function") and ("_guards_fn" in target or "_assert" in target):
             graph.erase_node(node)
-    _one_spelling(graph)
-    graph.eliminate_dead_code()
+    with quiet(), torch.no_grad():
+        one_spelling(module)
     inputs = [n for n in graph.nodes if n.op == "placeholder" and n.users]
     if len(inputs) != 1 or not isinstance(inputs[0].meta.get("val"), Tensor):
         names = ", ".join(n.name for n in inputs) or "none"
@@ -164,41 +166,23 @@ def source_line(node: Node) -> str:
     return "{}:{}: {}".format(*users[-1]) if users else node.name
 
 
+def _functional(exported: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """The program without in-place operations, whose results would be read before they are there. It takes as long as tracing
+    did, so a program that has none stays what it is."""
+    targets = {n.target for n in exported.graph.nodes if isinstance(n.target, torch._ops.OpOverload)}
+    if not any(t._schema.is_mutable or t in DECOMPOSED for t in targets):
+        return exported
+    table = torch.export.default_decompositions()
+    functional: torch.export.ExportedProgram = exported.run_decompositions({op: table[op] for op in targets.intersection(DECOMPOSED)})
+    return functional
+
+
 def _flatten_outputs(graph: Graph) -> None:
     """One tensor in; one tensor out, or a tuple of the tensors in the user's structure."""
     end = next(iter(reversed(graph.nodes)))
     leaves = [n for n in pytree.tree_leaves(end.args) if isinstance(n, Node)]
     end.args = (leaves[0] if len(leaves) == 1 else tuple(leaves),)
     graph.set_codegen(CodeGen())
-
-
-def _one_spelling(graph: Graph) -> None:
-    """Operations that come in two spellings, in one: global pooling as a mean that keeps its dimensions (and a flatten
-    where the model kept none), view as reshape, which takes any memory format, a clamp as one of `CLAMPS`."""
-    for node in list(graph.nodes):
-        if node.target in (aten.view.default, aten._unsafe_view.default):
-            node.target = aten.reshape.default
-        elif node.target is aten.relu6.default:  # of F.relu6; nn.ReLU6 is a hardtanh already
-            node.target, node.args = aten.hardtanh.default, (node.args[0], 0.0, 6.0)
-        elif node.target is aten.clip.default:
-            node.target = aten.clamp.default
-        elif node.target is aten.clamp_max.default:
-            node.target, node.args = aten.clamp.default, (node.args[0], None, node.args[1])
-        elif node.target is aten.adaptive_avg_pool2d.default and list(node.args[1]) == [1, 1]:
-            node.target, node.args = aten.mean.dim, (node.args[0], [-1, -2], True)
-        elif node.target is aten.mean.dim and len(node.args) == 2 and _over_space(node):
-            with graph.inserting_after(node):
-                flat = graph.call_function(aten.flatten.using_ints, (node, 1))
-            flat.meta, node.args = dict(node.meta), (*node.args, True)
-            node.meta["val"] = node.meta["val"][:, :, None, None]
-            node.replace_all_uses_with(flat, delete_user_cb=lambda user, flat=flat: user is not flat)
-
-
-def _over_space(mean: Node) -> bool:
-    """Whether a mean runs over H and W of a feature map."""
-    source, dims = mean.args[:2]
-    shape = shape_of(source) if isinstance(source, Node) else None
-    return isinstance(dims, list) and shape is not None and len(shape) == 3 and sorted(cast(int, d) % 4 for d in dims) == [2, 3]
 
 
 def _two_samples(x: Tensor) -> Tensor:

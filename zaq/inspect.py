@@ -1,7 +1,6 @@
 """What is in a model and what would become of it, without doing it."""
 
 import dataclasses
-import math
 import textwrap
 from collections import Counter
 from typing import Any
@@ -10,7 +9,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from zaq.config import QConfig
-from zaq.graph import CONVS, TRANSPOSED, activations, input_node, shape_of, taps
+from zaq.graph import CONVS, TRANSPOSED, activations, input_node, taps
 from zaq.methods.job import NO_BATCH_NORM
 from zaq.nodes import attribute
 from zaq.passes.equalize import regions
@@ -124,8 +123,8 @@ def _unique(gm: Any) -> list[Any]:
 
 
 def _macs(gm: Any, node: Any) -> int:
-    """Multiply-accumulates of a layer for one sample: weight elements times positions."""
+    """Multiply-accumulates of a layer for one sample: weight elements times positions, or rows of tokens."""
     weight = attribute(gm, str(node.args[1].target))
-    at = node if node.target in CONVS else node.args[0]  # a transposed convolution works at its input's positions
-    shape = shape_of(at) or ()
-    return int(weight.numel() * math.prod(shape[1:] if len(shape) > 1 else ()))
+    at = (node if node.target in CONVS else node.args[0]).meta["val"]  # a transposed convolution works at its input's positions
+    elements, samples = (int(n if isinstance(n, int) else n.node.require_hint()) for n in (at.numel(), input_node(gm).meta["val"].shape[0]))
+    return int(weight.numel() * elements // (at.shape[1] * samples))

@@ -11,10 +11,15 @@ from zaq.graph import LINEARS, MOVES, PADS
 
 __all__ = [
     "add_to_bias", "attribute", "bias_of", "channel_limits", "channel_padding", "clamp_limits", "groups_of", "has_bias",
-    "moves", "pad_value", "set_limits", "set_parameter", "weight_of",
+    "moves", "pad_value", "renumbers", "set_limits", "set_parameter", "weight_of",
 ]  # fmt: skip
 
 aten = torch.ops.aten
+# Of the operations that move values, those that may put them under another channel's number.
+RENUMBERS = {
+    aten.slice.Tensor, aten.select.int, aten.permute.default, aten.transpose.int, aten.expand.default, aten.roll.default,
+    aten.channel_shuffle.default, aten.pixel_shuffle.default,
+}  # fmt: skip
 
 
 def attribute(gm: GraphModule, target: str) -> Tensor:
@@ -122,6 +127,12 @@ def pad_value(node: Node) -> float | None:
 def moves(node: Node) -> bool:
     """Whether a node only moves values and makes no new ones but zero: what is quantized before it is quantized after."""
     return node.target in MOVES or (node.target in PADS and not pad_value(node))
+
+
+def renumbers(node: Node) -> bool:
+    """Whether a node may put values under another channel's number; a slice of rows or columns does not."""
+    rows = node.target is aten.slice.Tensor and len(node.args) > 1 and isinstance(node.args[1], int) and node.args[1] > 1
+    return node.target in RENUMBERS and not rows
 
 
 def _parameter(node: Node, argument: int) -> str:

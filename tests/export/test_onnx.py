@@ -19,7 +19,13 @@ from zaq.methods.rtn import RTN
 
 CARD = Card(input=SHAPE, mean=(0.5,) * 3, std=(0.25,) * 3)
 QUICK = RTN()
-IN_FLOAT = {"transposed": {"ConvTranspose"}, "shared_weight": {"BatchNormalization"}, "signed": {"BatchNormalization"}}
+IN_FLOAT = {
+    "transposed": {"ConvTranspose", "Tanh"},
+    "shared_weight": {"BatchNormalization"},
+    "signed": {"Add", "BatchNormalization"},  # no integer kernel reads the sum
+    "shuffle": {"HardSigmoid", "Mul"},
+    "tokens": {"Add", "Concat", "Gelu", "LayerNormalization", "Mul", "Softmax"},
+}
 
 
 def exported(name: str, bits: str, folder: Path, **kwargs: bool) -> tuple[zaq.Quantized, Path]:
@@ -27,6 +33,10 @@ def exported(name: str, bits: str, folder: Path, **kwargs: bool) -> tuple[zaq.Qu
     path = folder / "model.onnx"
     quantized.export(path, **kwargs)
     return quantized, path
+
+
+# A transformer's linear layers, their biases in the accumulator, both products of two attentions, and GELU in one kernel.
+RUN = {"tokens": {"QGemm": 7, "MatMulIntegerToFloat": 2, "QLinearMatMul": 2, "Gelu": 1, "Gemm": 0, "MatMul": 0, "Erf": 0}}
 
 
 @pytest.mark.parametrize("name", ZOO)
@@ -37,6 +47,7 @@ def test_file_is_the_student(name: str, bits: str, tmp_path: Path) -> None:
     assert parity.share_equal > 0.9 and parity.share_worse < 0.03, parity.sentence()  # ties; `test_random_nets` knows them one by one
     assert parity.top1_agreement is None or parity.top1_agreement > 0.96
     assert {n.split()[0] for n in parity.float_kernels} == IN_FLOAT.get(name, set()), parity.kernels
+    assert all(parity.kernels.get(kernel, 0) == count for kernel, count in RUN.get(name, {}).items()), parity.kernels
 
 
 @pytest.mark.parametrize("bits", ["w2a2", "w3a5", "w5a3", "w4a8", "w6a6"])

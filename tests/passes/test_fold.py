@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch import nn
-from zoo import ZOO, build, images
+from zoo import ZOO, build, images, with_history
 
 from zaq.graph import BATCH_NORMS, trace, with_taps
 from zaq.passes.fold import fold
@@ -45,3 +45,32 @@ def test_linear_and_batch_norm_without_parameters() -> None:
     folded, skipped = fold(trace(model, images(2)))
     assert not skipped
     torch.testing.assert_close(folded(images(4)), model(images(4)), atol=1e-6, rtol=1e-5)
+
+
+class Scales(nn.Module):
+    """ConvNeXt's scale behind a permutation, one behind a batch norm, one of rows, and one that several read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 6, 3, bias=False), nn.BatchNorm2d(6)
+        self.mix, self.rows, self.last = nn.Linear(6, 6), nn.Linear(6, 6, bias=False), nn.Linear(6, 6)
+        self.a, self.b = nn.Parameter(torch.randn(6, 1, 1)), nn.Parameter(torch.randn(1, 6, 1, 1))
+        self.c, self.d = nn.Parameter(torch.randn(6)), nn.Parameter(torch.randn(6))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.norm(self.conv(x)) * self.b
+        x = self.mix(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) * self.a + x
+        x = self.rows(x.flatten(2).transpose(1, 2)) * self.c
+        y = self.last(x)
+        return y + y * self.d
+
+
+def test_layer_scales_fold_where_nothing_else_reads_the_layer() -> None:
+    torch.manual_seed(0)
+    model, x = with_history(Scales()).eval(), images(4)
+    folded, skipped = fold(trace(model, x))
+    torch.testing.assert_close(folded(x), model(x), atol=1e-5, rtol=1e-5)
+    left = [n for n in folded.graph.nodes if n.target is torch.ops.aten.mul.Tensor]
+    assert len(left) == 1 and left[0].args[1].target == "d" and not skipped
+    (conv,) = [n for n in folded.graph.nodes if "bn" in n.meta]
+    torch.testing.assert_close(conv.meta["bn"].std, (model.norm.weight * model.b.flatten()).detach().abs())

@@ -54,5 +54,8 @@ def say(parity: "Parity") -> None:
     click.echo(parity.sentence())
     if parity.kernels:
         click.echo("  kernels: " + ", ".join(f"{n} {k}" for k, n in parity.kernels.items()))
+    alike: dict[str, list[str]] = {}
     for line in parity.float_kernels:
-        click.echo(f"  in float: {line}")
+        alike.setdefault(line.split()[0], []).append(line)
+    for lines in alike.values():  # a transformer has a hundred
+        click.echo(f"  in float: {lines[0]}" + (f"; {len(lines) - 1} more of these" if len(lines) > 1 else ""))

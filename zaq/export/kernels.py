@@ -15,11 +15,12 @@ __all__ = ["FloatNode", "Kernels", "kernels"]
 # Operations with an integer kernel in onnxruntime, and what is no more than a copy on integers.
 INTEGER = {"Add", "AveragePool", "Concat", "Conv", "Gemm", "GlobalAveragePool", "MatMul", "Mul"}
 WEIGHTED = {"Conv", "FusedConv", "Gemm", "MatMul"}
-MOVES = {
-    "Clip", "DepthToSpace", "Flatten", "Max", "MaxPool", "Min", "Pad", "Relu", "Reshape", "Resize", "Slice", "Squeeze", "Transpose",
-    "Unsqueeze",
+CLAMPS = {"Clip", "Max", "MaxPool", "Min", "Pad", "Relu", "Resize"}
+MOVES = {"DepthToSpace", "Expand", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"}
+WITHOUT = {
+    "BatchNormalization", "ConvTranspose", "Elu", "Erf", "FusedConv", "Gelu", "GroupNormalization", "HardSigmoid", "HardSwish",
+    "InstanceNormalization", "LayerNormalization", "LRN", "PRelu", "QuickGelu", "ReduceMean", "Sigmoid", "Softmax", "Tanh",
 }  # fmt: skip
-WITHOUT = {"BatchNormalization", "ConvTranspose", "FusedConv", "InstanceNormalization", "LayerNormalization", "ReduceMean"}
 
 
 @dataclass(frozen=True)
@@ -67,9 +68,9 @@ def _in_float(graph: GraphProto) -> list[FloatNode]:
         data.update(node.output)
         if node.op_type == "QuantizeLinear" or node.op_type.startswith("QLinear") or (node.op_type == "QGemm" and len(node.input) > 7):
             integers.update(node.output)
-        elif node.op_type in MOVES | INTEGER and integers.intersection(node.input):
+        elif node.op_type in MOVES | CLAMPS | INTEGER and integers.intersection(node.input):
             integers.update(node.output)  # on integers, whatever it is
-        elif node.op_type in MOVES | INTEGER | WITHOUT and _after_integers(node, makers, integers):
+        elif node.op_type in CLAMPS | INTEGER | WITHOUT and _after_integers(node, makers, integers):
             found.append(FloatNode(node.op_type, node.name, _why(node, makers, readers, data)))
     return found
 

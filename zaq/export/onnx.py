@@ -50,13 +50,14 @@ def to_onnx(exported: torch.export.ExportedProgram, metadata: dict[str, Any], **
 def translate(exported: torch.export.ExportedProgram) -> ModelProto:
     """The program in ONNX's operations, as torch's exporter writes it: floats between pairs of quantizers, weights too."""
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    gelu = any(n.target is torch.ops.aten.gelu.default for n in exported.graph.nodes)  # five operations before opset 20
     with quiet():
         program = torch.onnx.export(
             exported,
             dynamo=True,
             verbose=False,
             optimize=True,
-            opset_version=OPSET,
+            opset_version=20 if gelu else OPSET,
             custom_translation_table={torch.ops.zaq.fake_quantize.default: _translate},
         )
     assert program is not None

@@ -63,6 +63,7 @@ class Job:
     qconfig: QConfig
     card: Card
     effort: str = "default"
+    search: bool = True  # for weight grids of the least error; a method that fits them itself can do without
     progress: Progress = field(default_factory=Progress)
     log: Log = field(default_factory=Log)
     stages: list[Stage] = field(default_factory=list)
@@ -79,8 +80,11 @@ class Job:
     def use(self, teacher: GraphModule, qconfig: QConfig | None = None) -> None:
         """Go on with a teacher that computes the same, or with other bits: the student is placed anew, uncalibrated."""
         self.qconfig = qconfig or self.qconfig
-        self.teacher = teacher.requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.student, self.placement = place(self.teacher, self.qconfig, self.card)
+        self.teacher = teacher.requires_grad_(False)
+        for value in (*teacher.parameters(), *teacher.buffers()):
+            if value.dim() == 4:  # not of 5, as a table of positions may have
+                value.data = value.data.contiguous(memory_format=torch.channels_last)
+        self.student, self.placement = place(self.teacher, self.qconfig, self.card, self.search)
         self.student.requires_grad_(True)
 
     @property

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from zaq.graph import CLAMPS, CONVS, LINEARS, MOVES, PADS, POOLS, activations, input_node, output_nodes, shape_of
-from zaq.nodes import attribute, channel_limits, channel_padding, groups_of, set_limits, set_parameter
+from zaq.nodes import attribute, channel_limits, channel_padding, groups_of, renumbers, set_limits, set_parameter
 
 __all__ = ["Region", "columns", "equalize", "regions", "relax_relu6"]
 
@@ -31,10 +31,6 @@ aten = torch.ops.aten
 CLOSE = 1e-4  # largest relative change of a scale at which equalization has converged
 DEAD = 1e-5  # of its layer's largest weight: a channel whose weights are smaller than that carries no signal
 HOMOGENEOUS = {aten.relu.default, aten.leaky_relu.default, aten.prelu.default, aten.clone.default, aten.alias.default}
-RENUMBERS = {
-    aten.slice.Tensor, aten.select.int, aten.permute.default, aten.transpose.int, aten.expand.default,
-    aten.channel_shuffle.default, aten.pixel_shuffle.default,
-}  # fmt: skip
 REARRANGES = {aten.flatten.using_ints, aten.reshape.default}
 
 
@@ -236,7 +232,7 @@ def _join(gm: GraphModule, channels: _Channels, node: Node, sources: list[Node],
     if node.target in MOVES | PADS and len(first) == count and node.target not in REARRANGES:
         if node.target in PADS and len(node.args) > 2 and isinstance(node.args[-1], int | float) and node.args[-1] != 0:
             return "it pads with a constant"
-        if node.target in RENUMBERS and not _spatial_slice(node):
+        if renumbers(node):
             return f"{node.target} may move channels"
         channels.join(channels.of[node], first)
         return None
@@ -245,10 +241,6 @@ def _join(gm: GraphModule, channels: _Channels, node: Node, sources: list[Node],
         channels.join(channels.of[node], [c for c in first for _ in range(each)])
         return None
     return f"{node.target} is not homogeneous, or moves channels"
-
-
-def _spatial_slice(node: Node) -> bool:
-    return node.target is aten.slice.Tensor and len(node.args) > 1 and isinstance(node.args[1], int) and node.args[1] > 1
 
 
 def _join_product(channels: _Channels, node: Node, sources: list[Node]) -> str | None:

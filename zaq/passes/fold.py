@@ -1,6 +1,7 @@
-"""Fold batch norm into the convolution or linear layer before it.
+"""Fold batch norm, and layer scales, into the convolution or linear layer before them.
 
     BN(Wx + b) = g (Wx + b - m) + beta = (gW) x + g (b - m) + beta,   g = gamma / sqrt(var + eps)
+    s (Wx + b) = (sW) x + s b
 
 Per-channel weight grids are scaled with their channel, so folding costs no accuracy at any bit width. What batch norm
 knew of the folded output, its mean beta and its standard deviation |gamma| on the training data, stays on the node as
@@ -8,16 +9,18 @@ knew of the folded output, its mean beta and its standard deviation |gamma| on t
 """
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from zaq.graph import BATCH_NORMS, TRANSPOSED, WEIGHTED, source_line
+from zaq.graph import BATCH_NORMS, CONVS, LINEARS, TRANSPOSED, WEIGHTED, source_line
 from zaq.nodes import attribute, groups_of, set_parameter
 
 __all__ = ["BatchNormStats", "fold"]
+
+aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
@@ -31,10 +34,13 @@ class BatchNormStats:
 
 
 def fold(gm: GraphModule) -> tuple[GraphModule, list[str]]:
-    """A copy of the graph with every batch norm folded that can be, and a sentence for each that cannot."""
+    """A copy of the graph with every batch norm and layer scale folded that can be, and a sentence for each norm that cannot."""
     gm = copy.deepcopy(gm)
     skipped = []
     for node in list(gm.graph.nodes):
+        scaled = _scaled_layer(gm, node)
+        if scaled is not None:
+            _fold_scale(gm, node, scaled)
         if node.target in BATCH_NORMS:
             reason = _obstacle(gm, node)
             if reason:
@@ -69,7 +75,7 @@ def _obstacle(gm: GraphModule, bn: Node) -> str | None:
 
 
 def _has_tuple(bn: Node) -> bool:
-    return bn.target is torch.ops.aten._native_batch_norm_legit_no_training.default
+    return bn.target is aten._native_batch_norm_legit_no_training.default
 
 
 def _fold_one(gm: GraphModule, bn: Node) -> None:
@@ -110,6 +116,56 @@ def _fold_one(gm: GraphModule, bn: Node) -> None:
         gm.graph.erase_node(user)
     if _has_tuple(bn):
         gm.graph.erase_node(bn)
+
+
+def _scaled_layer(gm: GraphModule, node: Node) -> Node | None:
+    """The layer whose channels a node multiplies by a constant each (a layer scale), through what only moves its result."""
+    gain = node.args[1] if node.target is aten.mul.Tensor else None
+    if not isinstance(gain, Node) or gain.op != "get_attr":
+        return None
+    shape, source = attribute(gm, str(gain.target)).shape, node.args[0]
+    wide = [i for i, n in enumerate(shape) if n > 1]
+    if len(wide) != 1 or not isinstance(source, Node):
+        return None
+    axis = wide[0] - len(shape)  # of the channels, from behind
+    while source.target in (aten.reshape.default, aten.permute.default, aten.transpose.int) and len(source.users) == 1:
+        before, dims = source.args[0], source.meta["val"].dim()
+        assert isinstance(before, Node)
+        if source.target is aten.reshape.default:
+            if axis != -1 or before.meta["val"].shape[-1] != source.meta["val"].shape[-1]:
+                return None
+        else:
+            places = torch.empty(*range(1, dims + 1), device="meta")  # dimension i has i + 1 places
+            axis = source.target(places, *source.args[1:]).shape[axis] - 1 - dims
+        source = before
+    weight = source.args[1] if source.target in CONVS | LINEARS and not _shared(gm, source) else None
+    if not isinstance(weight, Node):
+        return None
+    channels = -1 if source.target in LINEARS else 1 - source.meta["val"].dim()
+    return source if axis == channels and shape[wide[0]] == len(attribute(gm, str(weight.target))) else None
+
+
+def _shared(gm: GraphModule, layer: Node) -> bool:
+    """Whether somebody else reads a layer's result, its weight or its bias, or these are computed."""
+    given = [a for a in layer.args[1:3] if a is not None]
+    names = [str(a.target) for a in given if isinstance(a, Node) and a.op == "get_attr"]
+    users = [u for n in gm.graph.nodes if n.op == "get_attr" and n.target in names for u in n.users]
+    return len(layer.users) > 1 or len(names) < len(given) or set(users) != {layer}
+
+
+def _fold_scale(gm: GraphModule, node: Node, layer: Node) -> None:
+    """Scale a layer's weight and bias, and drop the node that did."""
+    assert isinstance(node.args[1], Node) and isinstance(node.args[0], Node)
+    gain = attribute(gm, str(node.args[1].target)).detach().double().flatten()
+    for argument in layer.args[1:3]:
+        if isinstance(argument, Node):
+            value = attribute(gm, str(argument.target))
+            set_parameter(gm, str(argument.target), (value.detach().double() * _per_output(layer, gain, value)).to(value.dtype))
+    node.replace_all_uses_with(node.args[0])
+    gm.graph.erase_node(node)
+    if "bn" in layer.meta:
+        s, stats = gain.float(), layer.meta["bn"]
+        layer.meta["bn"] = replace(stats, mean=stats.mean * s, std=stats.std * s.abs())
 
 
 def _per_output(layer: Node, gain: Tensor, weight: Tensor) -> Tensor:

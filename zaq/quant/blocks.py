@@ -39,9 +39,10 @@ def blocks(gm: GraphModule, ends: Iterable[str], most: int = LAYERS) -> list[Blo
     order = [input_node(gm), *(n for n in activations(gm) if isinstance(n.meta.get("val"), Tensor))]
     position = {n: i for i, n in enumerate(order)}
     outputs, layers = output_nodes(gm), weighted_layers(gm)
+    samples = order[0].meta["val"].shape[0]  # rows of tokens and windows of images are no samples: no cut there
     cuts, alive = [], 0  # alive: the last position at which a value that exists already is read
     for i, node in enumerate(order):
-        if alive <= i and node.name in allowed:
+        if alive <= i and node.name in allowed and node.meta["val"].shape[0] == samples:
             cuts.append(i)
         alive = max([alive, *(position[u] for u in node.users if u in position)])
     parts: list[tuple[int, int]] = []

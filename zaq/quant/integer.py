@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from zaq.errors import RunError
-from zaq.graph import CLAMPS, MOVES, PADS, TRANSPOSED, WEIGHTED
+from zaq.graph import CLAMPS, MATMULS, MOVES, PADS, TRANSPOSED, WEIGHTED
 from zaq.nodes import moves
 
 __all__ = ["Execution", "execute", "multiplier", "requantize"]
@@ -157,6 +157,8 @@ def _compute(n: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Integers
     x = args[0]
     if n.target in WEIGHTED and isinstance(x, Integers) and isinstance(args[1], Integers):
         return _weighted(n, x, args[1], *args[2:])
+    if n.target in MATMULS and isinstance(x, Integers) and isinstance(args[1], Integers):
+        return Sum([((x.centred.double() @ args[1].centred.double()).round().long(), x.scale * args[1].scale)])
     if n.target is aten.add.Tensor and _is_ours(x) and _is_ours(args[1]) and not kwargs:
         return None if _clamped(x, args[1]) else Sum([*_sum(x).terms, *_sum(args[1]).terms])
     if n.target is aten.mul.Tensor and isinstance(x, Integers) and isinstance(args[1], Integers):

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from zaq.config import Card
 from zaq.graph import CLAMPS, MOVES, PADS, POOLS, TRANSPOSED, WEIGHTED, activations, input_node, shape_of
-from zaq.nodes import attribute, channel_limits, channel_padding, groups_of
+from zaq.nodes import attribute, channel_limits, channel_padding, groups_of, renumbers
 
 __all__ = ["Clipped", "moments"]
 
@@ -120,6 +120,8 @@ def _after(gm: GraphModule, node: Node, inputs: list[Clipped | None]) -> Clipped
 def _after_move(node: Node, known: Clipped) -> Clipped | None:
     """Channels stay where they are; flattening a map repeats each of them."""
     shape, padding = shape_of(node), channel_padding(node)
+    if renumbers(node):
+        return None
     if padding:
         fields = (known.mu, known.sigma, known.low, known.high)
         return Clipped(*(F.pad(v, padding, value=fill) for v, fill in zip(fields, (0.0, 1e-12, 0.0, 0.0), strict=True)))

@@ -6,8 +6,10 @@
 |--------------------------------------------------------|------------------------------|
 | the image                                              | 8 (it is 8 bits anyway)      |
 | input of a convolution or linear layer                 | activation bits              |
+| operands of a matrix product of two activations        | activation bits              |
 | input of the last layer                                | `first_last`                 |
-| operand or result of add, mul, cat, an average pooling | 8, where nothing above reads it |
+| operand or result of add, mul, cat, an average pooling,| 8, where nothing above reads it |
+| if an integer kernel reads it, or it leaves the graph  |                              |
 | output of a convolution that no clamp follows          | 8, where nothing above reads it |
 | weight, one scale per output channel                   | weight bits; first and last layer: `first_last` |
 | bias                                                   | int32, in steps of s_x s_w   |
@@ -17,8 +19,9 @@ the rest in float: they are here to compare with what was published, not to be d
 they are int32 where the layer's input is quantized, which costs nothing, and which onnxruntime would do unasked.)
 
 A tensor has one quantizer, shared by all its readers, at the bits of the most demanding one. A clamp behind a kernel
-is part of it: the quantizer stands behind the clamp. A linear layer whose result leaves the graph writes floats, as
-integer kernels can.
+is part of it: the quantizer stands behind the clamp. A linear layer or a product whose result no integer kernel reads
+(GELU, softmax, the graph's output) writes floats, as those kernels can. An addition between layer norms, the residual
+stream of a transformer, stays in float with them: it would be rounded for no other kernel's sake.
 """
 
 import copy
@@ -29,7 +32,20 @@ from torch import nn
 from torch.fx import GraphModule, Node
 
 from zaq.config import Card, QConfig
-from zaq.graph import CLAMPS, CONVS, LINEARS, MERGES, MOVES, PADS, POOLS, TRANSPOSED, WEIGHTED, activations, input_node, output_nodes
+from zaq.graph import (
+    CLAMPS,
+    CONVS,
+    LINEARS,
+    MATMULS,
+    MERGES,
+    PADS,
+    POOLS,
+    TRANSPOSED,
+    WEIGHTED,
+    activations,
+    input_node,
+    output_nodes,
+)  # fmt: skip
 from zaq.nodes import attribute, groups_of, moves, pad_value
 from zaq.quant.fake_quantize import BiasQuantize, FakeQuantize
 from zaq.quant.ranges import Bounds, bounds
@@ -49,15 +65,17 @@ class Placement:
     in_float: list[str] = field(default_factory=list)
 
 
-def place(gm: GraphModule, qconfig: QConfig, card: Card) -> tuple[GraphModule, Placement]:
+def place(gm: GraphModule, qconfig: QConfig, card: Card, search: bool = True) -> tuple[GraphModule, Placement]:
     """A copy of a folded graph with FakeQuantize modules on its edges: the student, not yet calibrated.
+
+    `search`: see `FakeQuantize.fit_weight`.
 
     Ranges that the graph guarantees are fixed at 8 bits, and limit the search at fewer (see `ranges.bounds`).
     """
     gm = copy.deepcopy(gm)
     placed = Placement()
     gm.add_module("quant", nn.ModuleDict())
-    known = bounds(gm, card)
+    placed.in_float, known = _left_in_float(gm), bounds(gm, card)
     bits = _activation_bits(gm, qconfig)
     for node, width in bits.items():
         quantizer = _activation_quantizer(width, known.get(node.name, Bounds()), qconfig.activations == "symmetric")
@@ -67,7 +85,8 @@ def place(gm: GraphModule, qconfig: QConfig, card: Card) -> tuple[GraphModule, P
     for node in weighted_layers(gm):
         width = qconfig.first_last if qconfig.first_last and (node in first or node in last) else qconfig.weight_bits
         _quantize_layer(gm, node, width, qconfig, placed)
-    placed.in_float = _left_in_float(gm)
+    for name, quantizer in placed.weights.items():
+        quantizer.fit_weight(attribute(gm, name), search)
     gm.recompile()
     return gm, placed
 
@@ -89,8 +108,9 @@ def _activation_bits(gm: GraphModule, qconfig: QConfig) -> dict[Node, int]:
     """The tensors to quantize, by the node that makes them, and their bits."""
     preset = qconfig.preset
     live = {input_node(gm), *activations(gm)}
-    layers, outputs = weighted_layers(gm), output_nodes(gm)
+    layers, read = set(weighted_layers(gm)), _read_by_kernels(gm, live)
     first, last = _ends(gm)
+    products = {n for n in live if _is_product(n, live)}
     bits: dict[Node, int] = {input_node(gm): preset.image} if preset.image else {}
 
     def ask(node: Node, width: int) -> None:
@@ -103,9 +123,12 @@ def _activation_bits(gm: GraphModule, qconfig: QConfig) -> dict[Node, int]:
             assert isinstance(node.args[0], Node)
             if preset.reads:
                 ask(node.args[0], qconfig.first_last if qconfig.first_last and node in last else qconfig.act_bits)
-            if preset.merges and (node.target not in LINEARS or node not in outputs):
+            if preset.merges and node.target not in LINEARS:
                 ask(_behind_clamp(node), HIGH)
-        elif preset.merges and node.target in MERGES | POOLS and _is_merge_or_pool(node, live):
+        elif node in products:
+            for operand in node.all_input_nodes if preset.reads else ():
+                ask(operand, qconfig.act_bits)
+        elif preset.merges and node in read and _is_merge_or_pool(node, live):
             for operand in node.all_input_nodes:
                 if operand in live:
                     ask(operand, HIGH)
@@ -118,12 +141,28 @@ def _activation_bits(gm: GraphModule, qconfig: QConfig) -> dict[Node, int]:
     return dict(sorted(bits.items(), key=lambda item: order[item[0]]))
 
 
+def _read_by_kernels(gm: GraphModule, live: set[Node]) -> set[Node]:
+    """The nodes whose result an integer kernel reads, behind clamps, moves, merges and poolings; and those that leave the graph."""
+    layers, outputs, found = set(weighted_layers(gm)), set(output_nodes(gm)), set[Node]()
+    for node in reversed(gm.graph.nodes):
+        passes = {u for u in node.users if u in found and (moves(u) or u.target in CLAMPS or _is_merge_or_pool(u, live))}
+        if node in outputs or passes or any(u in layers or _is_product(u, live) for u in node.users):
+            found.add(node)
+    return found
+
+
+def _is_product(node: Node, live: set[Node]) -> bool:
+    """Whether a node multiplies two matrices of activations."""
+    return node.target in MATMULS and live.issuperset(node.all_input_nodes)
+
+
 def _is_merge_or_pool(node: Node, live: set[Node]) -> bool:
     """Adding or multiplying a constant is no integer kernel; averaging over channels is none either."""
     if node.target is torch.ops.aten.mean.dim:
         dims = node.args[1]
-        return isinstance(dims, list) and sorted(d % 4 for d in dims if isinstance(d, int)) == [2, 3]
-    return node.target in POOLS or node.target is torch.ops.aten.cat.default or sum(n in live for n in node.all_input_nodes) > 1
+        return isinstance(dims, list) and node.meta["val"].dim() == 4 and sorted(d % 4 for d in dims if isinstance(d, int)) == [2, 3]
+    both = sum(n in live for n in node.all_input_nodes) > 1
+    return node.target in POOLS or node.target is torch.ops.aten.cat.default or (node.target in MERGES and both)
 
 
 def _maker(node: Node) -> Node:
@@ -208,7 +247,6 @@ def _quantize_layer(gm: GraphModule, node: Node, bits: int, qconfig: QConfig, pl
         module[_key(name)] = placed.weights[name]
     quantizer = placed.weights[name]
     quantizer.pairs |= _adds_pairs(node, len(value), quantizer, placed.activations.get(reads), qconfig)
-    quantizer.fit_weight(value)
     with gm.graph.inserting_before(node):
         new = gm.graph.call_module(f"quant.{_key(name)}", (weight,))
     node.args = (source, new, *node.args[2:])
@@ -242,7 +280,14 @@ def _key(name: str) -> str:
 
 
 def _left_in_float(gm: GraphModule) -> list[str]:
-    """The operations that compute in float between quantized tensors."""
-    integer = WEIGHTED | MOVES | PADS | CLAMPS | POOLS | MERGES
-    nodes = [n for n in activations(gm) if n.op == "call_function" and (n.target not in integer or (n.target in PADS and not moves(n)))]
-    return [f"{n.name} ({n.target})" for n in nodes if "aten" in str(n.target) and "sym_" not in str(n.target)]
+    """The operations of a graph without quantizers that will compute in float between quantized tensors."""
+    live = {input_node(gm), *activations(gm)}
+    layers, read = set(weighted_layers(gm)), _read_by_kernels(gm, live)
+
+    def stays(node: Node) -> bool:
+        if node in layers or moves(node) or node.target in CLAMPS or _is_product(node, live):
+            return False
+        return not (node in read and _is_merge_or_pool(node, live))
+
+    operations = [n for n in gm.graph.nodes if n in live and "aten" in str(n.target) and "sym_" not in str(n.target)]
+    return [f"{n.name} ({n.target})" for n in operations if stays(n)]

@@ -14,7 +14,8 @@ __all__ = ["Bounds", "bounds"]
 
 aten = torch.ops.aten
 INF = math.inf
-UNIT = {aten.sigmoid.default, aten.hardsigmoid.default, aten.softmax.int, aten._softmax.default}
+GATES = {aten.sigmoid.default, aten.hardsigmoid.default}
+SOFTMAXES = {aten.softmax.int, aten._softmax.default}
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,10 @@ def _bounds_of(node: Node, parts: list[Bounds]) -> Bounds:
         low, high = clamp_limits(node)
         made_for_it = math.isfinite(low) and math.isfinite(high) and node.target is not aten.clamp.Tensor
         return Bounds(max(low, first.low), min(high, first.high), tight=made_for_it or first.tight)
-    if node.target in UNIT:
+    if node.target in GATES:
         return Bounds(0.0, 1.0, tight=True)
+    if node.target in SOFTMAXES:  # of which many entries share the 1: no row need come near it
+        return Bounds(0.0, 1.0)
     if node.target is aten.tanh.default:
         return Bounds(-1.0, 1.0, tight=True)
     if node.target in MOVES | POOLS:
