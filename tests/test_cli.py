@@ -16,7 +16,7 @@ import onnx
 import pytest
 import torch
 from click.testing import CliRunner
-from conftest import ROOT, zaq
+from conftest import ROOT, SYNTHESIS, zaq
 from zoo import build, images
 
 from zaq.cli import main
@@ -43,7 +43,7 @@ def test_a_run_explains_itself(run: Path) -> None:
     assert options["card"]["classes"] == 10 and len(options["source"]["sha256"]) == 64
     report = json.loads((run / "report.json").read_text())
     assert [s["name"] for s in report["stages"]] == [
-        "synthesis", "held-out synthesis", "calibrate", "squant", "reconstruct", "polish", "zaq", "bias correction",
+        *SYNTHESIS, "calibrate", "squant", "reconstruct", "polish", "zaq", "bias correction",
     ]  # fmt: skip
     weights = [t for t in report["tensors"] if t["kind"] == "weight"]
     assert [w["bits"] for w in weights].count(8) == 2 and all(len(w["scale"]) in (10, 16, 32, 64) for w in weights)
@@ -53,7 +53,7 @@ def test_a_run_explains_itself(run: Path) -> None:
     costs = report["deployment"]["files"]
     assert costs["float"]["peak"] > 3 * costs["model.onnx"]["peak"] and costs["model.onnx"]["file"] == report["sizes"]["model.onnx"]
     log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    assert {"synthesis", "held-out synthesis", "reconstruct", "polish", "zaq"} == {row["stage"] for row in log}
+    assert {*SYNTHESIS, "reconstruct", "polish", "zaq"} == {row["stage"] for row in log}
     assert {"loss_g", "loss_q", "held_out"} <= {key for row in log for key in row}
     page = (run / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 6 and "http" not in page and "No real image was read" in page

@@ -40,17 +40,23 @@ class Synthesis:
     width: int = 32
     swing: bool = True
 
-    def __call__(self, job: Job, steps: int, name: str = "synthesis") -> Generator:
-        """A generator for `job.teacher`, trained for `steps` batches. Ctrl-C ends it with what it has learnt."""
+    def __call__(self, job: Job, steps: int, name: str = "synthesis") -> Mixture:
+        """Generators for `job.teacher`, trained for `steps` batches each. Ctrl-C ends it with what they have learnt."""
         dreamer = DCGAN(job.card, self.latent, self.width, job.classes, conditional=True)
-        generator = Mixture(job.card, [dreamer, Painter(job.card, self.width, job.classes)])
+        painter = Painter(job.card, self.width, job.classes)
+        mixture = Mixture(job.card, [dreamer, painter])
         if job.classes is not None:
             learned = max(min(job.classes, steps * job.batch // DRAWS_A_CLASS), 2)
-            generator.drawn = torch.randperm(job.classes)[:learned].sort().values
-        stats = job.batch_norms()
-        if not stats and job.classes is None:
+            dreamer.drawn = painter.drawn = torch.randperm(job.classes)[:learned].sort().values
+        if job.classes is None and not job.batch_norms():
             job.stages.append(Stage(name, 0, note="the teacher has neither batch norm nor classes: images start from noise and leaves"))
-            return generator
+            return mixture
+        self._train(job, dreamer, steps, f"{name} from noise")
+        self._train(job, painter, 0 if job.interrupted else steps, f"{name} from leaves")
+        return mixture
+
+    def _train(self, job: Job, generator: Generator, steps: int, name: str) -> None:
+        stats = job.batch_norms()
         teacher = with_taps(with_swing(job.teacher) if self.swing else job.teacher, [*stats] or job.taps[-1:])
         optimizer = torch.optim.Adam(generator.parameters(), self.lr)
 
@@ -68,7 +74,6 @@ class Synthesis:
             return found
 
         descend(job, name, steps, optimizer, losses)
-        return generator
 
     def _hard(self, logits: Tensor, labels: Tensor) -> Tensor:
         log_p = -F.cross_entropy(logits, labels, reduction="none")

@@ -122,7 +122,6 @@ class Mixture(Generator):
         images, labels = [], []
         for part, share in zip(self.parts, torch.arange(n).tensor_split(len(self.parts)), strict=True):
             assert isinstance(part, Generator)
-            part.drawn = self.drawn
             if len(share):
                 x, y = part.sample(len(share))
                 images.append(x)
