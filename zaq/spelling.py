@@ -180,7 +180,8 @@ def _rows(graph: Graph, node: Node) -> Node | None:
 
 def _nothing(graph: Graph, node: Node) -> Node | None:
     """What an operation reads, if it leaves it as it is."""
-    source = node.args[0] if node.target in NOTHING else None
+    zero = node.target is aten.add.Tensor and not isinstance(node.args[1], Node) and node.args[1] == 0
+    source = node.args[0] if zero or node.target in NOTHING else None
     before, after = _value(source), _value(node)
     if before is None or after is None or not isinstance(source, Node) or _sizes(before) != _sizes(after) or before.dtype != after.dtype:
         return None

@@ -59,7 +59,7 @@ class Scales(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.norm(self.conv(x)) * self.b
-        x = self.mix(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) * self.a + x
+        x = self.a * self.mix(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) + x
         x = self.rows(x.flatten(2).transpose(1, 2)) * self.c
         y = self.last(x)
         return y + y * self.d

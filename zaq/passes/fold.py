@@ -120,12 +120,13 @@ def _fold_one(gm: GraphModule, bn: Node) -> None:
 
 def _scaled_layer(gm: GraphModule, node: Node) -> Node | None:
     """The layer whose channels a node multiplies by a constant each (a layer scale), through what only moves its result."""
-    gain = node.args[1] if node.target is aten.mul.Tensor else None
-    if not isinstance(gain, Node) or gain.op != "get_attr":
+    operands = sorted(node.all_input_nodes, key=lambda n: n.op == "get_attr") if node.target is aten.mul.Tensor else []
+    if [n.op == "get_attr" for n in operands] != [False, True]:
         return None
-    shape, source = attribute(gm, str(gain.target)).shape, node.args[0]
+    source, gain = operands
+    shape = attribute(gm, str(gain.target)).shape
     wide = [i for i, n in enumerate(shape) if n > 1]
-    if len(wide) != 1 or not isinstance(source, Node):
+    if len(wide) != 1:
         return None
     axis = wide[0] - len(shape)  # of the channels, from behind
     while source.target in (aten.reshape.default, aten.permute.default, aten.transpose.int) and len(source.users) == 1:
@@ -155,13 +156,13 @@ def _shared(gm: GraphModule, layer: Node) -> bool:
 
 def _fold_scale(gm: GraphModule, node: Node, layer: Node) -> None:
     """Scale a layer's weight and bias, and drop the node that did."""
-    assert isinstance(node.args[1], Node) and isinstance(node.args[0], Node)
-    gain = attribute(gm, str(node.args[1].target)).detach().double().flatten()
+    source, gamma = sorted(node.all_input_nodes, key=lambda n: n.op == "get_attr")
+    gain = attribute(gm, str(gamma.target)).detach().double().flatten()
     for argument in layer.args[1:3]:
         if isinstance(argument, Node):
             value = attribute(gm, str(argument.target))
             set_parameter(gm, str(argument.target), (value.detach().double() * _per_output(layer, gain, value)).to(value.dtype))
-    node.replace_all_uses_with(node.args[0])
+    node.replace_all_uses_with(source)
     gm.graph.erase_node(node)
     if "bn" in layer.meta:
         s, stats = gain.float(), layer.meta["bn"]
