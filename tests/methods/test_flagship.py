@@ -16,7 +16,7 @@ import zaq
 from zaq.config import Card, QConfig
 from zaq.graph import input_node, trace
 from zaq.methods import reconstruction
-from zaq.methods.flagship import Flagship, attempt, correct, relative_discrepancy
+from zaq.methods.flagship import Flagship, attempt, correct
 from zaq.methods.job import Job, Stage
 from zaq.methods.loop import HeldOut
 from zaq.methods.reconstruction import Reconstruction
@@ -24,6 +24,7 @@ from zaq.methods.synthesis import Synthesis
 from zaq.nodes import attribute
 from zaq.passes.fold import fold
 from zaq.progress import Progress
+from zaq.synth.losses import relative_discrepancy
 
 CARD = Card(input=SHAPE, mean=(0.5,) * 3, std=(0.25,) * 3)
 QUICK = Flagship(synthesis=4, batches=1, reconstruct=3, polish=5, game=1)

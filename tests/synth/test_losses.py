@@ -19,6 +19,7 @@ from zaq.synth.losses import (
     l2_prior,
     output_discrepancy,
     relation_gaps,
+    relative_discrepancy,
     sample_statistics_loss,
     standard,
     total_variation,
@@ -68,6 +69,13 @@ def test_outputs_of_several_scales_count_alike() -> None:
     assert float(one) == pytest.approx(float(other), rel=1e-4) and float(one) > 100 * gap
     constant = torch.ones(64, 3)
     assert float(output_discrepancy([p, constant], [p, constant + 1e-6])) < gap  # has no unit of its own
+
+
+def test_a_student_that_always_answers_the_mean_is_off_by_one_spread() -> None:
+    p = torch.randn(64, 10)
+    mean = p.mean(0, keepdim=True).expand_as(p)
+    assert float(relative_discrepancy([p], [mean])) == pytest.approx(1.0)
+    assert float(relative_discrepancy([1000 * p, p], [1000 * mean, p])) == pytest.approx(0.5)
 
 
 def test_activation_loss_falls_with_activation() -> None:

@@ -26,7 +26,7 @@ from zaq.quant.bias import correct_empirically
 from zaq.quant.placement import HIGH, make_room
 from zaq.quant.rounding import into_cells, squant
 from zaq.synth.generators import Generator
-from zaq.synth.losses import output_discrepancy
+from zaq.synth.losses import output_discrepancy, relative_discrepancy
 
 __all__ = ["Flagship"]
 
@@ -128,12 +128,6 @@ class Flagship:
             return {"loss_q": total / STEPS_A_ROUND}
 
         play(job, Game(job.student, None, optimizer, None), rounds, one_round, cosine, held_out, "polish", checks=1)
-
-
-def relative_discrepancy(p: list[Tensor], q: list[Tensor]) -> Tensor:
-    """D_o (ZAQ, eq. 3) of each output, in units of what the teacher's samples differ by from their mean."""
-    spread = [output_discrepancy([a], [a.mean(0, keepdim=True).expand_as(a)]).clamp(min=1e-12) for a in p]
-    return torch.stack([output_discrepancy([a], [b]) / s for a, b, s in zip(p, q, spread, strict=True)]).mean()
 
 
 def attempt(job: Job, name: str, held_out: HeldOut, action: Callable[[Stage], None]) -> None:

@@ -19,6 +19,7 @@ __all__ = [
     "l2_prior",
     "output_discrepancy",
     "relation_gaps",
+    "relative_discrepancy",
     "sample_statistics_loss",
     "scrm",
     "standard",
@@ -35,12 +36,21 @@ def output_discrepancy(p: list[Tensor], q: list[Tensor]) -> Tensor:
     p, q: the outputs of teacher and student, each (N, K, ...). Several are averaged, each in units of its spread over the
     teacher's samples, times the mean of these units: boxes in pixels do not drown class scores beside them.
     """
-    gaps = torch.stack([_gap(a, b) for a, b in zip(p, q, strict=True)])
     if len(p) == 1:
-        return gaps[0]
-    units = torch.stack([_gap(a, a.mean(0, keepdim=True)) for a in p]).detach()
-    units = units.clamp(min=1e-3 * float(units.max()) + 1e-12)  # what hardly varies has no unit of its own
-    return (gaps / units).mean() * units.mean()
+        return _gap(p[0], q[0])
+    return relative_discrepancy(p, q) * _spreads(p).mean()
+
+
+def relative_discrepancy(p: list[Tensor], q: list[Tensor]) -> Tensor:
+    """D_o of each output in units of what the teacher's samples differ by from their mean; the mean over outputs."""
+    gaps = torch.stack([_gap(a, b) for a, b in zip(p, q, strict=True)])
+    return (gaps / _spreads(p)).mean()
+
+
+def _spreads(p: list[Tensor]) -> Tensor:
+    """What the samples of each output differ by from their mean; what hardly varies beside others has no unit of its own."""
+    spreads = torch.stack([_gap(a, a.mean(0, keepdim=True)) for a in p]).detach()
+    return spreads.clamp(min=1e-3 * float(spreads.max()) + 1e-12)
 
 
 def _gap(a: Tensor, b: Tensor) -> Tensor:
