@@ -8,7 +8,8 @@
 | `ort`       | the qoperator form in onnxruntime's format for mobile builds                   | 13 |
 | `float`     | the equalized, trained network without quantizers                              | 13 |
 
-The qdq form is valid from opset 13 on; unasked it declares 19, the first that onnx's own reference evaluator runs.
+The qdq form is valid from opset 13 on (with GELU from 20); unasked it declares 19, the first that onnx's own reference
+evaluator runs.
 An INT4 DequantizeLinear straight into a convolution would run in float (a third as fast as the float model); behind a
 Cast it is folded into an INT8 weight, and the kernels stay integer.
 """
