@@ -28,7 +28,6 @@ import io
 import json
 import multiprocessing
 import resource
-import sys
 import tempfile
 import time
 import warnings
@@ -53,6 +52,7 @@ from zaq.methods import METHODS
 from zaq.methods.job import Job
 from zaq.report import sqnr
 from zaq.run import Run
+from zaq.sources.operators import define_missing_operators
 
 OUT = Path(__file__).parent / "results" / "coverage"
 SEED = 0
@@ -114,7 +114,9 @@ def build(name: str, size: int, cut_blocks: bool) -> nn.Module:
     """An architecture with random weights, in eval mode."""
     library, _, arch = name.partition(":")
     if library == "torchvision":
-        models = _torchvision().models
+        define_missing_operators()
+        from torchvision import models
+
         extra = {"image_size": size} if arch.startswith("vit") else {"aux_logits": False} if arch in ("googlenet", "inception_v3") else {}
         model: nn.Module = models.get_model(arch, weights=None, **extra)
     else:
@@ -138,20 +140,6 @@ def cut(model: nn.Module) -> None:
             del chain[len(kept) :]
             for i, block in enumerate(kept):
                 chain[i] = block
-
-
-def _torchvision() -> Any:
-    """torchvision; where its binary was built for another torch, with the operators that its import misses."""
-    try:
-        import torchvision
-    except RuntimeError:
-        sys.modules.pop("torchvision", None)
-        sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-        from torchvision_shim import define_missing_operators  # type: ignore[import-not-found]
-
-        define_missing_operators()
-        import torchvision
-    return torchvision
 
 
 @torch.no_grad()
@@ -319,7 +307,7 @@ def main() -> None:
     parser.add_argument("--whole", action="store_true", help="with blocks that only repeat")
     parser.add_argument("--timeout", type=float, default=900, help="seconds for one architecture")
     arguments = parser.parse_args()
-    _torchvision()
+    define_missing_operators()
     few = {"synthesis": 2, "batches": 1, "reconstruct": 2, "polish": 0, "game": 0} if arguments.method == "flagship" else {}
     path = OUT / "results.json"
     rows = [Row(**r) for r in json.loads(path.read_text())] if path.is_file() else []

@@ -15,10 +15,15 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torchvision.models import mobilenet_v2
-from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
-from torchvision.models.detection.ssdlite import SSDLiteHead
-from torchvision.ops.misc import Conv2dNormActivation
+
+from zaq.sources.operators import define_missing_operators
+
+define_missing_operators()  # before torchvision is imported
+
+from torchvision.models import mobilenet_v2  # noqa: E402
+from torchvision.models.detection.anchor_utils import DefaultBoxGenerator  # noqa: E402
+from torchvision.models.detection.ssdlite import SSDLiteHead  # noqa: E402
+from torchvision.ops.misc import Conv2dNormActivation  # noqa: E402
 
 MEAN = STD = (0.5, 0.5, 0.5)
 LABELLED, SURE = 5, 0.3  # boxes an image that `--labels` keeps, and their least overlap for not being the same

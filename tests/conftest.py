@@ -20,13 +20,12 @@ torch.set_num_threads(1)
 settings.register_profile("repeatable", derandomize=True, deadline=None)  # CI tries the same cases every time
 settings.load_profile("repeatable")
 
-from torchvision_shim import define_missing_operators  # noqa: E402
-
 with warnings.catch_warnings():  # the imports of these warn of their own deprecated corners
     warnings.simplefilter("ignore")
     import onnxscript  # noqa: F401
 
     from zaq.cli import main
+    from zaq.sources.operators import define_missing_operators
 
     define_missing_operators()
 
@@ -54,7 +53,7 @@ def zaq(*args: object, cwd: Path | None = None) -> subprocess.CompletedProcess[s
 
 
 def zaq_here(*args: object) -> Result:
-    """The same in this process, where torchvision imports (`torchvision_shim`): for what timm, torchvision and onnx2torch read."""
+    """The same in this process, whose imports of timm, torchvision and onnx2torch are paid for already."""
     return CliRunner().invoke(main, list(map(str, args)))
 
 

@@ -7,7 +7,8 @@ from types import ModuleType
 
 import pytest
 from torch import nn
-from torchvision_shim import define_missing_operators
+
+from zaq.sources.operators import define_missing_operators
 
 SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "coverage.py"
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the libraries' own imports

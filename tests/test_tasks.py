@@ -13,7 +13,6 @@ from conftest import ROOT
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision_shim import define_missing_operators
 from zoo import conv, with_history
 
 from zaq.cli import main
@@ -21,6 +20,7 @@ from zaq.config import Card
 from zaq.evaluate import TASKS
 from zaq.graph import quiet
 from zaq.sources import load
+from zaq.sources.operators import define_missing_operators
 
 SIDE = 32
 GREY = {"mean": (0.5,) * 3, "std": (0.5,) * 3}

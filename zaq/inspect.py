@@ -73,6 +73,7 @@ def describe_model(model: Source, qconfig: QConfig) -> str:
     """The facts as text for a terminal."""
     f = facts(model, qconfig)
     equalizes = [f"{', '.join(r['writers'])} -> {', '.join(r['readers'])} ({r['channels']})" for r in f["equalizes"]]
+    names, weights = (max([12, *(len(row[key]) for row in f["layers"])]) + 2 for key in ("layer", "weight"))
     card = model.card
     normalisation = "already normalised (no card, no flags)" if card.normalised else f"mean {card.mean}, std {card.std}"
     lines = [
@@ -84,11 +85,11 @@ def describe_model(model: Source, qconfig: QConfig) -> str:
         textwrap.fill(f"  {len(equalizes)} regions equalize: {'; '.join(equalizes)}", 140, subsequent_indent="    "),
         f"  compared at: {', '.join(f['taps']) or 'outputs only'}",
         f"at {qconfig}:",
-        f"  {'layer':<14}{'weight':<34}{'shape':<20}{'w':>3}{'a':>4}  input",
+        f"  {'layer':<{names}}{'weight':<{weights}}{'shape':<20}{'w':>3}{'a':>4}  input",
     ]
     for row in f["layers"]:
         shape = "x".join(map(str, row["shape"]))
-        lines.append(f"  {row['layer']:<14}{row['weight']:<34}{shape:<20}{row['weight_bits']:>3}{row['input_bits']:>4}  {row['input']}")
+        lines.append(f"  {row['layer']:<{names}}{row['weight']:<{weights}}{shape:<20}{row['weight_bits']:>3}{row['input_bits']:>4}  {row['input']}")
     others = [f"{name} {bits}" for name, bits in f["activations"].items() if name not in {r["input"] for r in f["layers"]}]
     lines.append(f"  other tensors: {', '.join(others) or 'none'}")
     lines += [f"  stays in float: {name}" for name in f["in_float"]]
@@ -126,5 +127,5 @@ def _macs(gm: Any, node: Any) -> int:
     """Multiply-accumulates of a layer for one sample: weight elements times positions, or rows of tokens."""
     weight = attribute(gm, str(node.args[1].target))
     at = (node if node.target in CONVS else node.args[0]).meta["val"]  # a transposed convolution works at its input's positions
-    elements, samples = (int(n if isinstance(n, int) else n.node.require_hint()) for n in (at.numel(), input_node(gm).meta["val"].shape[0]))
+    elements, samples = (int(n if isinstance(n, int) else n.node.hint) for n in (at.numel(), input_node(gm).meta["val"].shape[0]))
     return int(weight.numel() * elements // (at.shape[1] * samples))

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torchvision_shim import define_missing_operators
 
 from zaq.config import Card
 from zaq.errors import DataError
 from zaq.evaluate import decode, read_decode
 from zaq.evaluate.boxes import thresholds
+from zaq.sources.operators import define_missing_operators
 
 YOLO = {"kind": "yolov3", "heads": [{"anchors": [[8, 16], [4, 4]], "scale_x_y": 1.1}, {"anchors": [[2, 2]]}]}
 SSD = {"kind": "ssd", "variances": [0.1, 0.2], "heads": [{"grid": [1, 2], "boxes": [[0.5, 0.25]]}, {"grid": [1, 1], "boxes": [[1, 1]]}]}

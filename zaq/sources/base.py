@@ -14,6 +14,7 @@ from torch.fx import GraphModule
 from zaq.config import Card
 from zaq.errors import SourceError
 from zaq.graph import quiet, trace
+from zaq.sources.operators import define_missing_operators
 
 __all__ = ["SAVE_IT", "Request", "Source", "file_hash", "first_line", "require", "source_of"]
 
@@ -92,6 +93,7 @@ def require(library: str, extra: str, spec: str) -> Any:
     """The library that a kind of source is read with. Raises SourceError with the extra that installs it."""
     try:
         with quiet():
+            define_missing_operators()
             return importlib.import_module(library)
     except ImportError as error:
         why = "" if isinstance(error, ModuleNotFoundError) and error.name == library else f" (its import fails: {first_line(error)})"

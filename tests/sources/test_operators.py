@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from torchvision_shim import nms
+
+from zaq.sources.operators import nms
 
 
 def test_nms_keeps_the_best_of_what_overlaps() -> None:

@@ -1,7 +1,8 @@
-"""torchvision beside a torch it was not compiled for: PyPI's build imports beside its own torch alone, not beside a CPU one.
+"""torchvision beside a torch it was not compiled for: PyPI's build imports beside its own torch alone, not beside a CPU one,
+and timm and onnx2torch import it.
 
 What its import asks for is defined here, in Python: `nms` as torchvision documents it. Everything else of torchvision that
-tests use (networks, transforms) is Python anyway. Where torchvision's own library loads, nothing is done.
+zaq meets (networks, transforms) is Python anyway. Where torchvision's own library loads, nothing is done.
 """
 
 import importlib.util
