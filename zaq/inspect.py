@@ -89,7 +89,8 @@ def describe_model(model: Source, qconfig: QConfig) -> str:
     ]
     for row in f["layers"]:
         shape = "x".join(map(str, row["shape"]))
-        lines.append(f"  {row['layer']:<{names}}{row['weight']:<{weights}}{shape:<20}{row['weight_bits']:>3}{row['input_bits']:>4}  {row['input']}")
+        named = f"  {row['layer']:<{names}}{row['weight']:<{weights}}{shape:<20}"
+        lines.append(f"{named}{row['weight_bits']:>3}{row['input_bits']:>4}  {row['input']}")
     others = [f"{name} {bits}" for name, bits in f["activations"].items() if name not in {r["input"] for r in f["layers"]}]
     lines.append(f"  other tensors: {', '.join(others) or 'none'}")
     lines += [f"  stays in float: {name}" for name in f["in_float"]]
