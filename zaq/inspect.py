@@ -102,6 +102,8 @@ def _warnings(gm: GraphModule, layers: list[str]) -> list[str]:
     """What will cost accuracy at few bits, and what methods cannot do here."""
     kinds = Counter(str(n.target).removeprefix("aten.").partition(".")[0] for n in activations(gm))
     kinds["layer_norm"] += kinds.pop("native_layer_norm", 0)
+    gates = [n for n in gm.graph.nodes if n.target is torch.ops.aten.sigmoid.default]
+    kinds["silu"] = sum(any(n.args[0] in user.args and user.target is torch.ops.aten.mul.Tensor for user in n.users) for n in gates)
     found = [f"{kinds[kind]} {kind}: {why}" for kind, why in ROUGH.items() if kinds[kind]]
     unequal = {n.name: ratio for n in gm.graph.nodes if n.name in layers and (ratio := _inequality(gm, n)) > UNEQUAL}
     if unequal:

@@ -29,6 +29,9 @@ def read_weights(request: Request) -> Source:
     path = request.file()
     card = _card(path)
     arch, kwargs = request.arch or card.get("arch"), request.kwargs or card.get("kwargs", {})
+    shape, asked = tuple(card.get("input") or ()), tuple(request.flags.get("input") or ())
+    if shape and asked and shape != asked:
+        raise SourceError(f"{path}: the model takes inputs of {shape}, as its card says; --input-shape says {asked}.")
     state = _state(path)
     if not arch:
         raise SourceError(
