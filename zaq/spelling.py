@@ -31,7 +31,7 @@ Rule = Callable[[Graph, Node], Node | None]
 def one_spelling(module: GraphModule) -> None:
     """Rewrite a functional graph, and add the constants it needs to the module (both in place)."""
     graph = module.graph
-    before: list[Rule] = [_renamed, _piece, _attention, _scaled]
+    before: list[Rule] = [_renamed, _batch_norm, _piece, _attention, _scaled]
     after: list[Rule] = [_product_with_weight(module), _rows, _nothing, _one_reshape, _nothing]
     for rule in before:
         _apply(graph, rule)
@@ -97,6 +97,15 @@ def _renamed(graph: Graph, node: Node) -> Node | None:
         if isinstance(dims, list) and sorted(int(d) % 4 for d in dims) == [2, 3]:
             return _call(graph, node, aten.flatten.using_ints, _call(graph, node, aten.mean.dim, node.args[0], dims, True), 1)
     return None
+
+
+def _batch_norm(graph: Graph, node: Node) -> Node | None:
+    """Of statistics that stay, as the one result that anybody reads."""
+    source = node.args[0] if node.target is operator.getitem and node.args[1] == 0 else None
+    if not isinstance(source, Node) or source.target is not aten._native_batch_norm_legit_no_training.default:
+        return None
+    *parts, momentum, eps = source.args
+    return _call(graph, node, aten.batch_norm.default, *parts, False, momentum, eps, False)
 
 
 def _piece(graph: Graph, node: Node) -> Node | None:
