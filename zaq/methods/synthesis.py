@@ -6,7 +6,7 @@ Batch-norm matching as ZeroQ's, (1 - p_y)^gamma as HAST's (Li et al. 2023, eq. 5
 that images stay near the borders between classes. A teacher without batch norm excites its last feature map instead
 (ZAQ's L_a); one without classes either leaves the generators as they are, and the adversarial stage to make what it can.
 
-Half of the images start from noise and leaves, half from dead leaves. The former alone are too much alike: what a student learns on
+Half of the images start from noise, half from dead leaves. The former alone are too much alike: what a student learns on
 them it does not keep on photographs, however small the loss becomes.
 """
 
