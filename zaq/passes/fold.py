@@ -69,13 +69,7 @@ def _obstacle(gm: GraphModule, bn: Node) -> str | None:
             return f"{argument.target} is shared by {len(users)} layers"
     if any(isinstance(a, Node) and a.op != "get_attr" for a in bn.args[1:5]):
         return "its statistics are computed"
-    if any(u.target.__name__ != "getitem" or u.args[1] != 0 for u in bn.users if callable(u.target)) and _has_tuple(bn):
-        return "its batch statistics are used"
     return None
-
-
-def _has_tuple(bn: Node) -> bool:
-    return bn.target is aten._native_batch_norm_legit_no_training.default
 
 
 def _fold_one(gm: GraphModule, bn: Node) -> None:
@@ -90,7 +84,7 @@ def _fold_one(gm: GraphModule, bn: Node) -> None:
     running_mean = value(bn.args[3], 0.0, torch.empty(0))
     running_var = value(bn.args[4], 1.0, running_mean)
     gamma, beta = value(bn.args[1], 1.0, running_mean), value(bn.args[2], 0.0, running_mean)
-    eps = bn.args[6] if _has_tuple(bn) else bn.args[7]
+    eps = bn.args[7]
     assert isinstance(eps, float)
     running_std = (running_var + eps).sqrt()
     gain = gamma / running_std
@@ -111,11 +105,8 @@ def _fold_one(gm: GraphModule, bn: Node) -> None:
 
     stats = BatchNormStats(beta.float(), gamma.abs().float(), running_mean.float(), running_std.float())
     layer.meta["bn"] = stats
-    for user in list(bn.users) if _has_tuple(bn) else [bn]:
-        user.replace_all_uses_with(layer)
-        gm.graph.erase_node(user)
-    if _has_tuple(bn):
-        gm.graph.erase_node(bn)
+    bn.replace_all_uses_with(layer)
+    gm.graph.erase_node(bn)
 
 
 def _scaled_layer(gm: GraphModule, node: Node) -> Node | None:
