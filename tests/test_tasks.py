@@ -97,7 +97,7 @@ def test_a_detector_of_two_heads(photographs: Path, tmp_path: Path) -> None:
     label(model, {**GREY, **card, "decode": DECODE}, photographs)
     run = quantized(model, card, tmp_path, "--bits", "w8a8", *FLAGSHIP)
     stages = [s["name"] for s in json.loads((run / "report.json").read_text())["stages"]]
-    assert {"synthesis from leaves", "reconstruct", "polish", "zaq"} <= set(stages)
+    assert {"synthesis", "reconstruct", "polish", "zaq"} <= set(stages)
     (tmp_path / "decode.json").write_text(json.dumps(DECODE))
     data = f"yolo:{photographs}"
     found = measured(run, data, "--decode", tmp_path / "decode.json")

@@ -141,7 +141,7 @@ class Impatient(Progress):
             yield i
 
 
-@pytest.mark.parametrize("stage", ["synthesis from noise", "synthesis from leaves", "reconstruct", "polish", "zaq"])
+@pytest.mark.parametrize("stage", ["synthesis", "reconstruct", "polish", "zaq"])
 def test_ctrl_c_keeps_what_is_finished(stage: str) -> None:
     quantized = quantized_net("residual", "w4a4", replace(QUICK, polish=10, game=2), card=CARD, progress=Impatient(stage))
     report = quantized.report
@@ -157,18 +157,16 @@ def test_synthesis_learns_classes_and_statistics() -> None:
     generator = Synthesis()(job, 60)
     with torch.no_grad():
         x, labels = generator.sample(256)
-        dreamt, painted = (job.teacher(x).argmax(1) == labels).float().view(2, -1).mean(1).tolist()
-    assert dreamt > 0.6 and painted > 0.3, "of five classes"
-    for stage in job.stages:
-        first, *_, last = (row for row in job.log.rows if row["stage"] == stage.name)
-        assert last["batch_norm"] < 0.7 * first["batch_norm"] and last["classes"] < 0.7 * first["classes"], stage.name
+        right = float((job.teacher(x).argmax(1) == labels).float().mean())
+    assert right > 0.3, "of five classes"
+    first, *_, last = job.log.rows
+    assert last["batch_norm"] < 0.7 * first["batch_norm"] and last["classes"] < 0.7 * first["classes"]
 
 
 def test_a_short_synthesis_draws_from_fewer_classes() -> None:
     job = job_of("residual")
     few, all_five = Synthesis()(job, 4), Synthesis()(job_of("no_batch_norm"), 30)  # the latter excites the last features instead
-    assert {len(part.drawn) for part in few.parts} == {min(5, 4 * job.batch // 100)}
-    assert {len(part.drawn) for part in all_five.parts} == {5}
+    assert len(few.drawn) == min(5, 4 * job.batch // 100) and len(all_five.drawn) == 5
 
 
 def test_mixed_bits_on_average() -> None:

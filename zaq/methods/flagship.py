@@ -22,6 +22,7 @@ from zaq.methods.synthesis import Synthesis
 from zaq.methods.training import cosine, frozen, rate, step, student_optimizer
 from zaq.methods.zaq import ZAQ
 from zaq.nodes import attribute
+from zaq.passes.absorb import absorb_constants
 from zaq.quant.bias import correct_empirically
 from zaq.quant.placement import HIGH, make_room
 from zaq.quant.rounding import into_cells, squant
@@ -42,7 +43,7 @@ class Plan:
     game: int
 
 
-PLANS = {"fast": Plan(24, 4, 15, 0, 0), "default": Plan(120, 8, 100, 150, 5), "best": Plan(1000, 16, 1000, 2000, 100)}
+PLANS = {"fast": Plan(24, 4, 15, 0, 0), "default": Plan(120, 8, 100, 150, 5), "best": Plan(400, 16, 300, 3000, 20)}
 STEPS_A_ROUND = 5  # of the distillation, between two looks at whether the loss is still a number
 HELD_OUT, HELD_OUT_BATCHES = 64, 4  # samples, whichever is more
 CORRECTED_ON = 4  # batches
@@ -60,7 +61,7 @@ class Flagship:
     game: int | None = None  # rounds of ZAQ's
     correct: bool = True  # biases
     feature: float = 1.0  # weight of the feature maps in the distillation
-    travel: float = 0.3  # steps of its grid that a weight may travel in the distillation
+    travel: float = 2.0  # steps of its grid that a weight may travel in the distillation
     lr_bias: float = 1e-4
     attack: float = 0.02  # how far held-out samples are moved to where the student differs, in parts of a pixel's range
     attack_steps: int = 3
@@ -72,6 +73,7 @@ class Flagship:
         """Quantize `job.student` in place."""
         given = {f.name: getattr(self, f.name) for f in fields(Plan) if getattr(self, f.name) is not None}
         plan = replace(PLANS[job.effort], **given)
+        set_aside_constants(job)
         generator, other = Synthesis()(job, plan.synthesis), Synthesis()(job, plan.synthesis // 2, "held-out synthesis")
         images = draw(generator, plan.batches * job.batch, job.batch)
         if job.qconfig.mixed:
@@ -153,6 +155,14 @@ def attempt(job: Job, name: str, held_out: HeldOut, action: Callable[[Stage], No
 def draw(generator: Generator, count: int, batch: int) -> Tensor:
     """Images (count, C, H, W), a batch at a time."""
     return torch.cat([generator.draw(batch) for _ in range(-(-count // batch))])[:count]
+
+
+def set_aside_constants(job: Job) -> None:
+    """Channels that training switched off keep their constant, and no longer set anybody's range."""
+    graph, off = absorb_constants(job.teacher)
+    if off:
+        job.use(graph)
+        job.stages.append(Stage("constants", off))
 
 
 def round_weights(job: Job) -> None:

@@ -1,13 +1,13 @@
-"""Generators worth training on: the teacher's batch-norm statistics, classes, hard ones first, swinging convolutions.
+"""A generator worth training on: the teacher's batch-norm statistics, classes, hard ones first, swinging convolutions.
 
-    L_G = sum_l [mean and deviation of layer l against its batch norm] + beta mean (1 - p_y)^gamma CE(P(G(z, y)), y)
+    L_G = sum_l [mean and deviation of layer l against its batch norm] + beta mean (1 - p_y)^gamma CE(P(G(x, y)), y)
 
 Batch-norm matching as ZeroQ's, (1 - p_y)^gamma as HAST's (Li et al. 2023, eq. 5): what is sure already is left alone, so
 that images stay near the borders between classes. A teacher without batch norm excites its last feature map instead
-(ZAQ's L_a); one without classes either leaves the generators as they are, and the adversarial stage to make what it can.
+(ZAQ's L_a); one without classes either leaves the generator as it is, and the adversarial stage to make what it can.
 
-Half of the images start from noise, half from dead leaves. The former alone are too much alike: what a student learns on
-them it does not keep on photographs, however small the loss becomes.
+Images start from dead leaves, not from noise: those of a generator that starts from noise are too much alike, and what
+a student learns on them it does not keep on others, however small the loss becomes.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from zaq.graph import with_taps
 from zaq.methods.job import Job, Stage
 from zaq.methods.training import cosine, descend
-from zaq.synth.generators import DCGAN, Generator, Mixture
+from zaq.synth.generators import Generator
 from zaq.synth.leaves import Painter
 from zaq.synth.losses import activation_loss, batch_norm_loss
 from zaq.synth.swing import with_swing
@@ -36,24 +36,22 @@ class Synthesis:
     lr: float = 1e-2  # Adam, falling as a cosine (Genie: 1e-2)
     beta: float = 1.0  # weight of the classes
     gamma: float = 2.0  # how much less a sure sample counts (HAST: 2 on CIFAR)
-    latent: int = 256
     width: int = 32
     swing: bool = True
 
-    def __call__(self, job: Job, steps: int, name: str = "synthesis") -> Mixture:
-        """Generators for `job.teacher`, trained for `steps` batches each. Ctrl-C ends it with what they have learnt."""
-        dreamer = DCGAN(job.card, self.latent, self.width, job.classes, conditional=True)
-        painter = Painter(job.card, self.width, job.classes)
-        mixture = Mixture(job.card, [dreamer, painter])
+    def __call__(self, job: Job, steps: int, name: str = "synthesis") -> Generator:
+        """A generator for `job.teacher`, trained for `steps` batches. Ctrl-C ends it with what it has learnt."""
+        generator = Painter(job.card, self.width, job.classes)
         if job.classes is not None:
             learned = max(min(job.classes, steps * job.batch // DRAWS_A_CLASS), 2)
-            dreamer.drawn = painter.drawn = torch.randperm(job.classes)[:learned].sort().values
+            generator.drawn = torch.randperm(job.classes)[:learned].sort().values
         if job.classes is None and not job.batch_norms():
-            job.stages.append(Stage(name, 0, note="the teacher has neither batch norm nor classes: images start from noise and leaves"))
-            return mixture
-        self._train(job, dreamer, steps, f"{name} from noise")
-        self._train(job, painter, 0 if job.interrupted else steps, f"{name} from leaves")
-        return mixture
+            job.stages.append(
+                Stage(name, 0, note="the teacher has neither batch norm nor classes: images are dead leaves, painted at random")
+            )
+        else:
+            self._train(job, generator, steps, name)
+        return generator
 
     def _train(self, job: Job, generator: Generator, steps: int, name: str) -> None:
         stats = job.batch_norms()

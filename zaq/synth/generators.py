@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from zaq.config import Card
 
-__all__ = ["DCGAN", "GENERATORS", "ConditionalBatchNorm2d", "Generator", "Mixture", "natural"]
+__all__ = ["DCGAN", "GENERATORS", "Generator", "natural"]
 
 BASE = 8  # pixels a side before the first upsampling, at most
 NATURAL_REACH = 1.5  # standard deviations from the middle of a pixel's range to its end, at least, where std is the data's
@@ -51,9 +51,6 @@ class DCGAN(Generator):
     With `classes` the latent is multiplied by an embedding of the label (GDFQ). The last batch norm has no parameters:
     it fixes contrast, and a sigmoid maps it to the range of a pixel.
 
-    `conditional`: labels choose the scale and shift of every batch norm instead, which learns classes in a tenth of the
-    steps that the embedding takes (Dumoulin et al. 2017; GDFQ on ImageNet).
-
     The rest is as GDFQ has it: `doublings` (2: the linear layer draws a quarter of a side, whatever the size), `eps` of
     the batch norms between convolutions, and `tanh` before the last one, whose images of mean 0 and variance 1 then are
     the normalised pixels themselves, cut where no pixel lies.
@@ -68,7 +65,6 @@ class DCGAN(Generator):
         doublings: int | None = None,
         eps: float = 1e-5,
         tanh: bool = False,
-        conditional: bool = False,
     ) -> None:
         super().__init__(card, classes)
         channels, height, self.image_width = card.input
@@ -78,18 +74,15 @@ class DCGAN(Generator):
             while max(height, self.image_width) > BASE * 2**doublings:
                 doublings += 1
         self.base = (-(-height // 2**doublings), -(-self.image_width // 2**doublings), width)
-        self.embed = nn.Embedding(classes, latent) if classes and not conditional else None
+        self.embed = nn.Embedding(classes, latent) if classes else None
         self.project = nn.Linear(latent, width * self.base[0] * self.base[1])
 
-        def norm(features: int, eps: float = 1e-5) -> nn.Module:
-            return ConditionalBatchNorm2d(features, classes, eps) if classes and conditional else nn.BatchNorm2d(features, eps)
-
-        layers: list[nn.Module] = [norm(width)]
+        layers: list[nn.Module] = [nn.BatchNorm2d(width)]
         for i in range(max(doublings, 1)):
             out = width if i < max(doublings, 1) - 1 else max(width // 2, 8)
             if i < doublings:
                 layers.append(nn.Upsample(scale_factor=2))
-            layers += [nn.Conv2d(width, out, 3, padding=1), norm(out, eps), nn.LeakyReLU(0.2)]
+            layers += [nn.Conv2d(width, out, 3, padding=1), nn.BatchNorm2d(out, eps), nn.LeakyReLU(0.2)]
             width = out
         layers += [nn.Conv2d(width, channels, 3, padding=1), *([nn.Tanh()] if tanh else []), nn.BatchNorm2d(channels, affine=False)]
         self.body = nn.Sequential(*layers)
@@ -100,9 +93,7 @@ class DCGAN(Generator):
             z = z * self.embed(labels)
         height, width, channels = self.base
         x = self.project(z).view(-1, channels, height, width).contiguous(memory_format=torch.channels_last)
-        for layer in self.body:
-            x = layer(x, labels) if isinstance(layer, ConditionalBatchNorm2d) else layer(x)
-        x = x[:, :, : self.height, : self.image_width]
+        x = self.body(x)[:, :, : self.height, : self.image_width]
         if self.tanh:
             return natural(x, self.low, self.high)
         return self.low + (self.high - self.low) * torch.sigmoid(1.5 * x)
@@ -111,47 +102,12 @@ class DCGAN(Generator):
         return torch.randn(n, self.latent)
 
 
-class Mixture(Generator):
-    """Draws from several generators alike: what they draw together is to look like data, each adds what others lack."""
-
-    def __init__(self, card: Card, parts: list[Generator]) -> None:
-        super().__init__(card, parts[0].classes)
-        self.parts = nn.ModuleList(parts)
-
-    def sample(self, n: int) -> tuple[Tensor, Tensor | None]:
-        images, labels = [], []
-        for part, share in zip(self.parts, torch.arange(n).tensor_split(len(self.parts)), strict=True):
-            assert isinstance(part, Generator)
-            if len(share):
-                x, y = part.sample(len(share))
-                images.append(x)
-                labels += [] if y is None else [y]
-        return torch.cat(images), torch.cat(labels) if labels else None
-
-
 def natural(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
     """Images of mean 0 and variance 1 as a model reads them. Mean and std of most cards are those of photographs, so that
     such images need nothing; a card whose std is not (pixels from 0 to 1) shifts and shrinks them."""
     middle, reach = (high + low) / 2, (high - low) / 2
     x = torch.where(reach >= NATURAL_REACH, x, middle + x * reach / NATURAL_REACH)
     return x.maximum(low).minimum(high)
-
-
-class ConditionalBatchNorm2d(nn.BatchNorm2d):
-    """Batch norm whose scale and shift are learned for each class."""
-
-    SPREAD = 0.1  # of the scales and shifts at the start, so that classes differ from the first step on
-
-    def __init__(self, features: int, classes: int, eps: float = 1e-5) -> None:
-        super().__init__(features, eps, affine=False)
-        self.scale, self.shift = nn.Embedding(classes, features), nn.Embedding(classes, features)
-        nn.init.normal_(self.scale.weight, 1.0, self.SPREAD)
-        nn.init.normal_(self.shift.weight, 0.0, self.SPREAD)
-
-    def forward(self, x: Tensor, labels: Tensor) -> Tensor:  # type: ignore[override]  # (N, C, H, W), (N,) -> (N, C, H, W)
-        scale, shift = (table(labels)[:, :, None, None] for table in (self.scale, self.shift))
-        y: Tensor = super().forward(x) * scale + shift
-        return y
 
 
 GENERATORS: dict[str, Callable[..., DCGAN]] = {"dcgan": DCGAN}

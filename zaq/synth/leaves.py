@@ -2,7 +2,7 @@
 
 Photographs have the statistics they have because things occlude things (Ruderman 1997; Lee, Mumford and Huang 2001), and
 networks that only ever saw such drawings know photographs well (Baradad et al. 2021). They are of no class and cost
-nothing, and no two are alike, where a generator that starts from noise soon draws the same few images of each class. The
+little, and no two are alike, where a generator that starts from noise soon draws the same few images of each class. The
 `Painter` makes of them what the teacher's batch norms remember, and the class that is asked for.
 """
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zaq.config import Card
-from zaq.synth.generators import ConditionalBatchNorm2d, Generator, natural
+from zaq.synth.generators import Generator, natural
 
 __all__ = ["Painter", "dead_leaves"]
 
@@ -26,27 +26,50 @@ SIDE = 32  # pixels a side, at most twice that, that a painter's convolutions wo
 def dead_leaves(n: int, shape: tuple[int, ...], leaves: int = LEAVES) -> Tensor:
     """n images (n, C, H, W) of mean 0 and deviation 1 or so: discs and boxes, shaded, striped and grained, small ones last."""
     channels, height, width = shape
-    y, x = torch.meshgrid(torch.linspace(-1, 1, height), torch.linspace(-1, 1, width), indexing="ij")
-    images = torch.rand(n, channels, 1, 1).expand(n, channels, height, width)
 
-    def some(power: float = 1.0, channels: int = 1) -> Tensor:
-        return torch.rand(n, channels, 1, 1) ** power
+    def some(power: float = 1.0, values: int = 1) -> Tensor:
+        return torch.rand(leaves, n, values, 1) ** power
 
-    for i in range(leaves):
-        radius = (0.9 * some(2) + 0.08) * (1.2 if i < leaves // 8 else 0.7)
-        angle, squeezed = 2 * math.pi * some(), 0.2 + 0.8 * some()
-        right, down = x - (2.4 * some() - 1.2), y - (2.4 * some() - 1.2)
-        along = (right * angle.cos() + down * angle.sin()) / radius  # (n, 1, H, W), from -1 to 1 across a leaf
-        across = (down * angle.cos() - right * angle.sin()) / (radius * squeezed)
-        disc, box = along**2 + across**2 < 1, torch.maximum(along.abs(), across.abs()) < 1
-        colour = 0.6 * some() + 0.4 * some(channels=channels)
-        shade = 0.6 * (some() - 0.5) * along
-        stripes = 0.4 * some(3) * torch.sin((2 + 20 * some()) * radius * along)
-        grain = 0.2 * some(3) * torch.randn(n, 1, height, width)
-        images = torch.where(torch.where(some() < 0.5, disc, box), colour + shade + stripes + grain, images)
+    radius = (0.9 * some(2) + 0.08) * torch.where(torch.arange(leaves) < leaves // 8, 1.2, 0.7).view(-1, 1, 1, 1)
+    angle, squeezed, square = 2 * math.pi * some(), 0.2 + 0.8 * some(), some() < 0.5
+    right = torch.linspace(-1, 1, width) - 2.4 * some() + 1.2  # (leaves, n, 1, W)
+    down = torch.linspace(-1, 1, height)[:, None] - 2.4 * some() + 1.2  # (leaves, n, H, 1)
+    cos, sin = angle.cos() / radius, angle.sin() / radius
+    top = torch.zeros(n, height, width, dtype=torch.int64)  # which leaf is seen; the first covers all
+    at = torch.zeros(n, height, width)  # and where on it, from -1 to 1
+    for i in range(1, leaves):
+        along = right[i] * cos[i] + down[i] * sin[i]
+        across = (down[i] * cos[i] - right[i] * sin[i]) / squeezed[i]
+        inside = torch.where(square[i], along.abs().maximum(across.abs()), along**2 + across**2) < 1
+        top, at = torch.where(inside, i, top), torch.where(inside, along, at)
+    looks = torch.cat(
+        [0.6 * some() + 0.4 * some(values=channels), 0.6 * (some() - 0.5), 0.4 * some(3), (2 + 20 * some()) * radius, 0.2 * some(3)], 2
+    )
+    seen = looks.squeeze(3).permute(1, 2, 0).gather(2, top.flatten(1)[:, None].expand(-1, looks.shape[2], -1)).unflatten(2, (height, width))
+    colour, (shade, stripes, often, grain) = seen[:, :channels], seen[:, channels:].split(1, 1)
+    at = at[:, None]
+    images = colour + shade * at + stripes * torch.sin(often * at) + grain * torch.randn(n, 1, height, width)
     smooth = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
-    images = torch.where(some() < SMOOTHED, smooth, images).clamp(0, 1)
+    images = torch.where(torch.rand(n, 1, 1, 1) < SMOOTHED, smooth, images).clamp(0, 1)
     return ((images - GRAY) / SPREAD).contiguous(memory_format=torch.channels_last)
+
+
+class ConditionalBatchNorm2d(nn.BatchNorm2d):
+    """Batch norm whose scale and shift are learned for each class (Dumoulin et al. 2017): ten times as soon as an embedding
+    that the latent is multiplied by."""
+
+    SPREAD = 0.1  # of the scales and shifts at the start, so that classes differ from the first step on
+
+    def __init__(self, features: int, classes: int, eps: float = 1e-5) -> None:
+        super().__init__(features, eps, affine=False)
+        self.scale, self.shift = nn.Embedding(classes, features), nn.Embedding(classes, features)
+        nn.init.normal_(self.scale.weight, 1.0, self.SPREAD)
+        nn.init.normal_(self.shift.weight, 0.0, self.SPREAD)
+
+    def forward(self, x: Tensor, labels: Tensor) -> Tensor:  # type: ignore[override]  # (N, C, H, W), (N,) -> (N, C, H, W)
+        scale, shift = (table(labels)[:, :, None, None] for table in (self.scale, self.shift))
+        y: Tensor = super().forward(x) * scale + shift
+        return y
 
 
 class Painter(Generator):
