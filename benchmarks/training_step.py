@@ -81,6 +81,7 @@ VARIANTS = {
     "the teacher's graph kept, and the images'": (True, True, False, "crm"),
     "contiguous tensors": (True, False, True, "crm"),
     "torch's learnable quantizers": (False, True, True, "crm"),
+    "the last three": (False, False, False, "crm"),
     "all four: the plain way": (False, False, False, "scrm"),
 }
 

@@ -42,10 +42,10 @@ def dead_leaves(n: int, shape: tuple[int, ...], leaves: int = LEAVES) -> Tensor:
         across = (down[i] * cos[i] - right[i] * sin[i]) / squeezed[i]
         inside = torch.where(square[i], along.abs().maximum(across.abs()), along**2 + across**2) < 1
         top, at = torch.where(inside, i, top), torch.where(inside, along, at)
-    looks = torch.cat(
-        [0.6 * some() + 0.4 * some(values=channels), 0.6 * (some() - 0.5), 0.4 * some(3), (2 + 20 * some()) * radius, 0.2 * some(3)], 2
-    )
-    seen = looks.squeeze(3).permute(1, 2, 0).gather(2, top.flatten(1)[:, None].expand(-1, looks.shape[2], -1)).unflatten(2, (height, width))
+    colour, shade = 0.6 * some() + 0.4 * some(values=channels), 0.6 * (some() - 0.5)
+    stripes, often, grain = 0.4 * some(3), (2 + 20 * some()) * radius, 0.2 * some(3)
+    looks = torch.cat([colour, shade, stripes, often, grain], 2).squeeze(3).permute(1, 2, 0)  # (n, C + 4, leaves)
+    seen = looks.gather(2, top.flatten(1)[:, None].expand(-1, looks.shape[1], -1)).unflatten(2, (height, width))
     colour, (shade, stripes, often, grain) = seen[:, :channels], seen[:, channels:].split(1, 1)
     at = at[:, None]
     images = colour + shade * at + stripes * torch.sin(often * at) + grain * torch.randn(n, 1, height, width)
