@@ -22,7 +22,6 @@ from zaq.methods.synthesis import Synthesis
 from zaq.methods.training import cosine, frozen, rate, step, student_optimizer
 from zaq.methods.zaq import ZAQ
 from zaq.nodes import attribute
-from zaq.passes.absorb import absorb_constants
 from zaq.quant.bias import correct_empirically
 from zaq.quant.placement import HIGH, make_room
 from zaq.quant.rounding import into_cells, squant
@@ -73,7 +72,6 @@ class Flagship:
         """Quantize `job.student` in place."""
         given = {f.name: getattr(self, f.name) for f in fields(Plan) if getattr(self, f.name) is not None}
         plan = replace(PLANS[job.effort], **given)
-        set_aside_constants(job)
         generator, other = Synthesis()(job, plan.synthesis), Synthesis()(job, plan.synthesis // 2, "held-out synthesis")
         images = draw(generator, plan.batches * job.batch, job.batch)
         if job.qconfig.mixed:
@@ -155,14 +153,6 @@ def attempt(job: Job, name: str, held_out: HeldOut, action: Callable[[Stage], No
 def draw(generator: Generator, count: int, batch: int) -> Tensor:
     """Images (count, C, H, W), a batch at a time."""
     return torch.cat([generator.draw(batch) for _ in range(-(-count // batch))])[:count]
-
-
-def set_aside_constants(job: Job) -> None:
-    """Channels that training switched off keep their constant, and no longer set anybody's range."""
-    graph, off = absorb_constants(job.teacher)
-    if off:
-        job.use(graph)
-        job.stages.append(Stage("constants", off))
 
 
 def round_weights(job: Job) -> None:
