@@ -1,6 +1,15 @@
 """Steps of the student per second, against the plain way to write them, side by side in one run: python benchmarks/training_step.py
 
-TABLE
+| one step, w4a4, batch of 64, 2 threads | steps a second | times as long |
+|---|---|---|
+| as it is | 2.25 | 1.00 |
+| the spatial relation map of ZAQ's code | 0.50 | 4.47 |
+| the teacher's graph kept, and the images' | 1.90 | 1.18 |
+| contiguous tensors | 2.00 | 1.13 |
+| torch's learnable quantizers | 1.75 | 1.28 |
+| all four: the plain way | 0.28 | 7.89 |
+Medians of 15 on 2 cores of an AMD EPYC (AVX2), torch 2.13, 2026-11-22. The paper's relation map has most of it; "the last three" was
+added after this run. Of a step as it is, convolutions take 68 %, quantizers 17 % (torch's profiler, one thread).
 """
 
 import statistics

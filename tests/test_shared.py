@@ -101,7 +101,9 @@ def test_file_and_checkpoint_agree_on_the_test_set(w8a8: Path, cifar: str) -> No
     with torch.no_grad():
         for images, _ in batches(cifar, run.card(), size=500):
             same.append(student(images).argmax(1) == torch.from_numpy(run_session(file, images)[0]).argmax(1))
-    assert float(torch.cat(same).float().mean()) >= 0.998  # 3 to 10 of the 10,000 have been seen to part: at ties of rounding, then of logits
+    assert (
+        float(torch.cat(same).float().mean()) >= 0.998
+    )  # 3 to 10 of the 10,000 have been seen to part: at ties of rounding, then of logits
 
 
 def test_mobilenet_w8a8_on_photographs(shared: Path, tmp_path: Path) -> None:
