@@ -57,6 +57,11 @@ def zaq_here(*args: object) -> Result:
     return CliRunner().invoke(main, list(map(str, args)))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The slowest first, so that none of them is what everything else has to wait for at the end."""
+    items.sort(key=lambda item: item.path.name != "test_shared.py")
+
+
 SYNTHESIS = ["synthesis", "held-out synthesis"]  # stages
 # Steps of the default method, enough to pass through every stage of it.
 FEW = ("--effort", "fast", "-s", "synthesis=4", "-s", "batches=2", "-s", "reconstruct=2", "-s", "polish=5", "-s", "game=1")

@@ -1,4 +1,5 @@
-"""The command line as a user types it, in a process of its own: what it leaves, what it says, how it refuses."""
+"""The command line as a user types it: what it leaves, what it says, how it refuses. Each verb in a process of its own
+once; the rest in this one, which has paid for its imports."""
 
 import json
 import os
@@ -15,11 +16,9 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from click.testing import CliRunner
-from conftest import ROOT, SYNTHESIS, zaq
+from conftest import ROOT, SYNTHESIS, zaq, zaq_here
 from zoo import build, images
 
-from zaq.cli import main
 from zaq.export.session import run_session, session
 from zaq.graph import quiet
 from zaq.run import FILES, Run
@@ -69,7 +68,7 @@ def test_the_file_carries_what_it_is(run: Path) -> None:
 def test_verify(run: Path) -> None:
     done = zaq("verify", run)
     assert done.returncode == 0 and "top-1 agrees on" in done.stdout and "21 QLinearConv" in done.stdout
-    found = json.loads(zaq("verify", run, "--json").stdout)
+    found = json.loads(zaq_here("verify", run, "--json").stdout)
     assert found["share_equal"] > 0.9 and found["share_worse"] < 0.05 and found["samples"] == 256
 
 
@@ -88,21 +87,21 @@ def test_export(run: Path, tmp_path: Path) -> None:
     ours, theirs = (run_session(session(p, 1), Run(run).samples()[:50])[0] for p in (path, run / "model.onnx"))
     assert (ours == theirs).all()
     assert path.stat().st_size < 0.6 * (run / "model.onnx").stat().st_size
-    again = zaq("export", run, "--format", "packed", "-o", path)
-    assert again.returncode == 2 and "say --overwrite" in again.stderr
-    refused = zaq("export", run, "--format", "packed", "--opset", 18, "-o", tmp_path / "other.onnx")
-    assert refused.returncode == 2 and "needs 21 or later" in refused.stderr
+    again = zaq_here("export", run, "--format", "packed", "-o", path)
+    assert again.exit_code == 2 and "say --overwrite" in again.stderr
+    refused = zaq_here("export", run, "--format", "packed", "--opset", 18, "-o", tmp_path / "other.onnx")
+    assert refused.exit_code == 2 and "needs 21 or later" in refused.stderr
 
 
 def test_parts_of_two_runs_are_refused(run: Path, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "run")
     options = json.loads((run / "options.json").read_text()) | {"seed": 1}
     (tmp_path / "run" / "options.json").write_text(json.dumps(options))
-    done = zaq("verify", tmp_path / "run")
-    assert done.returncode == 2 and "parts of two runs" in done.stderr, done.stderr
+    done = zaq_here("verify", tmp_path / "run")
+    assert done.exit_code == 2 and "parts of two runs" in done.stderr, done.stderr
     onnx.save(onnx.helper.make_model(onnx.helper.make_graph([], "foreign", [], [])), tmp_path / "run" / "model.onnx")
-    done = zaq("verify", tmp_path / "run")
-    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    done = zaq_here("verify", tmp_path / "run")
+    assert done.exit_code == 2 and "Traceback" not in done.output, done.output
 
 
 def test_nothing_names_a_file_of_this_machine(run: Path) -> None:
@@ -114,7 +113,7 @@ def test_nothing_names_a_file_of_this_machine(run: Path) -> None:
 def test_profile(run: Path) -> None:
     done = zaq("profile", run, "--latency", "--seconds", 0)
     assert done.returncode == 0 and "ISSCC 2014" in done.stdout and "onnxruntime int8" in done.stdout, done.stderr
-    found = json.loads(zaq("profile", run, "--json").stdout)
+    found = json.loads(zaq_here("profile", run, "--json").stdout)
     assert found == json.loads((run / "report.json").read_text())["deployment"]
     assert found["files"]["model.onnx"]["macs"] == found["files"]["model.onnx"]["integer_macs"] == 40_813_184
 
@@ -145,24 +144,27 @@ def test_own_model_with_flags_and_json(model: Path, tmp_path: Path) -> None:
 def test_without_a_card_the_report_says_so(model: Path, tmp_path: Path) -> None:
     done = zaq("quantize", model, *QUICK, "-o", tmp_path / "out")
     assert done.returncode == 0 and "counts as already normalised" in done.stdout
-    done = zaq("eval", tmp_path / "out", "--data", f"csv:{tmp_path}")
-    assert done.returncode == 2 and "normalisation is unknown" in done.stderr
+    done = zaq_here("eval", tmp_path / "out", "--data", f"csv:{tmp_path}")
+    assert done.exit_code == 2 and "normalisation is unknown" in done.stderr
 
 
 def test_the_same_seed_gives_the_same_file(model: Path, tmp_path: Path) -> None:
+    """In two processes, one of which has done much else before."""
+    assert zaq("quantize", model, *QUICK, "--seed", 5, "-o", tmp_path / "a").returncode == 0
+    assert zaq_here("quantize", model, *QUICK, "--seed", 5, "-o", tmp_path / "b").exit_code == 0
     files = []
     for name in ("a", "b"):
-        assert zaq("quantize", model, *QUICK, "--seed", 5, "-o", tmp_path / name).returncode == 0
         files.append([(tmp_path / name / f).read_bytes() for f in ("model.onnx", "quantized.pt2", "log.jsonl", "samples.safetensors")])
     assert files[0] == files[1]
 
 
-def test_dry_run_and_inspect_write_nothing(model: Path, tmp_path: Path) -> None:
-    done = zaq("quantize", model, "--dry-run", "--bits", "w3a3", cwd=tmp_path)
-    assert done.returncode == 0 and "would run" in done.stdout and "net-w3a3/" in done.stdout
-    done = zaq("inspect", model, cwd=tmp_path)
-    assert done.returncode == 0 and "batch norms fold" in done.stdout and "multiply-accumulates" in done.stdout
-    facts = json.loads(zaq("inspect", model, "--json", cwd=tmp_path).stdout)
+def test_dry_run_and_inspect_write_nothing(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = zaq_here("quantize", model, "--dry-run", "--bits", "w3a3")
+    assert done.exit_code == 0 and "would run" in done.stdout and "net-w3a3/" in done.stdout
+    done = zaq_here("inspect", model)
+    assert done.exit_code == 0 and "batch norms fold" in done.stdout and "multiply-accumulates" in done.stdout
+    facts = json.loads(zaq_here("inspect", model, "--json").stdout)
     # 3x3 convolutions at 16x16 (stem 3-8, two 8-8), at 8x8 (8-16), and a 16-5 linear layer, by hand
     assert facts["macs"] == 9 * (3 * 8 + 2 * 8 * 8) * 256 + 9 * 8 * 16 * 64 + 16 * 5
     assert not list(tmp_path.iterdir())
@@ -171,9 +173,9 @@ def test_dry_run_and_inspect_write_nothing(model: Path, tmp_path: Path) -> None:
 def test_an_existing_folder_is_refused_unless_told(model: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("keep me")
-    done = zaq("quantize", model, *QUICK, "-o", tmp_path / "out")
-    assert done.returncode == 2 and "--overwrite" in done.stderr
-    assert zaq("quantize", model, *QUICK, "-o", tmp_path / "out", "--overwrite").returncode == 0
+    done = zaq_here("quantize", model, *QUICK, "-o", tmp_path / "out")
+    assert done.exit_code == 2 and "--overwrite" in done.stderr
+    assert zaq_here("quantize", model, *QUICK, "-o", tmp_path / "out", "--overwrite").exit_code == 0
     assert (tmp_path / "out" / "mine.txt").read_text() == "keep me"
 
 
@@ -203,7 +205,7 @@ def test_an_existing_folder_is_refused_unless_told(model: Path, tmp_path: Path) 
 def test_mistakes_are_a_sentence_and_exit_code_2(args: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In this process, which is quicker; what a process of its own adds is seen by the tests around this one."""
     monkeypatch.chdir(tmp_path)
-    done = CliRunner().invoke(main, args)
+    done = zaq_here(*args)
     assert done.exit_code == 2 and message in done.stderr, done.output
     assert not list(tmp_path.iterdir())
 
@@ -224,8 +226,8 @@ def test_no_space_on_the_disk(model: Path, tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written(model: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for place in (tmp_path / "file", tmp_path / "file" / "out"):
-        done = zaq("quantize", model, *QUICK, "-o", place)
-        assert done.returncode == 2 and str(tmp_path / "file") in done.stderr and "Traceback" not in done.stderr
+        done = zaq_here("quantize", model, *QUICK, "-o", place)
+        assert done.exit_code == 2 and str(tmp_path / "file") in done.stderr and "Traceback" not in done.output
 
 
 def test_ctrl_c_keeps_what_is_finished(model: Path, tmp_path: Path) -> None:
@@ -248,11 +250,11 @@ def test_a_run_whose_parts_are_broken(run: Path, tmp_path: Path) -> None:
         for file in FILES:
             (folder / file).write_bytes((run / file).read_bytes())
         (folder / name).write_bytes(b"junk")
-        done = zaq("verify", folder)
-        assert done.returncode == 2 and name in done.stderr and "Traceback" not in done.stderr
+        done = zaq_here("verify", folder)
+        assert done.exit_code == 2 and name in done.stderr and "Traceback" not in done.output
 
 
 def test_help_and_version() -> None:
     assert "quantize" in zaq("--help").stdout and zaq("--version").returncode == 0
     for verb in ("quantize", "inspect", "export", "verify", "profile", "eval", "benchmark"):
-        assert CliRunner().invoke(main, [verb, "--help"]).exit_code == 0
+        assert zaq_here(verb, "--help").exit_code == 0

@@ -8,14 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner, Result
 from conftest import ROOT
+from conftest import zaq_here as call
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 from zoo import conv, with_history
 
-from zaq.cli import main
 from zaq.config import Card
 from zaq.evaluate import TASKS
 from zaq.graph import quiet
@@ -26,10 +25,6 @@ SIDE = 32
 GREY = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
 RTN = ("--method", "rtn", "--bits", "w8a8")
 FLAGSHIP = ("--effort", "fast", "-s", "synthesis=2", "-s", "batches=1", "-s", "reconstruct=1", "-s", "polish=5", "-s", "game=1")
-
-
-def call(*args: object) -> Result:
-    return CliRunner().invoke(main, [*map(str, args)])
 
 
 def quantized(model: nn.Module, card: dict[str, Any], folder: Path, *flags: object) -> Path:
