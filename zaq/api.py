@@ -105,7 +105,7 @@ def quantize_graph(
             job.notes.append(NO_BATCH_NORM)
         if card.normalised:
             job.notes.append("no mean and std are known: the input counts as already normalised")
-        if qconfig.placement != "integer":
+        if not qconfig.preset.merges:
             job.notes.append(f"placement {qconfig.placement}: for comparison with published numbers; additions and the image stay in float")
         if qconfig.target != "onnxruntime":
             job.notes.append(f"for {qconfig.target}: {qconfig.runtime.rule}")

@@ -40,18 +40,21 @@ class Preset:
     image: int | None  # bits of the input; None: float
     reads: bool  # what a convolution or linear layer reads
     merges: bool  # operands and results of add, mul, cat, average pooling; what a convolution writes
+    twice: bool  # what a merge reads at 8 bits and a layer at fewer is quantized for each; else once, at the fewer
     clamps: bool  # what a ReLU or its like writes, and nothing else
     second: int | None  # bits of what the first layer writes, where it differs
     weights: str
     first_last: int | None
 
 
-# `integer` runs on integer kernels; the other two are the protocols of the literature, for comparison only:
+# `integer` runs on integer kernels, and so does `shared`, whose residual stream has the bits that layers read it at, too.
+# The other two are the protocols of the literature, for comparison only:
 # `gdfq` that of ZeroQ, GDFQ, Qimera, IntraQ, ..., SynQ and ZAQ's code, `brecq` that of BRECQ, QDrop, Genie.
 PLACEMENTS = {
-    "integer": Preset(8, True, True, False, None, "per_channel", 8),
-    "gdfq": Preset(None, False, False, True, None, "per_channel_affine", None),
-    "brecq": Preset(None, True, False, False, 8, "per_channel_affine", 8),
+    "integer": Preset(8, True, True, True, False, None, "per_channel", 8),
+    "shared": Preset(8, True, True, False, False, None, "per_channel", 8),
+    "gdfq": Preset(None, False, False, False, True, None, "per_channel_affine", None),
+    "brecq": Preset(None, True, False, False, False, 8, "per_channel_affine", 8),
 }
 
 
@@ -90,7 +93,7 @@ class QConfig:
         if self.activations not in ACTIVATION_GRIDS:
             raise BitsError("activations: " + unknown("activation grid", self.activations, ACTIVATION_GRIDS))
         runtime = target_of(self.target)
-        if self.placement != "integer" and self.target != "onnxruntime":
+        if not self.preset.merges and self.target != "onnxruntime":
             raise BitsError(f"target {self.target} goes with placement integer; {self.placement} is for comparison, not for devices.")
         runtime.check(self.activations, self.weights, min(self.act_bits, self.first_last or self.act_bits))
 

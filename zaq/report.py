@@ -69,11 +69,11 @@ def onnx_metadata(options: dict[str, Any]) -> dict[str, Any]:
 @torch.no_grad()
 def _tensors(job: Job) -> list[dict[str, Any]]:
     """Every quantized tensor: what it is, its grid, and how well the grid holds it (SQNR in dB on synthetic samples)."""
-    names = list(job.placement.activations)
+    tensors = job.placement.tensors
     rows = []
     values: tuple[list[Tensor], list[Tensor]] | None = None
     if job.samples is not None:
-        inner = [n for n in names if not _is_input(job, n)]
+        inner = [n for n in dict.fromkeys(tensors.values()) if not _is_input(job, n)]
         some = job.samples[: job.batch]
         values = with_taps(job.teacher, inner)(some)[1], with_taps(job.student, inner)(some)[1]
     for name, quantizer in job.placement.activations.items():
@@ -87,8 +87,8 @@ def _tensors(job: Job) -> list[dict[str, Any]]:
             "low": low,
             "high": high,
         }
-        if values is not None and name in inner:
-            p, q = values[0][inner.index(name)], values[1][inner.index(name)]
+        if values is not None and tensors[name] in inner:
+            p, q = (v[inner.index(tensors[name])] for v in values)
             row |= {"seen_low": float(p.min()), "seen_high": float(p.max()), "sqnr": sqnr(p, quantizer(q))}
         rows.append(row)
     for name, quantizer in job.placement.weights.items():

@@ -43,7 +43,8 @@ def test_the_first_layer_that_parts_is_named(exported: tuple[Path, GraphModule],
     onnx.save(model, tmp_path / "model.onnx")
     layers, _ = compare_layers(tmp_path / "model.onnx", checkpoint, images(8))
     first = next(i for i, x in enumerate(layers) if x.file.equal < 1)
-    assert first == 2 and layers[1].file.equal == 1  # the image, what the first convolution writes, then this one
+    # the image, what the first convolution writes, how the second reads it, then this one
+    assert first == 3 and layers[2].file.equal == 1
     assert layers[first].checkpoint.equal > 0.99
     assert f"part first at {layers[first].name}" in summary(layers)[0]
 

@@ -56,6 +56,14 @@ def test_all_bits(bits: str, tmp_path: Path) -> None:
     assert compare(path, quantized.module, images(64)).share_equal > 0.95
 
 
+@pytest.mark.parametrize("bits", ["w8a8", "w4a4"])
+def test_the_residual_stream_is_rounded_for_layers_in_integers(bits: str, tmp_path: Path) -> None:
+    """Below 8 bits a layer has its own rounding of what an addition reads at 8: a look-up, with no float in between."""
+    quantized, path = exported("residual", bits, tmp_path)
+    kernels = compare(path, quantized.module, images(8)).kernels
+    assert kernels.get("QLinearLeakyRelu", 0) == (bits == "w4a4") and "DequantizeLinear" not in kernels, kernels
+
+
 @pytest.mark.parametrize("weights", ["per_channel_affine", "per_tensor", "per_tensor_affine"])
 @pytest.mark.parametrize("bits", ["w8a8", "w4a4"])
 def test_every_weight_grid(weights: str, bits: str, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ __all__ = ["quantize"]
     "--bits", default="w4a4", show_default=True, help="Bits of weights and activations, w2a2 to w8a8; w4.0a4: 4 on average; or mixed."
 )
 @click.option("--target-size", help="With --bits mixed: bytes that all weights may take, as 0.3MB.")
-@click.option("--placement", default="integer", show_default=True, help="What is quantized: integer, or a protocol: gdfq, brecq.")
+@click.option("--placement", default="integer", show_default=True, help="What is quantized: integer; shared; a protocol: gdfq, brecq.")
 @click.option("--weights", help="Grids of weights: per_channel (default), per_tensor, and both with _affine.")
 @click.option("--activations", help="Grids of activations: affine (default), or symmetric: signed, zero point 0.")
 @click.option("--target", default="onnxruntime", show_default=True, help="The runtime the file is for: tensorrt, openvino, qnn, ...")

@@ -6,7 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
 
-__all__ = ["avoid_overflow", "clip_integers", "count_values", "drop_unread", "move_integers", "pool_globally", "store_integers"]
+__all__ = [
+    "avoid_overflow", "clip_integers", "count_values", "drop_unread", "move_integers", "pool_globally", "requantize_by_table",
+    "store_integers",
+]  # fmt: skip
 
 INT16_MAX = 32767
 MOVES = {"DepthToSpace", "Flatten", "MaxPool", "Pad", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"}
@@ -208,6 +211,21 @@ def move_integers(model: ModelProto) -> None:
             node.input[:] = [before.input[0], node.input[1], before.input[2], *node.input[3:]]
             _read_instead(end, after[0].output[0], node.output[0])
     drop_unread(model)
+
+
+def requantize_by_table(model: ModelProto) -> None:
+    """Put an operation that changes nothing between a tensor on one grid and a QuantizeLinear to another (in place).
+
+    Of DequantizeLinear, LeakyRelu and QuantizeLinear onnxruntime makes one look-up in a table of 256 integers; without an
+    operation between them it would write the tensor out in float.
+    """
+    graph = model.graph
+    dequantized = {n.output[0] for n in graph.node if n.op_type == "DequantizeLinear"}
+    for index, node in reversed(list(enumerate(graph.node))):
+        if node.op_type == "QuantizeLinear" and node.input[0] in dequantized:
+            same = f"{node.output[0]}_same"
+            graph.node.insert(index, helper.make_node("LeakyRelu", [node.input[0]], [same], alpha=1.0))
+            node.input[0] = same
 
 
 def _readers(graph: GraphProto, node: NodeProto) -> list[NodeProto]:

@@ -24,7 +24,15 @@ from onnxscript import opset18
 from torch.fx import GraphModule
 
 from zaq.export.forms import lower_opset, optimized, pack, require_form, strip
-from zaq.export.integers import avoid_overflow, clip_integers, count_values, move_integers, pool_globally, store_integers
+from zaq.export.integers import (
+    avoid_overflow,
+    clip_integers,
+    count_values,
+    move_integers,
+    pool_globally,
+    requantize_by_table,
+    store_integers,
+)  # fmt: skip
 from zaq.export.program import program_of
 from zaq.graph import quiet
 from zaq.targets import TARGETS, Target
@@ -92,6 +100,7 @@ def in_form(
         if target.integer_clips:
             clip_integers(model)
             move_integers(model)
+            requantize_by_table(model)
         avoid_overflow(model)
     if form == "packed":
         pack(model)

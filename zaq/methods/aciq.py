@@ -67,8 +67,9 @@ class ACIQ:
             for part in job.samples.split(job.batch):
                 job.student(part)
         for name, quantizer in job.placement.activations.items():
-            if name in known and not quantizer.guaranteed:
-                quantizer.set_range(*self._range(known[name], quantizer))
+            tensor = job.placement.tensors[name]
+            if tensor in known and not quantizer.guaranteed:
+                quantizer.set_range(*self._range(known[tensor], quantizer))
         job.stages.append(Stage("ranges", len(known) or len(job.placement.activations)))
 
     def _range(self, known: Clipped, quantizer: FakeQuantize) -> tuple[float, float]:

@@ -73,12 +73,13 @@ class DFQ:
         job.use(graph)
 
     def _set_ranges(self, job: Job, known: dict[str, Clipped]) -> None:
-        unknown = [name for name, q in job.placement.activations.items() if name not in known and not q.guaranteed]
+        tensors = job.placement.tensors
+        unknown = [name for name, q in job.placement.activations.items() if tensors[name] not in known and not q.guaranteed]
         with job.calibrating("minmax"), torch.no_grad():
             job.student(job.noise())
         for name, quantizer in job.placement.activations.items():
-            if name in known and not quantizer.guaranteed:
-                low, high = known[name].reach(self.range_deviations)
+            if tensors[name] in known and not quantizer.guaranteed:
+                low, high = known[tensors[name]].reach(self.range_deviations)
                 quantizer.set_range(float(low.min()), float(high.max()))
         make_room(job.student)
         job.stages.append(Stage("ranges", len(job.placement.activations) - len(unknown)))

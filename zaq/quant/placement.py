@@ -8,20 +8,25 @@
 | input of a convolution or linear layer                 | activation bits              |
 | operands of a matrix product of two activations        | activation bits              |
 | input of the last layer                                | `first_last`                 |
-| operand or result of add, mul, cat, an average pooling,| 8, where nothing above reads it |
-| if an integer kernel reads it, or it leaves the graph  |                              |
+| operand of add, mul, cat, an average pooling           | 8                            |
+| its result, if an integer kernel reads it or it leaves | 8, where nothing above reads it |
+| the graph                                              |                              |
 | output of a convolution that no clamp follows          | 8, where nothing above reads it |
 | weight, one scale per output channel                   | weight bits; first and last layer: `first_last` |
 | bias                                                   | int32, in steps of s_x s_w   |
+
+A tensor has one quantizer, shared by all its readers, at the bits of the most demanding one; but what a merge reads at 8
+bits and a layer at fewer, as the residual stream of a network, has two: the layer reads its own, coarser rounding of the
+8 bits. Networks of 2 to 4 bits lose most of what they lose where the stream itself is that coarse, and no integer kernel
+adds numbers of fewer than 8 bits. `shared` has one for all, at the fewest bits.
 
 `gdfq`: what a ReLU writes, and the weights of all layers; `brecq`: the inputs of all layers but the first. Both leave
 the rest in float: they are here to compare with what was published, not to be deployed. (Biases are float there. Here
 they are int32 where the layer's input is quantized, which costs nothing, and which onnxruntime would do unasked.)
 
-A tensor has one quantizer, shared by all its readers, at the bits of the most demanding one. A clamp behind a kernel
-is part of it: the quantizer stands behind the clamp. A linear layer or a product whose result no integer kernel reads
-(GELU, softmax, the graph's output) writes floats, as those kernels can. An addition between layer norms, the residual
-stream of a transformer, stays in float with them: it would be rounded for no other kernel's sake.
+A clamp behind a kernel is part of it: the quantizer stands behind the clamp. A linear layer or a product whose result no
+integer kernel reads (GELU, softmax, the graph's output) writes floats, as those kernels can. An addition between layer
+norms, the residual stream of a transformer, stays in float with them: it would be rounded for no other kernel's sake.
 """
 
 import copy
@@ -53,6 +58,7 @@ from zaq.quant.ranges import Bounds, bounds
 __all__ = ["Placement", "make_room", "place", "weighted_layers"]
 
 HIGH = 8  # bits of what is not read by a convolution or linear layer
+READ = "_read"  # behind a tensor's name: its rounding for the kernels that read it at fewer bits than others do
 
 
 @dataclass
@@ -60,6 +66,7 @@ class Placement:
     """What was placed: node or parameter name -> its quantizer; and what stays in float, with the reason."""
 
     activations: dict[str, FakeQuantize] = field(default_factory=dict)
+    tensors: dict[str, str] = field(default_factory=dict)  # activation -> the node whose tensor it is
     weights: dict[str, FakeQuantize] = field(default_factory=dict)
     layers: dict[str, tuple[str, str]] = field(default_factory=dict)  # layer -> (input tensor, weight)
     in_float: list[str] = field(default_factory=list)
@@ -76,11 +83,16 @@ def place(gm: GraphModule, qconfig: QConfig, card: Card, search: bool = True) ->
     placed = Placement()
     gm.add_module("quant", nn.ModuleDict())
     placed.in_float, known = _left_in_float(gm), bounds(gm, card)
-    bits = _activation_bits(gm, qconfig)
+    bits, coarser = _activation_bits(gm, qconfig)
     for node, width in bits.items():
-        quantizer = _activation_quantizer(width, known.get(node.name, Bounds()), qconfig.activations == "symmetric")
-        placed.activations[node.name] = quantizer
-        _insert_after(gm, node, quantizer)
+        for name, here in ((node.name, width), (f"{node.name}{READ}", coarser.get(node))):
+            if here is not None:
+                quantizer = _activation_quantizer(here, known.get(node.name, Bounds()), qconfig.activations == "symmetric")
+                gm.quant[name] = placed.activations[name] = quantizer  # type: ignore[index, operator]
+                placed.tensors[name] = node.name
+        _insert_after(gm, node)
+        if node in coarser:
+            _insert_before_kernels(gm, node)
     first, last = _ends(gm)
     for node in weighted_layers(gm):
         width = qconfig.first_last if qconfig.first_last and (node in first or node in last) else qconfig.weight_bits
@@ -104,41 +116,45 @@ def weighted_layers(gm: GraphModule) -> list[Node]:
     return [n for n in activations(gm) if n.target in WEIGHTED and isinstance(n.args[1], Node) and n.args[1].op == "get_attr"]
 
 
-def _activation_bits(gm: GraphModule, qconfig: QConfig) -> dict[Node, int]:
-    """The tensors to quantize, by the node that makes them, and their bits."""
+def _activation_bits(gm: GraphModule, qconfig: QConfig) -> tuple[dict[Node, int], dict[Node, int]]:
+    """The tensors to quantize, by the node that makes them, and their bits; and those of a second, coarser quantizer
+    for the kernels that read them."""
     preset = qconfig.preset
     live = {input_node(gm), *activations(gm)}
     layers, read = set(weighted_layers(gm)), _read_by_kernels(gm, live)
     first, last = _ends(gm)
     products = {n for n in live if _is_product(n, live)}
-    bits: dict[Node, int] = {input_node(gm): preset.image} if preset.image else {}
+    reads, merges, writes = dict[Node, int](), dict[Node, int](), dict[Node, int]()
 
-    def ask(node: Node, width: int) -> None:
+    def ask(who: dict[Node, int], node: Node, width: int) -> None:
         maker = _maker(node)
         if maker in live and maker is not input_node(gm):
-            bits[maker] = min(width, bits.get(maker, width))
+            who[maker] = min(width, who.get(maker, width))
 
     for node in live:
         if node in layers:
             assert isinstance(node.args[0], Node)
             if preset.reads:
-                ask(node.args[0], qconfig.first_last if qconfig.first_last and node in last else qconfig.act_bits)
+                ask(reads, node.args[0], qconfig.first_last if qconfig.first_last and node in last else qconfig.act_bits)
             if preset.merges and node.target not in LINEARS:
-                ask(_behind_clamp(node), HIGH)
+                ask(writes, _behind_clamp(node), HIGH)
         elif node in products:
             for operand in node.all_input_nodes if preset.reads else ():
-                ask(operand, qconfig.act_bits)
+                ask(reads, operand, qconfig.act_bits)
         elif preset.merges and node in read and _is_merge_or_pool(node, live):
             for operand in node.all_input_nodes:
                 if operand in live:
-                    ask(operand, HIGH)
-            ask(_behind_clamp(node), HIGH)
+                    ask(merges, operand, HIGH)
+            ask(writes, _behind_clamp(node), HIGH)
         elif preset.clamps and node.target in CLAMPS:
-            ask(node, qconfig.act_bits)
+            ask(reads, node, qconfig.act_bits)
     if preset.second:
-        bits |= {n: preset.second for n in map(_behind_clamp, first) if n in bits}
+        reads |= {n: preset.second for n in map(_behind_clamp, first) if n in reads}
+    bits = writes | reads | merges if preset.twice else writes | merges | reads
+    if preset.image:
+        bits[input_node(gm)] = preset.image
     order = {n: i for i, n in enumerate(gm.graph.nodes)}
-    return dict(sorted(bits.items(), key=lambda item: order[item[0]]))
+    return dict(sorted(bits.items(), key=lambda item: order[item[0]])), {n: w for n, w in reads.items() if w < bits[n]}
 
 
 def _read_by_kernels(gm: GraphModule, live: set[Node]) -> set[Node]:
@@ -208,23 +224,33 @@ def _activation_quantizer(bits: int, known: Bounds, signed: bool) -> FakeQuantiz
     return quantizer
 
 
-def _insert_after(gm: GraphModule, node: Node, quantizer: FakeQuantize) -> None:
-    """Put the quantizer behind a node, and again behind what only moves its values, so that a kernel's operands come
+def _insert_after(gm: GraphModule, node: Node) -> None:
+    """Put a node's quantizer behind it, and again behind what only moves its values, so that a kernel's operands come
     straight from one. The second time changes no value."""
-    module = gm.get_submodule("quant")
-    assert isinstance(module, nn.ModuleDict)
-    module[node.name] = quantizer
     todo = [node]
     while todo:
         place = todo.pop()
         readers = list(place.users)
-        with gm.graph.inserting_after(place):
-            new = gm.graph.call_module(f"quant.{node.name}", (place,))
-        new.meta["val"] = place.meta.get("val")
-        for reader in readers:
-            reader.replace_input_with(place, new)
+        _insert(gm, place, node.name, readers)
         # Runtimes fuse a padding into the convolution behind it, if nothing stands between the two.
         todo += [u for u in readers if moves(u) and not _joins_a_convolution(u)]
+
+
+def _insert_before_kernels(gm: GraphModule, node: Node) -> None:
+    """Put the coarser quantizer of a node between its own, wherever that stands, and the layers and products behind."""
+    live, layers = {input_node(gm), *activations(gm)}, weighted_layers(gm)
+    for place in [n for n in gm.graph.nodes if n.target == f"quant.{node.name}"]:
+        readers = [u for u in place.users if u in layers or _is_product(u, live) or _joins_a_convolution(u)]
+        if readers:
+            _insert(gm, place, f"{node.name}{READ}", readers)
+
+
+def _insert(gm: GraphModule, place: Node, name: str, readers: list[Node]) -> None:
+    with gm.graph.inserting_after(place):
+        new = gm.graph.call_module(f"quant.{name}", (place,))
+    new.meta["val"] = place.meta.get("val")
+    for reader in readers:
+        reader.replace_input_with(place, new)
 
 
 def _joins_a_convolution(node: Node) -> bool:
@@ -263,7 +289,7 @@ def _adds_pairs(node: Node, channels: int, weight: FakeQuantize, source: FakeQua
     """Whether a kernel adds products of 8 bits in pairs: all but depthwise ones, which widen them first."""
     eight = source is not None and weight.bits == source.bits == HIGH
     in_pairs = node.target not in TRANSPOSED and (groups_of(node) == 1 or groups_of(node) != channels)
-    return eight and in_pairs and weight.signed and qconfig.placement == "integer"
+    return eight and in_pairs and weight.signed and qconfig.preset.merges
 
 
 def _source_quantizer(gm: GraphModule, node: Node) -> str:
