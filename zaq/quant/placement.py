@@ -81,14 +81,14 @@ def place(gm: GraphModule, qconfig: QConfig, card: Card, search: bool = True) ->
     """
     gm = copy.deepcopy(gm)
     placed = Placement()
-    gm.add_module("quant", nn.ModuleDict())
+    gm.add_module("quant", quantizers := nn.ModuleDict())
     placed.in_float, known = _left_in_float(gm), bounds(gm, card)
     bits, coarser = _activation_bits(gm, qconfig)
     for node, width in bits.items():
         for name, here in ((node.name, width), (f"{node.name}{READ}", coarser.get(node))):
             if here is not None:
                 quantizer = _activation_quantizer(here, known.get(node.name, Bounds()), qconfig.activations == "symmetric")
-                gm.quant[name] = placed.activations[name] = quantizer  # type: ignore[index, operator]
+                quantizers[name] = placed.activations[name] = quantizer
                 placed.tensors[name] = node.name
         _insert_after(gm, node)
         if node in coarser:
