@@ -4,6 +4,8 @@ import ast
 import importlib
 import inspect
 import pkgutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -116,3 +118,10 @@ def test_images_are_not_handed_to_a_method_that_does_not_say_so() -> None:
 
     quantize_graph(traced("residual"), QConfig.parse("w8a8"), Greedy(), card=Card(input=SHAPE), real=real())
     assert len(handed) == 1 and len(handed[0]) == 1
+
+
+def test_help_waits_for_nothing_heavy() -> None:
+    """Public names are imported when they are asked for, verbs import what they need when they run."""
+    assert set(zaq.HOMES) == set(zaq.__all__) and all(getattr(zaq, name).__module__.startswith("zaq.") for name in zaq.__all__)
+    code = "import sys, zaq.cli; assert not {'torch', 'numpy', 'onnx', 'matplotlib'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

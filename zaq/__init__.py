@@ -1,12 +1,15 @@
 """zaq: vision models made small without their training data."""
 
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
 
-from zaq.api import Quantized, quantize
-from zaq.config import Card, QConfig
-from zaq.errors import ZaqError
-from zaq.methods.flagship import Flagship
-from zaq.methods.zaq import ZAQ
+if TYPE_CHECKING:
+    from zaq.api import Quantized, quantize
+    from zaq.config import Card, QConfig
+    from zaq.errors import ZaqError
+    from zaq.methods.flagship import Flagship
+    from zaq.methods.zaq import ZAQ
 
 __all__ = ["ZAQ", "Card", "Flagship", "QConfig", "Quantized", "ZaqError", "quantize"]
 
@@ -14,3 +17,15 @@ try:
     __version__ = version("zaq")
 except PackageNotFoundError:  # a checkout that was never installed
     __version__ = "0"
+
+HOMES = {
+    "ZAQ": "methods.zaq", "Card": "config", "Flagship": "methods.flagship", "QConfig": "config", "Quantized": "api", "ZaqError": "errors",
+    "quantize": "api",
+}  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    """Public names are imported when they are first asked for: `zaq --help` need not wait for torch."""
+    if name not in HOMES:
+        raise AttributeError(f"module 'zaq' has no attribute {name!r}")
+    return getattr(import_module(f"zaq.{HOMES[name]}"), name)
