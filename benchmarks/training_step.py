@@ -61,11 +61,9 @@ def steps(kernels: bool, channels_last: bool, teacher_without_graph: bool, relat
     made = job()
     optimizer = student_optimizer(made, 1e-3, 1e-4)
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    for module in (made.teacher, made.student):
-        for value in module.parameters():
-            value.requires_grad_(module is made.student)
-            if value.dim() == 4:
-                value.data = value.data.contiguous(memory_format=layout)
+    for value in (*made.teacher.parameters(), *made.student.parameters()):
+        if value.dim() == 4:
+            value.data = value.data.contiguous(memory_format=layout)
     if not kernels:
         for path, module in [*made.student.named_modules(remove_duplicate=False)]:
             if isinstance(module, FakeQuantize):

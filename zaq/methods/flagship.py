@@ -42,7 +42,7 @@ class Plan:
     game: int
 
 
-PLANS = {"fast": Plan(24, 4, 15, 0, 0), "default": Plan(120, 8, 100, 150, 5), "best": Plan(400, 16, 300, 3000, 5)}
+PLANS = {"fast": Plan(24, 4, 15, 0, 0), "default": Plan(200, 8, 100, 150, 5), "best": Plan(400, 16, 300, 3000, 5)}
 STEPS_A_ROUND = 5  # of the distillation, between two looks at whether the loss is still a number
 HELD_OUT, HELD_OUT_BATCHES = 64, 4  # samples, whichever is more
 CORRECTED_ON = 4  # batches
