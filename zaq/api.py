@@ -21,7 +21,8 @@ from zaq.methods.flagship import Flagship
 from zaq.methods.job import NO_BATCH_NORM, Job, Log
 from zaq.passes.fold import fold
 from zaq.progress import Progress
-from zaq.quant.placement import make_room, weighted_layers
+from zaq.quant.edges import weighted_layers
+from zaq.quant.placement import make_room
 
 __all__ = ["Quantized", "quantize", "quantize_graph"]
 

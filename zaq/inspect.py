@@ -14,7 +14,8 @@ from zaq.methods.job import NO_BATCH_NORM
 from zaq.nodes import attribute
 from zaq.passes.equalize import regions
 from zaq.passes.fold import fold
-from zaq.quant.placement import place, weighted_layers
+from zaq.quant.edges import weighted_layers
+from zaq.quant.placement import place
 from zaq.sources import Source
 
 __all__ = ["describe_model", "facts"]

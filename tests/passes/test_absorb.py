@@ -8,7 +8,7 @@ from zaq.graph import trace
 from zaq.nodes import bias_of, weight_of
 from zaq.passes.absorb import absorb, absorb_constants
 from zaq.passes.fold import fold
-from zaq.quant.placement import weighted_layers
+from zaq.quant.edges import weighted_layers
 
 
 def pair(kernel: int, padding: int, clip: nn.Module) -> nn.Module:

@@ -9,7 +9,7 @@ from zaq.graph import activations, trace
 from zaq.nodes import weight_of
 from zaq.passes.equalize import equalize, relax_relu6
 from zaq.passes.fold import fold
-from zaq.quant.placement import weighted_layers
+from zaq.quant.edges import weighted_layers
 
 
 def folded(model: nn.Module) -> torch.fx.GraphModule:

@@ -9,8 +9,8 @@ from zaq.graph import trace, with_taps
 from zaq.methods.job import Job
 from zaq.passes.fold import fold
 from zaq.quant.bias import correct_analytically, correct_empirically
+from zaq.quant.edges import weighted_layers
 from zaq.quant.moments import moments
-from zaq.quant.placement import weighted_layers
 
 CARD = Card(input=SHAPE, mean=(0.5,) * 3, std=(0.25,) * 3)
 

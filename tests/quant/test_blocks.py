@@ -13,7 +13,8 @@ from zaq.config import Card, QConfig
 from zaq.graph import input_node, output_nodes, trace
 from zaq.passes.fold import fold
 from zaq.quant.blocks import Block, between, blocks
-from zaq.quant.placement import place, weighted_layers
+from zaq.quant.edges import weighted_layers
+from zaq.quant.placement import place
 
 CARD = Card(input=SHAPE, mean=(0.5,) * 3, std=(0.25,) * 3)
 

@@ -23,7 +23,8 @@ from zaq.methods.training import cosine, frozen, rate, step, student_optimizer
 from zaq.methods.zaq import ZAQ
 from zaq.nodes import attribute
 from zaq.quant.bias import correct_empirically
-from zaq.quant.placement import HIGH, make_room
+from zaq.quant.edges import HIGH
+from zaq.quant.placement import make_room
 from zaq.quant.rounding import into_cells, squant
 from zaq.synth.generators import Generator
 from zaq.synth.losses import output_discrepancy, relative_discrepancy

@@ -21,8 +21,9 @@ from zaq.methods.job import Job, Stage
 from zaq.methods.training import StepAdam, cosine, step
 from zaq.nodes import attribute
 from zaq.quant.blocks import Block, between, blocks
+from zaq.quant.edges import HIGH
 from zaq.quant.fake_quantize import FakeQuantize
-from zaq.quant.placement import HIGH, make_room
+from zaq.quant.placement import make_room
 from zaq.quant.rounding import LearnedRounding, into_cells
 
 __all__ = ["Reconstruction"]

@@ -14,8 +14,9 @@ from torch.fx import GraphModule, Interpreter, Node
 
 from zaq.graph import PADS, TRANSPOSED, shape_of
 from zaq.nodes import add_to_bias, has_bias, weight_of
+from zaq.quant.edges import weighted_layers
 from zaq.quant.moments import Clipped
-from zaq.quant.placement import Placement, weighted_layers
+from zaq.quant.placement import Placement
 
 __all__ = ["correct_analytically", "correct_empirically"]
 

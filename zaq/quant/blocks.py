@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
 from zaq.graph import activations, input_node, output_nodes
-from zaq.quant.placement import weighted_layers
+from zaq.quant.edges import weighted_layers
 
 __all__ = ["Block", "between", "blocks"]
 

@@ -20,8 +20,8 @@ from torch.utils import _pytree as pytree
 from zaq.errors import BitsError
 from zaq.nodes import attribute
 from zaq.progress import Progress
+from zaq.quant.edges import weighted_layers
 from zaq.quant.fake_quantize import FakeQuantize
-from zaq.quant.placement import weighted_layers
 
 __all__ = ["Choice", "allocate", "packed_bytes", "sensitivities", "sizes"]
 
