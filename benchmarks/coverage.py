@@ -308,7 +308,7 @@ def main() -> None:
     parser.add_argument("--timeout", type=float, default=900, help="seconds for one architecture")
     arguments = parser.parse_args()
     define_missing_operators()
-    few = {"synthesis": 2, "batches": 1, "reconstruct": 2, "polish": 0, "game": 0} if arguments.method == "flagship" else {}
+    few = {"synthesis": 2, "images": 8, "reconstruct": 2, "polish": 0, "game": 0} if arguments.method == "flagship" else {}
     path = OUT / "results.json"
     rows = [Row(**r) for r in json.loads(path.read_text())] if path.is_file() else []
     cases = [(f"{library}:{arch}", size) for library, archs in ARCHITECTURES.items() for arch, size in archs.items()]

@@ -64,7 +64,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 SYNTHESIS = ["synthesis", "held-out synthesis"]  # stages
 # Steps of the default method, enough to pass through every stage of it.
-FEW = ("--effort", "fast", "-s", "synthesis=4", "-s", "batches=2", "-s", "reconstruct=2", "-s", "polish=5", "-s", "game=1")
+FEW = ("--effort", "fast", "-s", "synthesis=4", "-s", "images=128", "-s", "reconstruct=2", "-s", "polish=5", "-s", "game=1")
 
 
 @pytest.fixture(scope="session")

@@ -24,7 +24,7 @@ from zaq.sources.operators import define_missing_operators
 SIDE = 32
 GREY = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
 RTN = ("--method", "rtn", "--bits", "w8a8")
-FLAGSHIP = ("--effort", "fast", "-s", "synthesis=2", "-s", "batches=1", "-s", "reconstruct=1", "-s", "polish=5", "-s", "game=1")
+FLAGSHIP = ("--effort", "fast", "-s", "synthesis=2", "-s", "images=64", "-s", "reconstruct=1", "-s", "polish=5", "-s", "game=1")
 
 
 def quantized(model: nn.Module, card: dict[str, Any], folder: Path, *flags: object) -> Path:

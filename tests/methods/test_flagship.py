@@ -27,7 +27,7 @@ from zaq.progress import Progress
 from zaq.synth.losses import relative_discrepancy
 
 CARD = Card(input=SHAPE, mean=(0.5,) * 3, std=(0.25,) * 3)
-QUICK = Flagship(synthesis=4, batches=1, reconstruct=3, polish=5, game=1)
+QUICK = Flagship(synthesis=4, images=64, reconstruct=3, polish=5, game=1)
 STAGES = [*SYNTHESIS, "calibrate", "squant", "reconstruct", "polish", "zaq", "bias correction"]
 
 
@@ -59,9 +59,9 @@ def test_every_structure_can_be_quantized(name: str) -> None:
 
 def test_it_beats_rounding_by_far_and_stages_do_what_they_say() -> None:
     x, _ = gratings(1000, seed=1)
-    method = Flagship(synthesis=60, batches=4, reconstruct=40, polish=40, game=2)
+    method = Flagship(synthesis=60, images=256, reconstruct=40, polish=40, game=2)
     report = (quantized := zaq.quantize(trained(), x[:1], "w3a3", method, card=TOY_CARD)).report
-    rounded = zaq.quantize(trained(), x[:1], "w3a3", Flagship(60, 4, False, 0, 0, 0, False), card=TOY_CARD)
+    rounded = zaq.quantize(trained(), x[:1], "w3a3", Flagship(60, 256, False, 0, 0, 0, False), card=TOY_CARD)
     with torch.no_grad():
         p, q, r = trained()(x), quantized.module(x), rounded.module(x)
     assert float((p - q).abs().mean()) < 0.75 * float((p - r).abs().mean())

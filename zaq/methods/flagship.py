@@ -34,19 +34,18 @@ __all__ = ["Flagship"]
 
 @dataclass(frozen=True)
 class Plan:
-    """How long each stage takes: steps, batches of images, rounds. 0 leaves it out."""
+    """How long each stage takes: steps, images, rounds. 0 leaves it out."""
 
     synthesis: int
-    batches: int
+    images: int
     reconstruct: int
     polish: int
     game: int
 
 
-PLANS = {"fast": Plan(24, 4, 15, 0, 0), "default": Plan(200, 8, 100, 150, 5), "best": Plan(400, 16, 300, 3000, 5)}
+PLANS = {"fast": Plan(24, 256, 15, 0, 0), "default": Plan(200, 512, 100, 150, 5), "best": Plan(400, 1024, 300, 3000, 5)}
 STEPS_A_ROUND = 5  # of the distillation, between two looks at whether the loss is still a number
-HELD_OUT, HELD_OUT_BATCHES = 64, 4  # samples, whichever is more
-CORRECTED_ON = 4  # batches
+FEW, FEW_BATCHES = 64, 4  # samples to judge on, and to correct biases on, whichever is more
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ class Flagship:
     """The stages' lengths (`None`: set by the effort; 0 leaves one out) and what the recipe adds to their own constants."""
 
     synthesis: int | None = None  # steps of the generator; the second one takes half
-    batches: int | None = None  # of images that ranges and blocks are learned on
+    images: int | None = None  # that ranges and blocks are learned on
     squant: bool = True
     reconstruct: int | None = None  # steps a block
     polish: int | None = None  # steps of the distillation
@@ -74,11 +73,12 @@ class Flagship:
         given = {f.name: getattr(self, f.name) for f in fields(Plan) if getattr(self, f.name) is not None}
         plan = replace(PLANS[job.effort], **given)
         generator, other = Synthesis()(job, plan.synthesis), Synthesis()(job, plan.synthesis // 2, "held-out synthesis")
-        images = draw(generator, plan.batches * job.batch, job.batch)
+        images = draw(generator, plan.images, job.batch)
         if job.qconfig.mixed:
             choose_bits(job, images[: job.batch])
-        job.calibrate(images.split(job.batch), plan.batches)
-        samples = self._attacked(job, draw(other, max(HELD_OUT, HELD_OUT_BATCHES * job.batch), job.batch))
+        parts = images.split(job.batch)
+        job.calibrate(parts, len(parts))
+        samples = self._attacked(job, draw(other, few(job), job.batch))
         job.samples, held_out = samples, HeldOut(job, samples, relative_discrepancy)
         if self.squant and any(q.bits < HIGH for q in job.placement.weights.values()):
             attempt(job, "squant", held_out, lambda stage: round_weights(job))
@@ -156,6 +156,11 @@ def draw(generator: Generator, count: int, batch: int) -> Tensor:
     return torch.cat([generator.draw(batch) for _ in range(-(-count // batch))])[:count]
 
 
+def few(job: Job) -> int:
+    """How many samples are held out, and how many biases are corrected on: all of them are in memory at once."""
+    return max(FEW, FEW_BATCHES * job.batch)
+
+
 def round_weights(job: Job) -> None:
     """SQuant for every weight of fewer than 8 bits."""
     for name, quantizer in job.placement.weights.items():
@@ -166,5 +171,5 @@ def round_weights(job: Job) -> None:
 
 
 def correct(job: Job, images: Tensor) -> None:
-    correct_empirically(job.teacher, job.student, images[: CORRECTED_ON * job.batch])
+    correct_empirically(job.teacher, job.student, images[: few(job)])
     make_room(job.student)
