@@ -62,8 +62,8 @@ def test_the_published_order_holds_at_w4a4(shared: Path, cifar: str) -> None:
 
 
 def test_the_default_at_three_bits(shared: Path, cifar: str) -> None:
-    """Where ZAQ alone, at the same effort, has 71 % and rounding 23; what longer efforts reach is in benchmarks/README.md."""
-    assert correct("resnet20_cifar10", Flagship(), "w3a3", cifar, shared) > 76
+    """Where ZAQ alone, at the same effort, has 75 %; what longer efforts reach is in benchmarks/README.md."""
+    assert correct("resnet20_cifar10", Flagship(), "w3a3", cifar, shared) > 82
 
 
 def test_dfq_saves_the_mobilenet_per_tensor(shared: Path) -> None:
