@@ -76,7 +76,7 @@ def test_verify_on_real_images_layer_by_layer(run: Path, shared: Path, cifar: st
     done = zaq("verify", run, "--data", cifar, "--limit", 100, "--layers")
     assert done.returncode == 0, done.stderr
     assert f"model.onnx on {cifar}: 100 samples" in done.stdout
-    assert re.search(r"file against integer arithmetic: 3[0-3] of 33 quantized tensors equal", done.stdout)
+    assert re.search(r"file against integer arithmetic: (3[7-9]|40) of 40 quantized tensors equal", done.stdout)
     assert "x (8 bits): file 100.0000 %" in done.stdout
 
 
