@@ -73,7 +73,7 @@ def test_the_loss_is_cross_entropy_and_distillation() -> None:
     assert job.stages[-1].loss_before == job.stages[-1].loss_after == pytest.approx(float(torch.stack(losses).mean()))
 
 
-@pytest.mark.parametrize("options", [{"labels": False}, {"learn_scales": False}, {"alpha": 0.0}, {"lr_student": 1e-3}, {"lr_bias": 0.0}])
+@pytest.mark.parametrize("options", [{"labels": False}, {"learn_scales": False}, {"alpha": 0.0}, {"lr_student": 1e-3}, {"lr_bias": 1e-2}])
 def test_its_constants_are_options(options: dict[str, object]) -> None:
     quantized = quantize(FineTune(steps=5, **options))  # type: ignore[arg-type]
     assert quantized.report["options"]["method"] | options == quantized.report["options"]["method"]
