@@ -41,6 +41,8 @@ def place(gm: GraphModule, qconfig: QConfig, card: Card, search: bool = True) ->
     gm.add_module("quant", quantizers := nn.ModuleDict())
     placed.in_float, known = left_in_float(gm), bounds(gm, card)
     bits, coarser = activation_bits(gm, qconfig)
+    live = {input_node(gm), *activations(gm)}
+    kernels = {*weighted_layers(gm), *(n for n in live if is_product(n, live))}
     for node, width in bits.items():
         for name, here in ((node.name, width), (f"{node.name}{READ}", coarser.get(node))):
             if here is not None:
@@ -49,7 +51,7 @@ def place(gm: GraphModule, qconfig: QConfig, card: Card, search: bool = True) ->
                 placed.tensors[name] = node.name
         _insert_after(gm, node)
         if node in coarser:
-            _insert_before_kernels(gm, node)
+            _insert_before(kernels, gm, node)
     first, last = ends(gm)
     for node in weighted_layers(gm):
         width = qconfig.first_last if qconfig.first_last and (node in first or node in last) else qconfig.weight_bits
@@ -88,11 +90,10 @@ def _insert_after(gm: GraphModule, node: Node) -> None:
         todo += [u for u in readers if moves(u) and not joins_a_convolution(u)]
 
 
-def _insert_before_kernels(gm: GraphModule, node: Node) -> None:
+def _insert_before(kernels: set[Node], gm: GraphModule, node: Node) -> None:
     """Put the coarser quantizer of a node between its own, wherever that stands, and the layers and products behind."""
-    live, layers = {input_node(gm), *activations(gm)}, weighted_layers(gm)
     for place in [n for n in gm.graph.nodes if n.target == f"quant.{node.name}"]:
-        readers = [u for u in place.users if u in layers or is_product(u, live) or joins_a_convolution(u)]
+        readers = [u for u in place.users if u in kernels or joins_a_convolution(u)]
         if readers:
             _insert(gm, place, f"{node.name}{READ}", readers)
 
