@@ -73,8 +73,8 @@ def test_verify(run: Path) -> None:
 
 
 def test_verify_on_real_images_layer_by_layer(run: Path, shared: Path, cifar: str) -> None:
-    done = zaq("verify", run, "--data", cifar, "--limit", 100, "--layers")
-    assert done.returncode == 0, done.stderr
+    done = zaq_here("verify", run, "--data", cifar, "--limit", 100, "--layers")
+    assert done.exit_code == 0, done.output
     assert f"model.onnx on {cifar}: 100 samples" in done.stdout
     assert re.search(r"file against integer arithmetic: (3[7-9]|40) of 40 quantized tensors equal", done.stdout)
     assert "x (8 bits): file 100.0000 %" in done.stdout
@@ -142,8 +142,8 @@ def test_own_model_with_flags_and_json(model: Path, tmp_path: Path) -> None:
 
 
 def test_without_a_card_the_report_says_so(model: Path, tmp_path: Path) -> None:
-    done = zaq("quantize", model, *QUICK, "-o", tmp_path / "out")
-    assert done.returncode == 0 and "counts as already normalised" in done.stdout
+    done = zaq_here("quantize", model, *QUICK, "-o", tmp_path / "out")
+    assert done.exit_code == 0 and "counts as already normalised" in done.stdout
     done = zaq_here("eval", tmp_path / "out", "--data", f"csv:{tmp_path}")
     assert done.exit_code == 2 and "normalisation is unknown" in done.stderr
 
@@ -240,7 +240,7 @@ def test_ctrl_c_keeps_what_is_finished(model: Path, tmp_path: Path) -> None:
     _, err = process.communicate(timeout=120)
     assert process.returncode == 1 and "interrupted; what was finished is in" in err and "Traceback" not in err
     assert json.loads((tmp_path / "out" / "report.json").read_text())["interrupted"]
-    assert zaq("verify", tmp_path / "out").returncode == 0
+    assert zaq_here("verify", tmp_path / "out").exit_code == 0
 
 
 def test_a_run_whose_parts_are_broken(run: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import zaq
+from conftest import zaq_here
 
 from zaq.config import QConfig
 from zaq.data import batches
@@ -77,16 +77,16 @@ def test_dfq_saves_the_mobilenet_per_tensor(shared: Path) -> None:
 
 
 def accuracy(run: Path, data: str) -> float:
-    done = zaq("eval", run, "--data", data, "--json")
-    assert done.returncode == 0, done.stderr
+    done = zaq_here("eval", run, "--data", data, "--json")
+    assert done.exit_code == 0, done.output
     return float(json.loads(done.stdout)["top1"])
 
 
 @pytest.fixture(scope="module")
 def w8a8(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("w8a8") / "out"
-    done = zaq("quantize", shared / "models" / "resnet20_cifar10.pt2", "--bits", "w8a8", "--effort", "fast", "-o", folder)
-    assert done.returncode == 0, done.stderr
+    done = zaq_here("quantize", shared / "models" / "resnet20_cifar10.pt2", "--bits", "w8a8", "--effort", "fast", "-o", folder)
+    assert done.exit_code == 0, done.output
     yield folder
 
 
@@ -107,10 +107,9 @@ def test_file_and_checkpoint_agree_on_the_test_set(w8a8: Path, cifar: str) -> No
 
 
 def test_mobilenet_w8a8_on_photographs(shared: Path, tmp_path: Path) -> None:
-    done = zaq(
-        "quantize", shared / "models" / "mobilenet_v1_075_imagenet.pt2", "--bits", "w8a8", "--effort", "fast", "-o", tmp_path / "out"
-    )
-    assert done.returncode == 0, done.stderr
+    model = shared / "models" / "mobilenet_v1_075_imagenet.pt2"
+    done = zaq_here("quantize", model, "--bits", "w8a8", "--effort", "fast", "-o", tmp_path / "out")
+    assert done.exit_code == 0, done.output
     assert accuracy(tmp_path / "out", f"csv:{shared / 'data' / 'imagenet500'}") >= 79.0  # one point below float, and one photograph
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from conftest import zaq
+from conftest import zaq_here
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.fx import GraphModule
@@ -147,8 +147,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_says_in_red_that_real_images_were_read(folder: Path, tmp_path: Path) -> None:
     data = f"npz:{folder}/data.npz"
     flags = ("--bits", "w8a8", "--method", "ft", "--data", data, "-s", "steps=5", "--normalize", "cifar10", "-o", tmp_path / "out")
-    done = zaq("quantize", folder / "net.pt2", *flags)
-    assert done.returncode == 0, done.stderr
+    done = zaq_here("quantize", folder / "net.pt2", *flags)
+    assert done.exit_code == 0, done.output
     assert f"REAL IMAGES READ: {data}" in done.stdout and "no data read" not in done.stdout and "trained on real images" in done.stdout
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["options"]["data"] == data and _data_read(report) == click.style(f"REAL IMAGES READ: {data}", fg="red")
@@ -167,9 +167,10 @@ def test_a_run_says_in_red_that_real_images_were_read(folder: Path, tmp_path: Pa
         (["--method", "ft"], "--method ft reads real images: name them with --data"),
     ],
 )
-def test_data_and_method_must_go_together(args: list[str], message: str, tmp_path: Path) -> None:
-    done = zaq("quantize", *args, cwd=tmp_path)
-    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
+def test_data_and_method_must_go_together(args: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = zaq_here("quantize", *args)
+    assert done.exit_code == 2 and message in done.stderr and "Traceback" not in done.output
     assert not list(tmp_path.iterdir())
 
 

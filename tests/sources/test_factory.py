@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import zaq
+from conftest import zaq, zaq_here
 
 from zaq.errors import SourceError
 from zaq.sources import load
@@ -33,7 +33,7 @@ def test_a_factory_in_the_current_folder(here: Path) -> None:
     flags = ("--input-shape", "3,8,8", "--kwargs", '{"width": 8}', "--bits", "w8a8", "--method", "rtn")
     done = zaq("quantize", "my_nets:make", *flags, "-o", "out", cwd=here)
     assert done.returncode == 0, done.stderr
-    assert zaq("verify", "out", cwd=here).returncode == 0
+    assert zaq_here("verify", "out").exit_code == 0
 
 
 def test_random_weights_are_the_same_every_time(here: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
-from conftest import ROOT, zaq, zaq_here
+from conftest import ROOT, zaq_here
 from zoo import build
 
 from zaq.cli import main
@@ -48,8 +48,8 @@ def test_whole_modules_and_torchscript_are_refused_with_the_way_out(tmp_path: Pa
         load(str(tmp_path / "whole.pth"))
     with pytest.warns(DeprecationWarning):
         torch.jit.trace(build("residual"), torch.zeros(1, 3, 16, 16)).save(tmp_path / "script.pt")
-    done = zaq("inspect", tmp_path / "script.pt")
-    assert done.returncode == 2 and "script.pt: is a TorchScript archive" in done.stderr and "torch.export.save(" in done.stderr
+    done = zaq_here("inspect", tmp_path / "script.pt")
+    assert done.exit_code == 2 and "script.pt: is a TorchScript archive" in done.stderr and "torch.export.save(" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
-from conftest import ROOT, zaq
+from conftest import ROOT, zaq_here
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -25,8 +25,8 @@ def test_a_state_dict_as_a_user_has_it(state: dict[str, Tensor], tmp_path: Path)
     """As training scripts save it: nested, with an epoch beside it, and under the names of DataParallel and torch.compile."""
     path = tmp_path / "weights.pth"
     torch.save({"epoch": 3, "state_dict": {f"module._orig_mod.{k}": v for k, v in state.items()}}, path)
-    done = zaq("inspect", path, "--arch", "resnet20", "--normalize", "cifar10")
-    assert done.returncode == 0 and "21 batch norms fold" in done.stdout, done.stderr
+    done = zaq_here("inspect", path, "--arch", "resnet20", "--normalize", "cifar10")
+    assert done.exit_code == 0 and "21 batch norms fold" in done.stdout, done.output
     x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(load(str(path), arch="resnet20").graph(x), load("zoo:resnet20_cifar10").graph(x))
 

@@ -17,6 +17,7 @@ from zaq.synth.losses import (
     gram,
     jensen_shannon,
     l2_prior,
+    moments,
     output_discrepancy,
     relation_gaps,
     relative_discrepancy,
@@ -80,6 +81,15 @@ def test_a_student_that_always_answers_the_mean_is_off_by_one_spread() -> None:
 
 def test_activation_loss_falls_with_activation() -> None:
     assert float(activation_loss(torch.full((2, 3, 4, 4), -2.0))) == -2.0
+
+
+@pytest.mark.parametrize("shape", [(8, 4, 6, 5), (32, 4)])
+def test_moments_of_channels(shape: tuple[int, ...]) -> None:
+    f = 3 * torch.randn(shape) + 100
+    mean, var = moments(f.contiguous(memory_format=torch.channels_last) if f.dim() == 4 else f)
+    dims = [d for d in range(f.dim()) if d != 1]
+    torch.testing.assert_close(mean, f.mean(dims))
+    torch.testing.assert_close(var, f.var(dims, unbiased=False), rtol=1e-4, atol=1e-4)
 
 
 def test_batch_norm_loss_is_zero_on_its_own_statistics() -> None:

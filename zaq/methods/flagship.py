@@ -43,7 +43,7 @@ class Plan:
     game: int
 
 
-PLANS = {"fast": Plan(24, 256, 15, 0, 0), "default": Plan(200, 512, 100, 150, 5), "best": Plan(400, 1024, 300, 3000, 5)}
+PLANS = {"fast": Plan(24, 256, 15, 0, 0), "default": Plan(120, 512, 100, 200, 3), "best": Plan(400, 1024, 300, 3000, 5)}
 STEPS_A_ROUND = 5  # of the distillation, between two looks at whether the loss is still a number
 FEW, FEW_BATCHES = 64, 4  # samples to judge on, and to correct biases on, whichever is more
 
@@ -80,9 +80,10 @@ class Flagship:
         job.calibrate(parts, len(parts))
         samples = self._attacked(job, draw(other, few(job), job.batch))
         job.samples, held_out = samples, HeldOut(job, samples, relative_discrepancy)
-        if self.squant and any(q.bits < HIGH for q in job.placement.weights.values()):
+        weights, activations = (any(q.bits < HIGH for q in some.values()) for some in (job.placement.weights, job.placement.activations))
+        if self.squant and weights:
             attempt(job, "squant", held_out, lambda stage: round_weights(job))
-        if plan.reconstruct:
+        if plan.reconstruct and (weights or activations):  # at 8 bits there is nothing in a block to learn
             learn = Reconstruction(drop=self.drop)
             attempt(job, "reconstruct", held_out, lambda stage: learn(job, images, plan.reconstruct, stage))
         if plan.polish and not job.interrupted:

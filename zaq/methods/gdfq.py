@@ -32,6 +32,7 @@ from zaq.nodes import attribute
 from zaq.passes.fold import BatchNormStats
 from zaq.quant.placement import make_room
 from zaq.synth.generators import DCGAN
+from zaq.synth.losses import moments
 
 __all__ = ["GDFQ", "FoldedSGD", "folded_gains", "statistics_loss"]
 
@@ -246,10 +247,9 @@ def statistics_loss(features: list[Tensor], stats: list[BatchNormStats]) -> Tens
     """
     losses = []
     for feature, stat in zip(features, stats, strict=True):
-        dims = [0, *range(2, feature.dim())]
         unfold = stat.running_std / stat.std.clamp(min=DEAD * float(stat.std.max()) + 1e-12)  # s / |gamma|
-        mean, var = feature.mean(dims) - stat.mean, feature.var(dims, unbiased=False) - stat.std**2
-        losses.append(((mean * unfold) ** 2).mean() + ((var * unfold**2) ** 2).mean())
+        mean, var = moments(feature)
+        losses.append((((mean - stat.mean) * unfold) ** 2).mean() + (((var - stat.std**2) * unfold**2) ** 2).mean())
     return torch.stack(losses).mean()
 
 

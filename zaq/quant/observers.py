@@ -12,7 +12,7 @@ from zaq.quant.qparams import grid_of, search_range
 
 __all__ = ["OBSERVERS", "EMAObserver", "GaussObserver", "LaplaceObserver", "MSEObserver", "RangeObserver"]
 
-KEPT_PER_BATCH = 16384  # values of a batch that the search looks at
+KEPT_PER_BATCH = 4096  # values of a batch that the search looks at
 
 
 class RangeObserver(ObserverBase):
