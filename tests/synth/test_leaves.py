@@ -53,3 +53,12 @@ def test_labels_change_what_is_painted() -> None:
     canvas = painter.source(3)
     first, second = (painter(canvas, torch.full((3,), label)) for label in (0, 1))
     assert not torch.allclose(first, second)
+
+
+def test_a_part_is_left_unpainted() -> None:
+    painter = Painter(Card(input=(3, 16, 16)), 8, 4)
+    with torch.no_grad():
+        painter.last.bias.fill_(100.0)  # whatever is painted is white
+    white = (painter.draw(8, 0.25) == painter.high).flatten(1).all(1)
+    assert white.tolist() == [True] * 6 + [False] * 2
+    assert (painter.draw(8) == painter.high).all()

@@ -27,6 +27,7 @@ from zaq.quant.edges import HIGH
 from zaq.quant.placement import make_room
 from zaq.quant.rounding import into_cells, squant
 from zaq.synth.generators import Generator
+from zaq.synth.leaves import Painter
 from zaq.synth.losses import output_discrepancy, relative_discrepancy
 
 __all__ = ["Flagship"]
@@ -43,7 +44,7 @@ class Plan:
     game: int
 
 
-PLANS = {"fast": Plan(24, 256, 15, 0, 0), "default": Plan(120, 512, 100, 200, 3), "best": Plan(400, 1024, 300, 3000, 5)}
+PLANS = {"fast": Plan(24, 256, 15, 0, 0), "default": Plan(120, 512, 100, 200, 3), "best": Plan(240, 1024, 300, 3000, 5)}
 STEPS_A_ROUND = 5  # of the distillation, between two looks at whether the loss is still a number
 FEW, FEW_BATCHES = 64, 4  # samples to judge on, and to correct biases on, whichever is more
 
@@ -59,6 +60,7 @@ class Flagship:
     polish: int | None = None  # steps of the distillation
     game: int | None = None  # rounds of ZAQ's
     correct: bool = True  # biases
+    unpainted: float = 0.5  # part of the distillation's images that are dead leaves as they are
     feature: float = 1.0  # weight of the feature maps in the distillation
     travel: float = 2.0  # steps of its grid that a weight may travel in the distillation
     lr_bias: float = 1e-4
@@ -107,7 +109,7 @@ class Flagship:
                 moved.append(part)
         return torch.cat([images[: len(images) // 2], *moved])
 
-    def _polish(self, job: Job, generator: Generator, steps: int, held_out: HeldOut) -> None:
+    def _polish(self, job: Job, generator: Painter, steps: int, held_out: HeldOut) -> None:
         """Distil outputs and feature maps end to end, on images that are drawn anew at every step (PLF; Li et al. 2024)."""
         rounds = -(-steps // STEPS_A_ROUND)
         lr = rate(self.travel, STEPS_A_ROUND * sum(cosine(i / rounds) for i in range(rounds)))
@@ -117,7 +119,7 @@ class Flagship:
         def one_round(game: Game) -> dict[str, float]:
             total = 0.0
             for _ in range(STEPS_A_ROUND):
-                images = generator.draw(job.batch)
+                images = generator.draw(job.batch, self.unpainted)
                 with torch.no_grad():
                     p, wanted = teacher(images)
                 q, found = student(images)

@@ -39,7 +39,7 @@ class Synthesis:
     width: int = 32
     swing: bool = True
 
-    def __call__(self, job: Job, steps: int, name: str = "synthesis") -> Generator:
+    def __call__(self, job: Job, steps: int, name: str = "synthesis") -> Painter:
         """A generator for `job.teacher`, trained for `steps` batches. Ctrl-C ends it with what it has learnt."""
         generator = Painter(job.card, self.width, job.classes)
         if job.classes is not None:

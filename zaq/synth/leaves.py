@@ -93,6 +93,12 @@ class Painter(Generator):
     def source(self, n: int) -> Tensor:
         return natural(dead_leaves(n, self.shape), self.low, self.high)
 
+    @torch.no_grad()
+    def draw(self, n: int, unpainted: float = 0.0) -> Tensor:
+        """n images, of which a part are the dead leaves as they are."""
+        left = round(unpainted * n)
+        return torch.cat([super().draw(n - left), self.source(left)]) if left else super().draw(n)
+
     def forward(self, canvas: Tensor, labels: Tensor | None = None) -> Tensor:  # (n, C, H, W), (n,) -> (n, C, H, W)
         def layer(i: int, x: Tensor) -> Tensor:
             given = (labels,) if isinstance(self.norms[i], ConditionalBatchNorm2d) else ()
