@@ -12,7 +12,7 @@ from zaq.config import QConfig
 from zaq.graph import CONVS, TRANSPOSED, activations, input_node, taps
 from zaq.methods.job import NO_BATCH_NORM
 from zaq.nodes import attribute
-from zaq.passes.equalize import regions
+from zaq.passes.channels import regions
 from zaq.passes.fold import fold
 from zaq.quant.edges import weighted_layers
 from zaq.quant.placement import place

@@ -17,7 +17,8 @@ from torch.fx import GraphModule, Node
 
 from zaq.graph import CLAMPS, CONVS, LINEARS, activations
 from zaq.nodes import add_to_bias, bias_of, channel_limits, groups_of, has_bias, set_limits, weight_of
-from zaq.passes.equalize import DEAD, columns
+from zaq.passes.channels import columns
+from zaq.passes.equalize import DEAD
 
 __all__ = ["absorb", "absorb_constants"]
 
