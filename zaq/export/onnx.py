@@ -24,16 +24,9 @@ from onnxscript import opset18
 from torch.fx import GraphModule
 
 from zaq.export.forms import lower_opset, optimized, pack, require_form, strip
-from zaq.export.integers import (
-    avoid_overflow,
-    clip_integers,
-    count_values,
-    move_integers,
-    pool_globally,
-    requantize_by_table,
-    store_integers,
-)  # fmt: skip
+from zaq.export.integers import avoid_overflow, store_integers
 from zaq.export.program import program_of
+from zaq.export.rewrites import clip_integers, count_values, move_integers, pool_globally, requantize_by_table
 from zaq.graph import quiet
 from zaq.targets import TARGETS, Target
 
