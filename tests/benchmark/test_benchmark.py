@@ -12,14 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
-from conftest import zaq
+from click.testing import Result
+from conftest import zaq, zaq_here
 from test_runner import MEASURED, stand_in, wait_for
 
 from zaq.benchmark import cells as running
 from zaq.benchmark import measure, page
 from zaq.benchmark.measure import Meter
-from zaq.cli import main
 
 LOAD = functools.cache(measure.load)
 
@@ -49,7 +48,7 @@ def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def call(*args: object) -> Result:
     """In this process, as importing torch takes longer than all the rest."""
-    return CliRunner().invoke(main, ["benchmark", *map(str, args)])
+    return zaq_here("benchmark", *args)
 
 
 def table(folder: Path) -> list[dict[str, str]]:
