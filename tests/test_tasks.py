@@ -90,7 +90,7 @@ def test_a_detector_of_two_heads(photographs: Path, tmp_path: Path) -> None:
     torch.manual_seed(1)
     model, card = with_history(Pyramid()).eval(), {"input": [3, SIDE, SIDE], "task": "detection", "classes": 3}
     label(model, {**GREY, **card, "decode": DECODE}, photographs)
-    run = quantized(model, card, tmp_path, "--bits", "w8a8", *FLAGSHIP)
+    run = quantized(model, card, tmp_path, "--bits", "w6a8", *FLAGSHIP)
     stages = [s["name"] for s in json.loads((run / "report.json").read_text())["stages"]]
     assert {"synthesis", "reconstruct", "polish", "zaq"} <= set(stages)
     (tmp_path / "decode.json").write_text(json.dumps(DECODE))
