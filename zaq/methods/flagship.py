@@ -19,7 +19,7 @@ from zaq.methods.loop import Game, HeldOut, play
 from zaq.methods.mix import choose_bits
 from zaq.methods.reconstruction import Reconstruction
 from zaq.methods.synthesis import Synthesis
-from zaq.methods.training import cosine, frozen, step, student_optimizer
+from zaq.methods.training import cosine, frozen, rate, step, student_optimizer
 from zaq.methods.zaq import ZAQ
 from zaq.nodes import attribute
 from zaq.quant.bias import correct_empirically
@@ -45,6 +45,7 @@ class Plan:
 
 
 PLANS = {"fast": Plan(24, 256, 15, 0, 0), "default": Plan(120, 512, 100, 200, 3), "best": Plan(240, 1024, 300, 3000, 5)}
+FASTEST = 0.02  # rate of the distillation, in steps of the grid: at three times that a student of 3 bits is lost
 STEPS_A_ROUND = 5  # of the distillation, between two looks at whether the loss is still a number
 FEW, FEW_BATCHES = 64, 4  # samples to judge on, and to correct biases on, whichever is more
 
@@ -62,7 +63,7 @@ class Flagship:
     correct: bool = True  # biases
     unpainted: float = 0.5  # part of the distillation's images that are dead leaves as they are
     feature: float = 1.0  # weight of the feature maps in the distillation
-    lr_student: float = 7e-3  # of the distillation: Adam, in steps of each channel's grid, falling as a cosine
+    travel: float = 2.0  # steps of its grid that a weight may travel in the distillation
     lr_bias: float = 1e-4
     attack: float = 0.02  # how far held-out samples are moved to where the student differs, in parts of a pixel's range
     attack_steps: int = 3
@@ -112,7 +113,8 @@ class Flagship:
     def _polish(self, job: Job, generator: Painter, steps: int, held_out: HeldOut) -> None:
         """Distil outputs and feature maps end to end, on images that are drawn anew at every step (PLF; Li et al. 2024)."""
         rounds = -(-steps // STEPS_A_ROUND)
-        optimizer = student_optimizer(job, self.lr_student, self.lr_bias)
+        lr = rate(self.travel, STEPS_A_ROUND * sum(cosine(i / rounds) for i in range(rounds)), FASTEST)
+        optimizer = student_optimizer(job, lr, self.lr_bias)
         teacher, student = job.tapped(student=False), job.tapped(student=True)
 
         def one_round(game: Game) -> dict[str, float]:

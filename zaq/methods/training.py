@@ -15,7 +15,7 @@ from zaq.quant.op import along
 
 __all__ = ["StepAdam", "cosine", "descend", "distillation", "frozen", "rate", "step", "student_optimizer"]
 
-FASTEST = 2e-3  # learning rate of a student, in steps of the grid, whatever `travel` allows
+FASTEST = 2e-3  # learning rate of a student, in steps of the grid, whatever `travel` allows, unless said otherwise
 
 
 class StepAdam(torch.optim.Adam):
@@ -60,10 +60,10 @@ def cosine(progress: float) -> float:
     return (1 + math.cos(math.pi * progress)) / 2
 
 
-def rate(travel: float, steps: float) -> float:
+def rate(travel: float, steps: float, fastest: float = FASTEST) -> float:
     """The learning rate at which a weight may travel `travel` steps of its grid. Adam moves it by about the rate at every
     step, so their sum is the way: `steps` is the sum of the schedule's factors."""
-    return min(FASTEST, travel / max(steps, 1))
+    return min(fastest, travel / max(steps, 1))
 
 
 def distillation(q: Tensor, p: Tensor, temperature: float, reduction: str = "batchmean") -> Tensor:
