@@ -61,4 +61,4 @@ def test_a_part_is_left_unpainted() -> None:
         painter.last.bias.fill_(100.0)  # whatever is painted is white
     white = (painter.draw(8, 0.25) == painter.high).flatten(1).all(1)
     assert white.tolist() == [True] * 6 + [False] * 2
-    assert (painter.draw(8) == painter.high).all()
+    assert (painter.draw(8) == painter.high).all() and not (painter.draw(8, 1.0) == painter.high).all()

@@ -62,7 +62,7 @@ def cosine(progress: float) -> float:
 
 def rate(travel: float, steps: float, fastest: float = FASTEST) -> float:
     """The learning rate at which a weight may travel `travel` steps of its grid. Adam moves it by about the rate at every
-    step, so their sum is the way: `steps` is the sum of the schedule's factors."""
+    step, so their sum is the way: `steps` is the sum of the schedule's factors. Never above `fastest`."""
     return min(fastest, travel / max(steps, 1))
 
 

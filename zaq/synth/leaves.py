@@ -95,9 +95,12 @@ class Painter(Generator):
 
     @torch.no_grad()
     def draw(self, n: int, unpainted: float = 0.0) -> Tensor:
-        """n images, of which a part are the dead leaves as they are."""
-        left = round(unpainted * n)
-        return torch.cat([super().draw(n - left), self.source(left)]) if left else super().draw(n)
+        """n images, of which a part (0 to 1) are the dead leaves as they are."""
+        left = min(max(round(unpainted * n), 0), n)
+        if left == n:
+            return self.source(n)
+        painted = super().draw(n - left)
+        return torch.cat([painted, self.source(left)]) if left else painted
 
     def forward(self, canvas: Tensor, labels: Tensor | None = None) -> Tensor:  # (n, C, H, W), (n,) -> (n, C, H, W)
         def layer(i: int, x: Tensor) -> Tensor:
