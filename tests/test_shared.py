@@ -12,11 +12,11 @@ from conftest import zaq_here
 from zaq.api import quantize_graph
 from zaq.config import QConfig
 from zaq.data import batches
-from zaq.export.kernels import kernels
 from zaq.export.layers import compare_layers
 from zaq.export.onnx import to_onnx
 from zaq.export.program import program_of
 from zaq.export.session import run_session, session
+from zaq.export.verify import compare
 from zaq.graph import from_exported
 from zaq.methods.dfq import DFQ
 from zaq.methods.flagship import Flagship
@@ -37,7 +37,13 @@ def test_all_five_networks_go_through(name: str, shared: Path, tmp_path: Path) -
     quantized = quantize_graph(model.graph, QConfig.parse("w4a4"), ZAQ(warm_up=1, rounds=0), card=model.card)
     samples, program, path = quantized.job.samples, program_of(quantized.module), tmp_path / "model.onnx"
     path.write_bytes(to_onnx(program, {}))
-    assert samples is not None and not quantized.report["in_float"] and not kernels(path).in_float
+    assert samples is not None and not quantized.report["in_float"]
+    parity = compare(path, quantized.module, samples[:8])
+    assert not parity.float_kernels, parity.kernels
+    if name != "yolov3_nano_voc":  # whose 59 layers at 4 bits make a difference of any size of one flip
+        assert parity.largest_difference < 0.3 * 256 * parity.step, parity.sentence()
+    if name.startswith("resnet"):  # the MobileNet amplifies a flip as well, see the README
+        assert parity.share_equal > 0.7, parity.sentence()  # a flip in 4 bits moves all of a sample's outputs: at most two of eight
     layers, _ = compare_layers(path, from_exported(program), samples[:2])
     for shares in ([layer.file for layer in layers], [layer.checkpoint for layer in layers]):
         first = next((s for s in shares if s.equal < 1), shares[-1])

@@ -13,11 +13,11 @@ from zaq.synth.losses import (
     activation_loss,
     batch_norm_loss,
     batch_statistics_loss,
+    channel_moments,
     crm,
     gram,
     jensen_shannon,
     l2_prior,
-    moments,
     output_discrepancy,
     relation_gaps,
     relative_discrepancy,
@@ -86,7 +86,7 @@ def test_activation_loss_falls_with_activation() -> None:
 @pytest.mark.parametrize("shape", [(8, 4, 6, 5), (32, 4)])
 def test_moments_of_channels(shape: tuple[int, ...]) -> None:
     f = 3 * torch.randn(shape) + 100
-    mean, var = moments(f.contiguous(memory_format=torch.channels_last) if f.dim() == 4 else f)
+    mean, var = channel_moments(f.contiguous(memory_format=torch.channels_last) if f.dim() == 4 else f)
     dims = [d for d in range(f.dim()) if d != 1]
     torch.testing.assert_close(mean, f.mean(dims))
     torch.testing.assert_close(var, f.var(dims, unbiased=False), rtol=1e-4, atol=1e-4)

@@ -32,7 +32,7 @@ from zaq.nodes import attribute
 from zaq.passes.fold import BatchNormStats
 from zaq.quant.placement import make_room
 from zaq.synth.generators import DCGAN
-from zaq.synth.losses import moments
+from zaq.synth.losses import channel_moments
 
 __all__ = ["GDFQ", "FoldedSGD", "folded_gains", "statistics_loss"]
 
@@ -248,7 +248,7 @@ def statistics_loss(features: list[Tensor], stats: list[BatchNormStats]) -> Tens
     losses = []
     for feature, stat in zip(features, stats, strict=True):
         unfold = stat.running_std / stat.std.clamp(min=DEAD * float(stat.std.max()) + 1e-12)  # s / |gamma|
-        mean, var = moments(feature)
+        mean, var = channel_moments(feature)
         losses.append((((mean - stat.mean) * unfold) ** 2).mean() + (((var - stat.std**2) * unfold**2) ** 2).mean())
     return torch.stack(losses).mean()
 

@@ -13,11 +13,11 @@ __all__ = [
     "activation_loss",
     "batch_norm_loss",
     "batch_statistics_loss",
+    "channel_moments",
     "crm",
     "gram",
     "jensen_shannon",
     "l2_prior",
-    "moments",
     "output_discrepancy",
     "relation_gaps",
     "relative_discrepancy",
@@ -105,7 +105,7 @@ def activation_loss(feature: Tensor) -> Tensor:
     return -feature.abs().mean()
 
 
-def moments(feature: Tensor) -> tuple[Tensor, Tensor]:
+def channel_moments(feature: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and variance of each channel over batch and space: (N, C, ...) -> (C,), (C,).
 
     Two passes over rows that lie as they are in channels_last take two thirds of the time of torch's own variance.
@@ -125,7 +125,7 @@ def batch_norm_loss(features: list[Tensor], stats: list[BatchNormStats]) -> Tens
     losses = []
     for feature, stat in zip(features, stats, strict=True):
         unit = stat.std.clamp(min=0.05 * float(stat.std.max()) + 1e-6)  # a dead channel has no unit of its own
-        mean, var = moments(feature)
+        mean, var = channel_moments(feature)
         std = (var + 1e-8).sqrt()
         losses.append((((mean - stat.mean) / unit) ** 2 + ((std - stat.std) / unit) ** 2).mean())
     return torch.stack(losses).sum()
@@ -169,7 +169,7 @@ def batch_statistics_loss(features: list[Tensor], stats: list[BatchNormStats]) -
     """
     losses = []
     for feature, stat in zip(features, stats, strict=True):
-        gap, var, running_var, _ = _before(*moments(feature), stat)
+        gap, var, running_var, _ = _before(*channel_moments(feature), stat)
         losses.append(torch.linalg.vector_norm(gap) + torch.linalg.vector_norm(var - running_var))
     return torch.stack(losses).sum()
 
