@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from zaq.graph import with_taps
 from zaq.methods.job import Job, Stage
+from zaq.quant.placement import make_room
 
 __all__ = ["Game", "HeldOut", "play"]
 
@@ -105,6 +106,7 @@ def play(
             game.round = i
             game.set_lr(smaller * schedule(i / rounds))
             losses = one_round(game)
+            make_room(job.student)  # so that what is judged and kept is what will be shipped
             if all(math.isfinite(v) for v in losses.values()):
                 good = game.save()
                 stage.steps = i + 1

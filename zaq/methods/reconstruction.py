@@ -18,7 +18,7 @@ from torch.fx import GraphModule
 
 from zaq.graph import input_node
 from zaq.methods.job import Job, Stage
-from zaq.methods.training import StepAdam, cosine, step
+from zaq.methods.training import StepAdam, cosine, rate, step
 from zaq.nodes import attribute
 from zaq.quant.blocks import Block, between, blocks
 from zaq.quant.edges import HIGH
@@ -39,7 +39,8 @@ class Reconstruction:
     drop: float = 0.5  # QDrop's probability
     lr_rounding: float = 1e-2  # Adam, of V (AdaRound: 1e-2, BRECQ 1e-3 over 20,000 steps), or so much that ...
     travel: float = 3.0  # ... V can move this far in the steps there are
-    lr_scale: float = 2e-3  # Adam, in steps of each grid
+    lr_scale: float = 1e-1  # Adam, in steps of each grid, or so little that ...
+    travel_scale: float = 5.0  # ... an end of the range moves no farther than this
     lr_bias: float = 1e-4
     weight: float = 0.1  # lambda (BRECQ: 0.01, Genie-M: 1)
     warm_up: float = 0.2  # part of the steps before h is pushed to 0 or 1
@@ -57,7 +58,7 @@ class Reconstruction:
     def _learn(self, job: Job, block: Block, source: "_Source", steps: int, ticks: Iterator[int], stage: Stage) -> None:
         student = between(job.student, block)
         with learned(job, student, self.drop) as roundings:
-            optimizer = self._optimizer(job, student, roundings, max(self.lr_rounding, self.travel / steps))
+            optimizer = self._optimizer(job, student, roundings, steps)
             peaks = [group["lr"] for group in optimizer.param_groups]
             pieces = source.pieces(block)
             for piece in range(pieces):
@@ -85,7 +86,7 @@ class Reconstruction:
         beta = start + (end - start) * (done - self.warm_up) / (1 - self.warm_up)
         return self.weight * torch.stack([r.regularization(beta) for r in roundings]).sum()
 
-    def _optimizer(self, job: Job, student: GraphModule, roundings: list[LearnedRounding], lr: float) -> StepAdam:
+    def _optimizer(self, job: Job, student: GraphModule, roundings: list[LearnedRounding], steps: int) -> StepAdam:
         """Over what a block holds: its roundings first, at a constant rate; then scales, in steps of their grid; biases."""
         quantizers = [r.quantizer for r in roundings] + [m for m in student.modules() if isinstance(m, FakeQuantize)]
         units: dict[nn.Parameter, Tensor] = {}
@@ -97,8 +98,8 @@ class Reconstruction:
         known = weights | {id(p) for p in units} | {id(r.v) for r in roundings} | {id(q.scale) for q in quantizers}
         return StepAdam(
             [
-                {"params": [r.v for r in roundings], "lr": lr},
-                {"params": list(units), "lr": self.lr_scale},
+                {"params": [r.v for r in roundings], "lr": max(self.lr_rounding, self.travel / steps)},
+                {"params": list(units), "lr": rate(self.travel_scale, steps / 2, self.lr_scale)},  # half: the cosine's mean
                 {"params": [p for p in student.parameters() if id(p) not in known], "lr": self.lr_bias},
             ],
             units,
