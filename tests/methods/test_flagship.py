@@ -73,7 +73,7 @@ def test_it_beats_rounding_by_far_and_stages_do_what_they_say() -> None:
 @pytest.mark.parametrize("correct", [True, False])
 def test_what_was_judged_is_what_is_shipped(correct: bool) -> None:
     """Training forgets that pairs of 8-bit products must fit into 16 bits; putting that right at the very end would be unseen."""
-    job = quantized_net("residual", "w4a4", replace(QUICK, polish=20, scales=50.0, correct=correct), card=CARD).job
+    job = quantized_net("residual", "w4a4", replace(QUICK, polish=200, correct=correct), card=CARD).job
     assert job.samples is not None
     assert HeldOut(job, job.samples, relative_discrepancy)() == pytest.approx(job.stages[-1].loss_after, rel=1e-6)
 

@@ -64,7 +64,6 @@ class Flagship:
     unpainted: float = 0.5  # part of the distillation's images that are dead leaves as they are
     feature: float = 1.0  # weight of the feature maps in the distillation
     travel: float = 6.0  # steps of its grid that a weight may travel in the distillation, at `FASTEST` at most
-    scales: float = 5.0  # how many times as fast as a weight the ends of the ranges move
     lr_bias: float = 1e-4
     attack: float = 0.02  # how far held-out samples are moved to where the student differs, in parts of a pixel's range
     attack_steps: int = 3
@@ -115,7 +114,7 @@ class Flagship:
         """Distil outputs and feature maps end to end, on images that are drawn anew at every step (PLF; Li et al. 2024)."""
         rounds = -(-steps // STEPS_A_ROUND)
         lr = rate(self.travel, STEPS_A_ROUND * sum(cosine(i / rounds) for i in range(rounds)), FASTEST)
-        optimizer = student_optimizer(job, lr, self.lr_bias, lr_scale=self.scales * lr)
+        optimizer = student_optimizer(job, lr, self.lr_bias)
         teacher, student = job.tapped(student=False), job.tapped(student=True)
 
         def one_round(game: Game) -> dict[str, float]:

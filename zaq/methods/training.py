@@ -36,13 +36,8 @@ class StepAdam(torch.optim.Adam):
             p.sub_(before[p]).mul_(unit).add_(before[p])
 
 
-def student_optimizer(
-    job: Job, lr: float, lr_bias: float, learn_scales: bool = True, lr_scale: float | None = None
-) -> torch.optim.Optimizer:
-    """StepAdam over a calibrated student: weights and scales at `lr` steps of their grid, biases at `lr_bias`.
-
-    lr_scale: of the scales, in steps that an end of the range moves; `lr` unless said.
-    """
+def student_optimizer(job: Job, lr: float, lr_bias: float, learn_scales: bool = True) -> torch.optim.Optimizer:
+    """StepAdam over a calibrated student: weights and scales at `lr` steps of their grid, biases at `lr_bias`."""
     units: dict[nn.Parameter, Tensor] = {}
     for target, quantizer in job.placement.weights.items():
         weight = attribute(job.student, target)
@@ -53,7 +48,7 @@ def student_optimizer(
     known = {id(p) for p in units}
     groups: list[dict[str, Any]] = [
         {"params": [p for p in units if p.dim() > 1], "lr": lr},
-        {"params": [p for p in units if p.requires_grad and p.dim() == 1], "lr": lr if lr_scale is None else lr_scale},
+        {"params": [p for p in units if p.requires_grad and p.dim() == 1], "lr": lr},
         {"params": [p for p in job.student.parameters() if id(p) not in known], "lr": lr_bias},
     ]
     units = {p: u for p, u in units.items() if p.requires_grad}
