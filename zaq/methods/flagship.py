@@ -45,7 +45,6 @@ class Plan:
 
 
 PLANS = {"fast": Plan(24, 256, 15, 0, 0), "default": Plan(120, 512, 100, 200, 3), "best": Plan(240, 1024, 300, 1500, 5)}
-FASTEST = 6e-3  # rate of the distillation, in steps of the grid; at 2e-2 four bits gain more, and a student of two is lost
 STEPS_A_ROUND = 5  # of the distillation, between two looks at whether the loss is still a number
 FEW, FEW_BATCHES = 64, 4  # samples to judge on, and to correct biases on, whichever is more
 
@@ -63,7 +62,8 @@ class Flagship:
     correct: bool = True  # biases
     unpainted: float = 0.5  # part of the distillation's images that are dead leaves as they are
     feature: float = 1.0  # weight of the feature maps in the distillation
-    travel: float = 6.0  # steps of its grid that a weight may travel in the distillation, at `FASTEST` at most
+    travel: float = 6.0  # steps of its grid that a weight may travel in the distillation ...
+    fastest: float = 6e-3  # ... at no more than this a step: at 2e-2 four bits gain more, and a student of two is lost
     lr_bias: float = 1e-4
     attack: float = 0.02  # how far held-out samples are moved to where the student differs, in parts of a pixel's range
     attack_steps: int = 3
@@ -113,7 +113,7 @@ class Flagship:
     def _polish(self, job: Job, generator: Painter, steps: int, held_out: HeldOut) -> None:
         """Distil outputs and feature maps end to end, on images that are drawn anew at every step (PLF; Li et al. 2024)."""
         rounds = -(-steps // STEPS_A_ROUND)
-        lr = rate(self.travel, STEPS_A_ROUND * sum(cosine(i / rounds) for i in range(rounds)), FASTEST)
+        lr = rate(self.travel, STEPS_A_ROUND * sum(cosine(i / rounds) for i in range(rounds)), self.fastest)
         optimizer = student_optimizer(job, lr, self.lr_bias)
         teacher, student = job.tapped(student=False), job.tapped(student=True)
 
