@@ -39,7 +39,7 @@ class Reconstruction:
     drop: float = 0.5  # QDrop's probability
     lr_rounding: float = 1e-2  # Adam, of V (AdaRound: 1e-2, BRECQ 1e-3 over 20,000 steps), or so much that ...
     travel: float = 3.0  # ... V can move this far in the steps there are
-    lr_scale: float = 1e-1  # Adam, in steps of each grid, or so little that ...
+    lr_scale: float = 1e-1  # Adam, in steps of each grid, for a batch this large (in proportion below), or so little that ...
     travel_scale: float = 5.0  # ... an end of the range moves no farther than this
     lr_bias: float = 1e-4
     weight: float = 0.1  # lambda (BRECQ: 0.01, Genie-M: 1)
@@ -88,6 +88,7 @@ class Reconstruction:
 
     def _optimizer(self, job: Job, student: GraphModule, roundings: list[LearnedRounding], steps: int) -> StepAdam:
         """Over what a block holds: its roundings first, at a constant rate; then scales, in steps of their grid; biases."""
+        lr_scale = self.lr_scale * min(self.batch, job.batch) / self.batch
         quantizers = [r.quantizer for r in roundings] + [m for m in student.modules() if isinstance(m, FakeQuantize)]
         units: dict[nn.Parameter, Tensor] = {}
         for q in quantizers:
@@ -99,7 +100,7 @@ class Reconstruction:
         return StepAdam(
             [
                 {"params": [r.v for r in roundings], "lr": max(self.lr_rounding, self.travel / steps)},
-                {"params": list(units), "lr": rate(self.travel_scale, steps / 2, self.lr_scale)},  # half: the cosine's mean
+                {"params": list(units), "lr": rate(self.travel_scale, steps / 2, lr_scale)},  # half: the cosine's mean
                 {"params": [p for p in student.parameters() if id(p) not in known], "lr": self.lr_bias},
             ],
             units,
