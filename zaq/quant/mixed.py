@@ -98,8 +98,8 @@ def _outputs(gm: GraphModule, images: Tensor, batch: int) -> list[Tensor]:
 
 def _divergence(p: Tensor, q: Tensor) -> float:
     """KL(p || q) of logits (N, K), averaged over N; of outputs that are no classes, ||p - q||^2 / ||p||^2."""
-    if p.dim() == 2:
-        return float(F.kl_div(F.log_softmax(q, 1), F.log_softmax(p, 1), reduction="batchmean", log_target=True))
+    if p.dim() == 2:  # in double precision: in single, a small divergence comes out below 0 on some processors
+        return float(F.kl_div(F.log_softmax(q.double(), 1), F.log_softmax(p.double(), 1), reduction="batchmean", log_target=True))
     return float((p - q).pow(2).sum() / p.pow(2).sum().clamp(min=1e-30))
 
 
