@@ -9,6 +9,7 @@ some 0.01 of held-out loss and 0.2 points open.
 """
 
 import copy
+from contextlib import suppress
 from dataclasses import fields, replace
 from typing import Any
 
@@ -80,12 +81,11 @@ def main(
             click.echo(f"| {text} | {held_out():.4f} | {top1} |")
         raise Done
 
+    qconfig, method = QConfig.parse(bits, placement=placement), method_of("flagship", settings)
     setattr(kind, name, varied)
     try:
-        qconfig, method = QConfig.parse(bits, placement=placement), method_of("flagship", settings)
-        quantize_graph(model.graph, qconfig, method, card=model.card, effort=effort, progress=Progress())
-    except Done:
-        pass
+        with suppress(Done):  # raised where the stage ends: what follows it is not run
+            quantize_graph(model.graph, qconfig, method, card=model.card, effort=effort, progress=Progress())
     finally:
         setattr(kind, name, original)
 
