@@ -1,10 +1,12 @@
 """Fixtures: the data that lies beside a checkout (used where it is), and a run made once for the tests that read one."""
 
+import importlib.util
 import os
 import subprocess
 import sys
 import warnings
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -28,6 +30,15 @@ with warnings.catch_warnings():  # the imports of these warn of their own deprec
     from zaq.sources.operators import define_missing_operators
 
     define_missing_operators()
+
+
+def benchmark_script(name: str) -> ModuleType:
+    """`benchmarks/NAME.py` as a module, under a name of its own: `zaq.benchmark` and pytest have theirs."""
+    spec = importlib.util.spec_from_file_location(f"benchmark_of_{name}", ROOT / "benchmarks" / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="session")

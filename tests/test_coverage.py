@@ -1,16 +1,13 @@
 """Real architectures go all the way, by the functions of `benchmarks/coverage.py`; the benchmark itself has sixty."""
 
-import importlib.util
-import sys
-from pathlib import Path
 from types import ModuleType
 
 import pytest
+from conftest import benchmark_script
 from torch import nn
 
 from zaq.sources.operators import define_missing_operators
 
-SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "coverage.py"
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the libraries' own imports
 
 
@@ -19,11 +16,7 @@ def benchmark() -> ModuleType:
     define_missing_operators()
     pytest.importorskip("torchvision")
     pytest.importorskip("timm")
-    spec = importlib.util.spec_from_file_location("benchmark_of_coverage", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return benchmark_script("coverage")
 
 
 @pytest.mark.parametrize(("name", "layers"), [("timm:deit_tiny_patch16_224", 14), ("torchvision:squeezenet1_1", 26)])

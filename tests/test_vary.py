@@ -1,27 +1,21 @@
 """`benchmarks/vary.py` puts everything back between variants, and knows a stage's constants."""
 
-import importlib.util
 import re
-from pathlib import Path
 from types import ModuleType
 
 import pytest
 from click.testing import CliRunner
+from conftest import benchmark_script
 
 from zaq.errors import UserError
 from zaq.methods.reconstruction import Reconstruction
 
-SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "vary.py"
 SHORT = ["--bits", "w3a3", "-s", "synthesis=2", "-s", "images=64", "-s", "reconstruct=2"]
 
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("benchmark_of_constants", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return benchmark_script("vary")
 
 
 @pytest.mark.parametrize(("stage", "one", "other"), [("reconstruct", "lr_scale=0.1", "drop=0 steps=3"), ("polish", "travel=6", "steps=10")])
