@@ -14,7 +14,7 @@ from zoo import SHAPE, ZOO, build, images, quantized_net, traced
 
 import zaq
 from zaq.config import Card, QConfig
-from zaq.graph import input_node, trace
+from zaq.graph import input_node, trace, with_taps
 from zaq.methods import reconstruction
 from zaq.methods.flagship import Flagship, attempt, correct
 from zaq.methods.job import Job, Stage
@@ -24,6 +24,7 @@ from zaq.methods.synthesis import Synthesis
 from zaq.nodes import attribute
 from zaq.passes.fold import fold
 from zaq.progress import Progress
+from zaq.quant.blocks import blocks
 from zaq.synth.losses import relative_discrepancy
 
 CARD = Card(input=SHAPE, mean=(0.5,) * 3, std=(0.25,) * 3)
@@ -117,9 +118,17 @@ def test_held_out_sees_what_bias_correction_does() -> None:
 def test_reconstruction_brings_every_block_closer(name: str) -> None:
     job, x = calibrated(name)
     held_out, stage = HeldOut(job, x, relative_discrepancy), Stage("reconstruct", 0)
-    before = held_out()
-    Reconstruction(lr_scale=2e-3)(job, x, 60, stage)  # untrained nets on noise: at the recipe's 0.1 some end farther off
+    ends = [e for b in blocks(job.teacher, job.placement.activations) for e in b.exits]
+    teacher, student = with_taps(job.teacher, ends), with_taps(job.student, ends)
+
+    def gaps() -> list[float]:
+        with torch.no_grad():
+            return [float((q - p).pow(2).mean() / p.var()) for p, q in zip(teacher(x)[1], student(x)[1], strict=True)]
+
+    before, apart = held_out(), gaps()
+    Reconstruction()(job, x, 60, stage)
     assert held_out() < before and stage.steps % 60 == 0
+    assert all(now < was for now, was in zip(gaps(), apart, strict=True))
     assert all(q.drop == 0 for q in job.placement.activations.values())
     assert not [m for m in job.student.modules() if type(m).__name__ == "LearnedRounding"]
 

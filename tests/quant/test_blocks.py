@@ -76,6 +76,13 @@ def test_a_residual_block_is_one_and_chains_are_cut() -> None:
     assert [len(b.layers) for b in blocks(chain, [], most=1)] == [4]
 
 
+def test_all_that_read_a_weight_are_one_block() -> None:
+    """Learned for one of them alone, it would be spoilt for the others."""
+    teacher = folded("shared_weight")
+    found = [b.layers for b in blocks(teacher, [n.name for n in teacher.graph.nodes], most=1)]
+    assert [len(layers) for layers in found] == [1, 2, 1]
+
+
 def test_between_reads_the_entry_before_its_quantizer() -> None:
     teacher = folded("residual")
     student, placed = place(teacher, QConfig.parse("w2a2"), CARD)

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
 from zaq.graph import activations, input_node, output_nodes
+from zaq.nodes import weight_of
 from zaq.quant.edges import weighted_layers
 
 __all__ = ["Block", "between", "blocks"]
@@ -33,15 +34,18 @@ def blocks(gm: GraphModule, ends: Iterable[str], most: int = LAYERS) -> list[Blo
     """The blocks of a graph without quantizers, in the order of execution; every weighted layer is in one of them.
 
     ends: names of nodes between which a cut may lie. Neighbours are joined while they have `most` layers or fewer;
-    where no cut can be made (dense connections, pyramids) a block has as many as it must.
+    where no cut can be made (dense connections, pyramids, a weight that is used again) a block has as many as it must.
     """
     allowed = {input_node(gm).name, *ends}
     order = [input_node(gm), *(n for n in activations(gm) if isinstance(n.meta.get("val"), Tensor))]
     position = {n: i for i, n in enumerate(order)}
     outputs, layers = output_nodes(gm), weighted_layers(gm)
+    last = {id(weight_of(gm, n)): position[n] for n in layers}  # that reads each weight
     samples = order[0].meta["val"].shape[0]  # rows of tokens and windows of images are no samples: no cut there
-    cuts, alive = [], 0  # alive: the last position at which a value that exists already is read
+    cuts, alive = [], 0  # alive: the last position at which a value that exists already, or a weight used already, is read
     for i, node in enumerate(order):
+        if node in layers:
+            alive = max(alive, last[id(weight_of(gm, node))])
         if alive <= i and node.name in allowed and node.meta["val"].shape[0] == samples:
             cuts.append(i)
         alive = max([alive, *(position[u] for u in node.users if u in position)])
