@@ -121,14 +121,17 @@ def test_reconstruction_brings_every_block_closer(name: str) -> None:
     ends = [e for b in blocks(job.teacher, job.placement.activations) for e in b.exits]
     teacher, student = with_taps(job.teacher, ends), with_taps(job.student, ends)
 
-    def gaps() -> list[float]:
+    def gaps() -> list[tuple[float, float]]:
+        """Of each block's output: the error, and that of its channels' means."""
         with torch.no_grad():
-            return [float((q - p).pow(2).mean() / p.var()) for p, q in zip(teacher(x)[1], student(x)[1], strict=True)]
+            errors = [((q - p) / p.std()).transpose(0, 1).flatten(1) for p, q in zip(teacher(x)[1], student(x)[1], strict=True)]
+        return [(float(e.pow(2).mean()), float(e.mean(1).pow(2).mean())) for e in errors]
 
     before, apart = held_out(), gaps()
     Reconstruction()(job, x, 60, stage)
-    assert held_out() < before and stage.steps % 60 == 0
-    assert all(now < was for now, was in zip(gaps(), apart, strict=True))
+    assert held_out() < 0.98 * before and stage.steps % 60 == 0
+    assert all(now[0] < 1.01 * was[0] for now, was in zip(gaps(), apart, strict=True))  # with 8 bits they stay
+    assert gaps()[-1][1] < 0.1 * apart[-1][1] + 1e-4
     assert all(q.drop == 0 for q in job.placement.activations.values())
     assert not [m for m in job.student.modules() if type(m).__name__ == "LearnedRounding"]
 

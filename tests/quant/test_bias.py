@@ -7,6 +7,7 @@ from zoo import SHAPE, traced
 from zaq.config import Card, QConfig
 from zaq.graph import trace, with_taps
 from zaq.methods.job import Job
+from zaq.nodes import bias_of
 from zaq.passes.fold import fold
 from zaq.quant.bias import correct_analytically, correct_empirically
 from zaq.quant.edges import weighted_layers
@@ -39,6 +40,15 @@ def test_empirical_correction_leaves_no_shift(name: str) -> None:
     before = shift(job, x)
     assert correct_empirically(job.teacher, job.student, x) == len(weighted_layers(job.teacher))
     assert shift(job, x) < 0.02 * before
+
+
+def test_a_bias_that_two_layers_add_is_left_alone() -> None:
+    job, x = rounded("shared_weight"), torch.randn(64, *SHAPE)
+    shared = [n for n in weighted_layers(job.teacher) if n.name in ("conv2d_1", "conv2d_2")]
+    before = [bias_of(job.teacher, n).clone() for n in shared]
+    assert correct_empirically(job.teacher, job.student, x) == len(weighted_layers(job.teacher)) - 2
+    mine = {n.name: n for n in job.student.graph.nodes}
+    assert all(torch.equal(bias_of(job.student, mine[n.name]), b) for n, b in zip(shared, before, strict=True))
 
 
 def test_analytic_correction_reduces_the_shift_where_inputs_are_as_assumed() -> None:

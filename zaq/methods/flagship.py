@@ -46,7 +46,6 @@ class Plan:
 
 PLANS = {"fast": Plan(24, 256, 15, 0, 0), "default": Plan(120, 512, 100, 200, 3), "best": Plan(240, 1024, 300, 1500, 5)}
 STEPS_A_ROUND = 5  # of the distillation, between two looks at whether the loss is still a number
-FEW, FEW_BATCHES = 64, 4  # samples to judge on, and to correct biases on, whichever is more
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,7 @@ class Flagship:
             choose_bits(job, images[: job.batch])
         parts = images.split(job.batch)
         job.calibrate(parts, len(parts))
-        samples = self._attacked(job, draw(other, few(job), job.batch))
+        samples = self._attacked(job, draw(other, job.few, job.batch))
         job.samples, held_out = samples, HeldOut(job, samples, relative_discrepancy)
         weights, activations = (any(q.bits < HIGH for q in some.values()) for some in (job.placement.weights, job.placement.activations))
         if self.squant and weights:
@@ -160,11 +159,6 @@ def draw(generator: Generator, count: int, batch: int) -> Tensor:
     return torch.cat([generator.draw(batch) for _ in range(-(-count // batch))])[:count]
 
 
-def few(job: Job) -> int:
-    """How many samples are held out, and how many biases are corrected on: all of them are in memory at once."""
-    return max(FEW, FEW_BATCHES * job.batch)
-
-
 def round_weights(job: Job) -> None:
     """SQuant for every weight of fewer than 8 bits."""
     for name, quantizer in job.placement.weights.items():
@@ -175,5 +169,5 @@ def round_weights(job: Job) -> None:
 
 
 def correct(job: Job, images: Tensor) -> None:
-    correct_empirically(job.teacher, job.student, images[: few(job)])
+    correct_empirically(job.teacher, job.student, images[: job.few])
     make_room(job.student)

@@ -26,6 +26,7 @@ NO_BATCH_NORM = (
 )
 
 PIXELS_A_BATCH = 2**16  # a batch of 64 at 32x32
+FEW, FEW_BATCHES = 64, 4  # samples, or batches of them, whichever is more: see `Job.few`
 
 
 @dataclass
@@ -92,6 +93,11 @@ class Job:
         """Samples in a batch, a power of two from 8 to 64, so that large images fit."""
         height, width = self.card.input[1:]
         return int(2 ** torch.tensor(PIXELS_A_BATCH / (height * width)).log2().floor().clamp(3, 6))
+
+    @property
+    def few(self) -> int:
+        """How many samples are held out, and how many biases are corrected on: all of them are in memory at once."""
+        return max(FEW, FEW_BATCHES * self.batch)
 
     @property
     def taps(self) -> list[str]:

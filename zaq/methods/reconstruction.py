@@ -4,7 +4,9 @@
 
 x is what enters block k in the teacher, x^ what the blocks before it make of it in the student (BRECQ; Li et al. 2021).
 Half of the values that enter or pass a quantizer are the exact ones, at random (QDrop; Wei et al. 2022); weight scales
-move with the rounding (Genie-M; Jeon et al. 2023), activation scales as LSQ's.
+move with the rounding (Genie-M; Jeon et al. 2023), activation scales as LSQ's. When a block is learned, its biases take
+back what the means of its layers are still off by (DFQ; Nagel et al. 2019): the blocks behind it learn from what it then
+writes, and steps as few as ours move no bias that far.
 """
 
 import math
@@ -20,6 +22,7 @@ from zaq.graph import input_node
 from zaq.methods.job import Job, Stage
 from zaq.methods.training import StepAdam, cosine, rate, step
 from zaq.nodes import attribute
+from zaq.quant.bias import correct_empirically
 from zaq.quant.blocks import Block, between, blocks
 from zaq.quant.edges import HIGH
 from zaq.quant.fake_quantize import FakeQuantize
@@ -76,6 +79,8 @@ class Reconstruction:
                     job.log("reconstruct", stage.steps, loss=float(loss.detach()))
                     step(optimizer, loss + self._push(roundings, i / steps))
                     stage.steps += 1
+        exact, noisy = (x[: job.few] for x in pair)
+        correct_empirically(between(job.teacher, block), student, exact, noisy)
         source.advance(block, student)
 
     def _push(self, roundings: list[LearnedRounding], done: float) -> Tensor:

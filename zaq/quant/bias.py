@@ -6,6 +6,7 @@ Analytic: E[x] from batch norm's statistics (`moments`). Empirical: both means m
 layer from the front, so that each layer also takes back what those before it shifted.
 """
 
+from collections import Counter
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
 from zaq.graph import PADS, TRANSPOSED, shape_of
-from zaq.nodes import add_to_bias, has_bias, weight_of
+from zaq.nodes import add_to_bias, bias_of, has_bias, weight_of
 from zaq.quant.edges import weighted_layers
 from zaq.quant.moments import Clipped
 from zaq.quant.placement import Placement
@@ -47,13 +48,18 @@ def correct_analytically(
 
 
 @torch.no_grad()
-def correct_empirically(teacher: GraphModule, student: GraphModule, samples: Tensor) -> int:
-    """Correct the student's biases in place on synthetic samples (N, C, H, W); the number of layers corrected."""
-    layers = {n.name for n in weighted_layers(teacher) if has_bias(n)}
-    expected = _Means(teacher, layers)
+def correct_empirically(teacher: GraphModule, student: GraphModule, samples: Tensor, noisy: Tensor | None = None) -> int:
+    """Correct the student's biases in place on synthetic samples (N, C, H, W); the number of layers corrected.
+
+    noisy: what the student reads instead, where both are the same block of two networks. A bias that several layers
+    add is left alone: what one of them needs is not what the others do.
+    """
+    biases = {n.name: id(bias_of(teacher, n)) for n in weighted_layers(teacher) if has_bias(n)}
+    count = Counter(biases.values())
+    expected = _Means(teacher, {name for name, bias in biases.items() if count[bias] == 1})
     expected.run(samples)
-    _Corrector(student, expected.means).run(samples)
-    return len(layers)
+    _Corrector(student, expected.means).run(samples if noisy is None else noisy)
+    return len(expected.means)
 
 
 class _Means(Interpreter):
