@@ -58,7 +58,7 @@ class Flagship:
     reconstruct: int | None = None  # steps a block
     polish: int | None = None  # steps of the distillation
     game: int | None = None  # rounds of ZAQ's
-    correct: bool = True  # biases
+    correct: bool = True  # biases, behind every block that was learned and at the end
     unpainted: float = 0.5  # part of the distillation's images that are dead leaves as they are
     feature: float = 1.0  # weight of the feature maps in the distillation
     travel: float = 6.0  # steps of its grid that a weight may travel in the distillation ...
@@ -86,7 +86,7 @@ class Flagship:
         if self.squant and weights:
             attempt(job, "squant", held_out, lambda stage: round_weights(job))
         if plan.reconstruct and (weights or activations):  # at 8 bits there is nothing in a block to learn
-            learn = Reconstruction(drop=self.drop)
+            learn = Reconstruction(drop=self.drop, correct=self.correct)
             attempt(job, "reconstruct", held_out, lambda stage: learn(job, images, plan.reconstruct, stage))
         if plan.polish and not job.interrupted:
             self._polish(job, generator, plan.polish, held_out)

@@ -48,6 +48,7 @@ class Reconstruction:
     weight: float = 0.1  # lambda (BRECQ: 0.01, Genie-M: 1)
     warm_up: float = 0.2  # part of the steps before h is pushed to 0 or 1
     beta: tuple[float, float] = (20.0, 2.0)
+    correct: bool = True  # a block's biases once it is learned
 
     def __call__(self, job: Job, images: Tensor, steps: int, stage: Stage) -> None:
         """Learn every block of a calibrated student for `steps` steps on images (N, C, H, W)."""
@@ -79,8 +80,9 @@ class Reconstruction:
                     job.log("reconstruct", stage.steps, loss=float(loss.detach()))
                     step(optimizer, loss + self._push(roundings, i / steps))
                     stage.steps += 1
-        exact, noisy = (x[: job.few] for x in pair)
-        correct_empirically(between(job.teacher, block), student, exact, noisy)
+        if self.correct:
+            exact, noisy = (x[: job.few] for x in pair)
+            correct_empirically(between(job.teacher, block), student, exact, noisy)
         source.advance(block, student)
 
     def _push(self, roundings: list[LearnedRounding], done: float) -> Tensor:
