@@ -40,12 +40,13 @@ def blocks(gm: GraphModule, ends: Iterable[str], most: int = LAYERS) -> list[Blo
     order = [input_node(gm), *(n for n in activations(gm) if isinstance(n.meta.get("val"), Tensor))]
     position = {n: i for i, n in enumerate(order)}
     outputs, layers = output_nodes(gm), weighted_layers(gm)
-    last = {id(weight_of(gm, n)): position[n] for n in layers}  # that reads each weight
+    weights = {n: id(weight_of(gm, n)) for n in layers}
+    last = {weight: position[n] for n, weight in weights.items()}  # that reads each weight
     samples = order[0].meta["val"].shape[0]  # rows of tokens and windows of images are no samples: no cut there
     cuts, alive = [], 0  # alive: the last position at which a value that exists already, or a weight used already, is read
     for i, node in enumerate(order):
-        if node in layers:
-            alive = max(alive, last[id(weight_of(gm, node))])
+        if node in weights:
+            alive = max(alive, last[weights[node]])
         if alive <= i and node.name in allowed and node.meta["val"].shape[0] == samples:
             cuts.append(i)
         alive = max([alive, *(position[u] for u in node.users if u in position)])
