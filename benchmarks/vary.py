@@ -5,7 +5,7 @@
 
 Prints the held-out synthetic loss, by which constants are chosen, and the accuracy of the student in torch beside it, which
 chooses nothing. `steps` is the stage's length, all else the fields of `Reconstruction` and `Flagship`. One seed (0) leaves
-some 0.01 of held-out loss and 0.2 points open.
+some 0.01 of held-out loss and 0.2 points open; a reconstruction alone up to 0.06 and 1.6, by no more than the order of a product.
 """
 
 import copy
