@@ -67,7 +67,8 @@ def main(
     chosen = [parsed(kind, v) for v in variants]
     model, original = load(source), getattr(kind, name)
 
-    def varied(self: Any, job: Job, images: Any, steps: int, last: Any) -> None:
+    def varied(self: Any, job: Job, *given: Any) -> None:
+        *images, steps, last = given
         assert job.samples is not None
         held_out = HeldOut(job, job.samples, relative_discrepancy)
         saved, rng = copy.deepcopy(job.student.state_dict()), torch.get_rng_state()
@@ -76,7 +77,7 @@ def main(
             job.student.load_state_dict(saved)
             torch.set_rng_state(rng)
             own = {k: v for k, v in values.items() if k != "steps"}
-            original(replace(self, **own), job, images, int(values.get("steps", steps)), last)
+            original(replace(self, **own), job, *images, int(values.get("steps", steps)), last)
             top1 = f"{Score.of(*predictions(job.student, data, model.card)).percent:.2f}" if data else ""
             click.echo(f"| {text} | {held_out():.4f} | {top1} |")
         raise Done

@@ -73,9 +73,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.name != "test_shared.py")
 
 
-SYNTHESIS = ["synthesis", "held-out synthesis"]  # stages
+SYNTHESIS = ["synthesis", "held-out synthesis", "refine", "held-out refine"]  # stages
 # Steps of the default method, enough to pass through every stage of it.
-FEW = ("--effort", "fast", "-s", "synthesis=4", "-s", "images=128", "-s", "reconstruct=2", "-s", "polish=5", "-s", "game=1")
+LENGTHS = {"synthesis": 4, "refine": 2, "images": 128, "reconstruct": 2, "polish": 5, "game": 1}
+FEW = ("--effort", "fast", *(part for name, steps in LENGTHS.items() for part in ("-s", f"{name}={steps}")))
 
 
 @pytest.fixture(scope="session")

@@ -25,10 +25,10 @@ from zaq.nodes import attribute
 from zaq.passes.fold import fold
 from zaq.progress import Progress
 from zaq.quant.blocks import blocks
-from zaq.synth.losses import relative_discrepancy
+from zaq.synth.losses import batch_norm_loss, relative_discrepancy
 
 CARD = Card(input=SHAPE, mean=(0.5,) * 3, std=(0.25,) * 3)
-QUICK = Flagship(synthesis=4, images=64, reconstruct=3, polish=5, game=1)
+QUICK = Flagship(synthesis=4, refine=2, images=64, reconstruct=3, polish=5, game=1)
 STAGES = [*SYNTHESIS, "calibrate", "squant", "reconstruct", "polish", "zaq", "bias correction"]
 
 
@@ -53,16 +53,18 @@ def test_every_structure_can_be_quantized(name: str) -> None:
         expected, outputs = model(x), quantized.module(x)
     assert outputs.shape == expected.shape and float((outputs - expected).pow(2).mean() / expected.var()) < 0.05
     few = all(q.bits == 8 for q in quantized.job.placement.weights.values())  # a first and a last layer, and none between
-    assert [s["name"] for s in quantized.report["stages"]] == [s for s in STAGES if s not in ("squant", "reconstruct") or not few]
-    for stage in quantized.report["stages"][len(SYNTHESIS) + 1 :]:
+    left_out = [*(["squant", "reconstruct"] if few else []), *([] if quantized.job.batch_norms() else ["refine", "held-out refine"])]
+    stages = {s["name"]: s for s in quantized.report["stages"]}
+    assert list(stages) == [s for s in STAGES if s not in left_out]
+    for stage in list(stages.values())[list(stages).index("calibrate") + 1 :]:
         assert stage["loss_after"] <= stage["loss_before"] and math.isfinite(stage["loss_after"])
 
 
 def test_it_beats_rounding_by_far_and_stages_do_what_they_say() -> None:
     x, _ = gratings(1000, seed=1)
-    method = Flagship(synthesis=60, images=256, reconstruct=40, polish=40, game=2)
+    method = Flagship(synthesis=60, refine=20, images=256, reconstruct=40, polish=40, game=2)
     report = (quantized := zaq.quantize(trained(), x[:1], "w3a3", method, card=TOY_CARD)).report
-    rounded = zaq.quantize(trained(), x[:1], "w3a3", Flagship(60, 256, False, 0, 0, 0, False), card=TOY_CARD)
+    rounded = zaq.quantize(trained(), x[:1], "w3a3", Flagship(60, 20, 256, False, 0, 0, 0, False), card=TOY_CARD)
     with torch.no_grad():
         p, q, r = trained()(x), quantized.module(x), rounded.module(x)
     assert float((p - q).abs().mean()) < 0.75 * float((p - r).abs().mean())
@@ -162,7 +164,7 @@ class Impatient(Progress):
             yield i
 
 
-@pytest.mark.parametrize("stage", ["synthesis", "reconstruct", "polish", "zaq"])
+@pytest.mark.parametrize("stage", ["synthesis", "refine", "reconstruct", "polish", "zaq"])
 def test_ctrl_c_keeps_what_is_finished(stage: str) -> None:
     quantized = quantized_net("residual", "w4a4", replace(QUICK, polish=10, game=2), card=CARD, progress=Impatient(stage))
     report = quantized.report
@@ -182,6 +184,20 @@ def test_synthesis_learns_classes_and_statistics() -> None:
     assert right > 0.3, "of five classes"
     first, *_, last = job.log.rows
     assert last["batch_norm"] < 0.7 * first["batch_norm"] and last["classes"] < 0.7 * first["classes"]
+
+
+def test_refined_images_are_nearer_to_the_statistics_each_on_its_own() -> None:
+    x, _ = gratings(2, seed=0)
+    job = Job(fold(trace(trained(), x))[0], QConfig.parse("w4a4"), replace(TOY_CARD, input=tuple(x.shape[1:])))
+    torch.manual_seed(0)
+    drawn = Synthesis()(job, 10).draw(2 * job.batch)
+    refined = Synthesis().refine(job, drawn, 40)
+    stats = job.batch_norms()
+    with torch.no_grad():
+        before, after = (float(batch_norm_loss(with_taps(job.teacher, [*stats])(x)[1], list(stats.values()))) for x in (drawn, refined))
+    assert after < 0.7 * before and torch.equal(refined, job.in_bounds(refined)) and refined.shape == drawn.shape
+    assert job.stages[-1].steps == 40 and {"batch_norm", "classes"} <= set(job.log.rows[-1])
+    assert Synthesis().refine(job_of("no_batch_norm"), drawn, 40) is drawn, "nothing to go by"
 
 
 def test_a_short_synthesis_draws_from_fewer_classes() -> None:

@@ -2,8 +2,9 @@
 
     synthesis -> ranges -> SQuant -> block reconstruction -> distillation -> the adversarial game -> bias correction
 
-Images come from a generator (`synthesis`); a second one, of another seed, draws those that every stage is judged on, half
-of them moved to where student and teacher differ. A stage after which the outputs differ more on them is taken back.
+Images come from a generator and are refined (`synthesis`); a second one, of another seed, draws those that every stage is
+judged on, half of them moved to where student and teacher differ. A stage after which the outputs differ more on them is
+taken back.
 """
 
 import copy
@@ -18,7 +19,7 @@ from zaq.methods.job import Job, Stage
 from zaq.methods.loop import Game, HeldOut, play
 from zaq.methods.mix import choose_bits
 from zaq.methods.reconstruction import Reconstruction
-from zaq.methods.synthesis import Synthesis
+from zaq.methods.synthesis import SHIFTED, Synthesis
 from zaq.methods.training import cosine, frozen, rate, step, student_optimizer
 from zaq.methods.zaq import ZAQ
 from zaq.nodes import attribute
@@ -26,6 +27,7 @@ from zaq.quant.bias import correct_empirically
 from zaq.quant.edges import HIGH
 from zaq.quant.placement import make_room
 from zaq.quant.rounding import into_cells, squant
+from zaq.synth.distil import shifted
 from zaq.synth.generators import Generator
 from zaq.synth.leaves import Painter
 from zaq.synth.losses import output_discrepancy, relative_discrepancy
@@ -38,13 +40,14 @@ class Plan:
     """How long each stage takes: steps, images, rounds. 0 leaves it out."""
 
     synthesis: int
+    refine: int
     images: int
     reconstruct: int
     polish: int
     game: int
 
 
-PLANS = {"fast": Plan(24, 256, 15, 0, 0), "default": Plan(120, 512, 100, 200, 3), "best": Plan(240, 1024, 300, 1500, 5)}
+PLANS = {"fast": Plan(24, 0, 256, 15, 0, 0), "default": Plan(120, 40, 512, 100, 200, 3), "best": Plan(240, 80, 1024, 300, 1500, 5)}
 STEPS_A_ROUND = 5  # of the distillation, between two looks at whether the loss is still a number
 
 
@@ -53,13 +56,14 @@ class Flagship:
     """The stages' lengths (`None`: set by the effort; 0 leaves one out) and what the recipe adds to their own constants."""
 
     synthesis: int | None = None  # steps of the generator; the second one takes half
+    refine: int | None = None  # steps of the images' own pixels
     images: int | None = None  # that ranges and blocks are learned on
     squant: bool = True
     reconstruct: int | None = None  # steps a block
     polish: int | None = None  # steps of the distillation
     game: int | None = None  # rounds of ZAQ's
     correct: bool = True  # biases, behind every block that was learned and at the end
-    unpainted: float = 0.5  # part of the distillation's images that are dead leaves as they are
+    unpainted: float = 0.5  # part of the distillation's images that are dead leaves as they are, where none were refined
     feature: float = 1.0  # weight of the feature maps in the distillation
     travel: float = 6.0  # steps of its grid that a weight may travel in the distillation ...
     fastest: float = 6e-3  # ... at no more than this a step: at 2e-2 four bits gain more, and a student of two is lost
@@ -74,13 +78,16 @@ class Flagship:
         """Quantize `job.student` in place."""
         given = {f.name: getattr(self, f.name) for f in fields(Plan) if getattr(self, f.name) is not None}
         plan = replace(PLANS[job.effort], **given)
-        generator, other = Synthesis()(job, plan.synthesis), Synthesis()(job, plan.synthesis // 2, "held-out synthesis")
-        images = draw(generator, plan.images, job.batch)
+        synthesis = Synthesis()
+        generator, other = synthesis(job, plan.synthesis), synthesis(job, plan.synthesis // 2, "held-out synthesis")
+        drawn = draw(generator, plan.images, job.batch)
+        images = synthesis.refine(job, drawn, plan.refine)
+        others = synthesis.refine(job, draw(other, job.few, job.batch), plan.refine, "held-out refine")
         if job.qconfig.mixed:
             choose_bits(job, images[: job.batch])
         parts = images.split(job.batch)
         job.calibrate(parts, len(parts))
-        samples = self._attacked(job, draw(other, job.few, job.batch))
+        samples = self._attacked(job, others)
         job.samples, held_out = samples, HeldOut(job, samples, relative_discrepancy)
         weights, activations = (any(q.bits < HIGH for q in some.values()) for some in (job.placement.weights, job.placement.activations))
         if self.squant and weights:
@@ -89,7 +96,7 @@ class Flagship:
             learn = Reconstruction(drop=self.drop, correct=self.correct)
             attempt(job, "reconstruct", held_out, lambda stage: learn(job, images, plan.reconstruct, stage))
         if plan.polish and not job.interrupted:
-            self._polish(job, generator, plan.polish, held_out)
+            self._polish(job, generator, None if images is drawn else images, plan.polish, held_out)
         if plan.game and not job.interrupted:
             ZAQ().game(job, generator, plan.game, held_out)
         if self.correct:
@@ -109,17 +116,21 @@ class Flagship:
                 moved.append(part)
         return torch.cat([images[: len(images) // 2], *moved])
 
-    def _polish(self, job: Job, generator: Painter, steps: int, held_out: HeldOut) -> None:
-        """Distil outputs and feature maps end to end, on images that are drawn anew at every step (PLF; Li et al. 2024)."""
+    def _polish(self, job: Job, generator: Painter, refined: Tensor | None, steps: int, held_out: HeldOut) -> None:
+        """Distil outputs and feature maps end to end, on the refined images or, without, on new ones every step (PLF; Li et al. 2024)."""
         rounds = -(-steps // STEPS_A_ROUND)
         lr = rate(self.travel, STEPS_A_ROUND * sum(cosine(i / rounds) for i in range(rounds)), self.fastest)
         optimizer = student_optimizer(job, lr, self.lr_bias)
         teacher, student = job.tapped(student=False), job.tapped(student=True)
+        reach = min(job.card.input[1:]) // SHIFTED
 
         def one_round(game: Game) -> dict[str, float]:
             total = 0.0
             for _ in range(STEPS_A_ROUND):
-                images = generator.draw(job.batch, self.unpainted)
+                if refined is None:
+                    images = generator.draw(job.batch, self.unpainted)
+                else:
+                    images = shifted(refined[torch.randint(len(refined), (job.batch,))], reach)
                 with torch.no_grad():
                     p, wanted = teacher(images)
                 q, found = student(images)

@@ -7,7 +7,8 @@ that images stay near the borders between classes. A teacher without batch norm 
 (ZAQ's L_a); one without classes either leaves the generator as it is, and the adversarial stage to make what it can.
 
 Images start from dead leaves, not from noise: those of a generator that starts from noise are too much alike, and what
-a student learns on them it does not keep on others, however small the loss becomes.
+a student learns on them it does not keep on others, however small the loss becomes. What the generator draws is then
+refined: its pixels go down the same loss (ZeroQ, eq. 3; DeepInversion, eq. 2), from where they are.
 """
 
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from torch.nn import functional as F
 from zaq.graph import with_taps
 from zaq.methods.job import Job, Stage
 from zaq.methods.training import cosine, descend
+from zaq.synth.distil import distil, shifted
 from zaq.synth.generators import Generator
 from zaq.synth.leaves import Painter
 from zaq.synth.losses import activation_loss, batch_norm_loss
@@ -26,6 +28,7 @@ from zaq.synth.swing import with_swing
 
 __all__ = ["Synthesis"]
 
+SHIFTED = 16  # part of a side that images are shifted by, at most, while their pixels are refined
 DRAWS_A_CLASS = 100  # that it takes to learn one; a short training draws from fewer classes, at random
 
 
@@ -37,6 +40,9 @@ class Synthesis:
     beta: float = 1.0  # weight of the classes
     gamma: float = 2.0  # how much less a sure sample counts (HAST: 2 on CIFAR)
     width: int = 32
+    lr_pixels: float = 0.03  # Adam, of what is refined
+    together: int = 128  # images that are refined at once, to the statistics of all of them
+    largest: int = 64  # pixels a side that are refined: those of 224 fit the statistics with patterns, and teach a student less
     swing: bool = True
 
     def __call__(self, job: Job, steps: int, name: str = "synthesis") -> Painter:
@@ -52,6 +58,40 @@ class Synthesis:
         else:
             self._train(job, generator, steps, name)
         return generator
+
+    def refine(self, job: Job, images: Tensor, steps: int, name: str = "refine") -> Tensor:
+        """Images (N, C, H, W) whose pixels have gone `steps` steps down the same loss, each batch with random classes.
+
+        One generator cannot give every image what the teacher's batch norms remember; their pixels can take it. Images stay
+        as they are, the same tensor, where no batch norm is known or they are too large, and those left when Ctrl-C comes.
+        """
+        stats = job.batch_norms()
+        if not stats or not steps or job.interrupted or max(job.card.input[1:]) > self.largest:
+            return images
+        teacher = with_taps(with_swing(job.teacher) if self.swing else job.teacher, [*stats])
+        stage, reach = Stage(name, 0), min(job.card.input[1:]) // SHIFTED
+        job.stages.append(stage)
+        parts = list(images.split(self.together))
+
+        def losses(x: Tensor) -> dict[str, Tensor]:
+            outputs, features = teacher(shifted(x, reach))
+            found = {"batch_norm": batch_norm_loss(features, list(stats.values()))}
+            if labels is not None and self.beta:
+                found["classes"] = self.beta * self._hard(outputs[0], labels)
+            return found
+
+        try:
+            for i in job.progress.track(name, len(parts)):
+                labels = torch.randint(job.classes, (len(parts[i]),)) if job.classes else None
+                found = distil(parts[i], losses, steps, self.lr_pixels, bounds=job.card.bounds(), name=name, log=job.log)
+                parts[i], stage.note = found.images, found.note
+                stage.steps += found.steps
+                if found.interrupted:
+                    raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            job.interrupted = True
+            stage.note = f"interrupted after {stage.steps} steps of {steps * len(parts)}"
+        return torch.cat(parts)
 
     def _train(self, job: Job, generator: Generator, steps: int, name: str) -> None:
         stats = job.batch_norms()
