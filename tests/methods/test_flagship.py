@@ -198,6 +198,7 @@ def test_refined_images_are_nearer_to_the_statistics_each_on_its_own() -> None:
     assert after < 0.7 * before and torch.equal(refined, job.in_bounds(refined)) and refined.shape == drawn.shape
     assert job.stages[-1].steps == 40 and {"batch_norm", "classes"} <= set(job.log.rows[-1])
     assert Synthesis().refine(job_of("no_batch_norm"), drawn, 40) is drawn, "nothing to go by"
+    assert Synthesis(largest=7).refine(job, drawn, 40) is drawn, "too large"
 
 
 def test_a_short_synthesis_draws_from_fewer_classes() -> None:
