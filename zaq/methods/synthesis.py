@@ -84,7 +84,7 @@ class Synthesis:
             for i in job.progress.track(name, len(parts)):
                 labels = torch.randint(job.classes, (len(parts[i]),)) if job.classes else None
                 found = distil(parts[i], losses, steps, self.lr_pixels, bounds=job.card.bounds(), name=name, log=job.log)
-                parts[i], stage.note = found.images, found.note
+                parts[i], stage.note = found.images, found.note or stage.note
                 stage.steps += found.steps
                 if found.interrupted:
                     raise KeyboardInterrupt
