@@ -72,25 +72,25 @@ class Synthesis:
         stage, reach = Stage(name, 0), min(job.card.input[1:]) // SHIFTED
         job.stages.append(stage)
         parts = list(images.split(self.together))
+        ticks = job.progress.track(name, steps * len(parts))
 
         def losses(x: Tensor) -> dict[str, Tensor]:
+            next(ticks, None)
             outputs, features = teacher(shifted(x, reach))
             found = {"batch_norm": batch_norm_loss(features, list(stats.values()))}
             if labels is not None and self.beta:
                 found["classes"] = self.beta * self._hard(outputs[0], labels)
             return found
 
-        try:
-            for i in job.progress.track(name, len(parts)):
-                labels = torch.randint(job.classes, (len(parts[i]),)) if job.classes else None
-                found = distil(parts[i], losses, steps, self.lr_pixels, bounds=job.card.bounds(), name=name, log=job.log)
-                parts[i], stage.note = found.images, found.note or stage.note
-                stage.steps += found.steps
-                if found.interrupted:
-                    raise KeyboardInterrupt
-        except KeyboardInterrupt:
-            job.interrupted = True
-            stage.note = f"interrupted after {stage.steps} steps of {steps * len(parts)}"
+        for i, part in enumerate(parts):
+            labels = torch.randint(job.classes, (len(part),)) if job.classes else None
+            found = distil(part, losses, steps, self.lr_pixels, bounds=job.card.bounds(), name=name, log=job.log)
+            parts[i], stage.note = found.images, found.note or stage.note
+            stage.steps += found.steps
+            if found.interrupted:
+                job.interrupted = True
+                stage.note = f"interrupted after {stage.steps} steps of {steps * len(parts)}"
+                break
         return torch.cat(parts)
 
     def _train(self, job: Job, generator: Generator, steps: int, name: str) -> None:
