@@ -19,7 +19,7 @@ from zaq.methods.job import Job, Stage
 from zaq.methods.loop import Game, HeldOut, play
 from zaq.methods.mix import choose_bits
 from zaq.methods.reconstruction import Reconstruction
-from zaq.methods.synthesis import SHIFTED, Synthesis
+from zaq.methods.synthesis import Synthesis, shift
 from zaq.methods.training import cosine, frozen, rate, step, student_optimizer
 from zaq.methods.zaq import ZAQ
 from zaq.nodes import attribute
@@ -122,7 +122,7 @@ class Flagship:
         lr = rate(self.travel, STEPS_A_ROUND * sum(cosine(i / rounds) for i in range(rounds)), self.fastest)
         optimizer = student_optimizer(job, lr, self.lr_bias)
         teacher, student = job.tapped(student=False), job.tapped(student=True)
-        reach = min(job.card.input[1:]) // SHIFTED
+        reach = shift(job)
 
         def one_round(game: Game) -> dict[str, float]:
             total = 0.0

@@ -11,6 +11,7 @@ a student learns on them it does not keep on others, however small the loss beco
 refined: its pixels go down the same loss (ZeroQ, eq. 3; DeepInversion, eq. 2), from where they are.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -26,9 +27,9 @@ from zaq.synth.leaves import Painter
 from zaq.synth.losses import activation_loss, batch_norm_loss
 from zaq.synth.swing import with_swing
 
-__all__ = ["Synthesis"]
+__all__ = ["Synthesis", "shift"]
 
-SHIFTED = 16  # part of a side that images are shifted by, at most, while their pixels are refined
+SHIFTED = 16  # see `shift`
 DRAWS_A_CLASS = 100  # that it takes to learn one; a short training draws from fewer classes, at random
 
 
@@ -65,22 +66,16 @@ class Synthesis:
         One generator cannot give every image what the teacher's batch norms remember; their pixels can take it. Images stay
         as they are, the same tensor, where no batch norm is known or they are too large, and those left when Ctrl-C comes.
         """
-        stats = job.batch_norms()
-        if not stats or not steps or job.interrupted or max(job.card.input[1:]) > self.largest:
+        if not job.batch_norms() or not steps or job.interrupted or max(job.card.input[1:]) > self.largest:
             return images
-        teacher = with_taps(with_swing(job.teacher) if self.swing else job.teacher, [*stats])
-        stage, reach = Stage(name, 0), min(job.card.input[1:]) // SHIFTED
+        losses_of, reach, stage = self._losses(job), shift(job), Stage(name, 0)
         job.stages.append(stage)
         parts = list(images.split(self.together))
         ticks = job.progress.track(name, steps * len(parts))
 
         def losses(x: Tensor) -> dict[str, Tensor]:
             next(ticks, None)
-            outputs, features = teacher(shifted(x, reach))
-            found = {"batch_norm": batch_norm_loss(features, list(stats.values()))}
-            if labels is not None and self.beta:
-                found["classes"] = self.beta * self._hard(outputs[0], labels)
-            return found
+            return losses_of(shifted(x, reach), labels)
 
         for i, part in enumerate(parts):
             labels = torch.randint(job.classes, (len(part),)) if job.classes else None
@@ -94,13 +89,21 @@ class Synthesis:
         return torch.cat(parts)
 
     def _train(self, job: Job, generator: Generator, steps: int, name: str) -> None:
-        stats = job.batch_norms()
-        teacher = with_taps(with_swing(job.teacher) if self.swing else job.teacher, [*stats] or job.taps[-1:])
+        losses_of = self._losses(job)
         optimizer = torch.optim.Adam(generator.parameters(), self.lr)
 
         def losses(i: int) -> dict[str, Tensor]:
             optimizer.param_groups[0]["lr"] = self.lr * cosine(i / steps)
-            images, labels = generator.sample(job.batch)
+            return losses_of(*generator.sample(job.batch))
+
+        descend(job, name, steps, optimizer, losses)
+
+    def _losses(self, job: Job) -> Callable[[Tensor, Tensor | None], dict[str, Tensor]]:
+        """The parts of L_G by name, as a function of images (N, C, H, W) and labels (N,)."""
+        stats = job.batch_norms()
+        teacher = with_taps(with_swing(job.teacher) if self.swing else job.teacher, [*stats] or job.taps[-1:])
+
+        def losses(images: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
             outputs, features = teacher(images)
             found = {}
             if stats:
@@ -111,9 +114,14 @@ class Synthesis:
                 found["classes"] = self.beta * self._hard(outputs[0], labels)
             return found
 
-        descend(job, name, steps, optimizer, losses)
+        return losses
 
     def _hard(self, logits: Tensor, labels: Tensor) -> Tensor:
         log_p = -F.cross_entropy(logits, labels, reduction="none")
         weight = (1 - log_p.detach().exp()) ** self.gamma
         return -(weight * log_p).mean()
+
+
+def shift(job: Job) -> int:
+    """Pixels that images are shifted by, at most, wherever refined ones are looked at: a sixteenth of a side."""
+    return min(job.card.input[1:]) // SHIFTED
