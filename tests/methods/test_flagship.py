@@ -70,6 +70,7 @@ def test_it_beats_rounding_by_far_and_stages_do_what_they_say() -> None:
     assert float((p - q).abs().mean()) < 0.75 * float((p - r).abs().mean())
     stages = {s["name"]: s for s in report["stages"]}
     assert stages["reconstruct"]["kept"] and stages["reconstruct"]["loss_after"] < 0.9 * stages["reconstruct"]["loss_before"]
+    assert stages["polish"]["steps"] == 40, "steps, as they were asked for, not rounds of them"
     assert [s["name"] for s in rounded.report["stages"]] == [*SYNTHESIS, "calibrate"]
 
 

@@ -142,7 +142,8 @@ class Flagship:
                 total += float(loss.detach())
             return {"loss_q": total / STEPS_A_ROUND}
 
-        play(job, Game(job.student, None, optimizer, None), rounds, one_round, cosine, held_out, "polish", checks=1)
+        stage = play(job, Game(job.student, None, optimizer, None), rounds, one_round, cosine, held_out, "polish", checks=1)
+        stage.steps *= STEPS_A_ROUND
 
 
 def attempt(job: Job, name: str, held_out: HeldOut, action: Callable[[Stage], None]) -> None:
