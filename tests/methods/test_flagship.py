@@ -15,7 +15,7 @@ from zoo import SHAPE, ZOO, build, images, quantized_net, traced
 import zaq
 from zaq.config import Card, QConfig
 from zaq.graph import input_node, trace, with_taps
-from zaq.methods import reconstruction
+from zaq.methods import flagship, reconstruction
 from zaq.methods.flagship import Flagship, attempt, correct
 from zaq.methods.job import Job, Stage
 from zaq.methods.loop import HeldOut
@@ -200,6 +200,16 @@ def test_refined_images_are_nearer_to_the_statistics_each_on_its_own() -> None:
     assert job.stages[-1].steps == 40 and {"batch_norm", "classes"} <= set(job.log.rows[-1])
     assert Synthesis().refine(job_of("no_batch_norm"), drawn, 40) is drawn, "nothing to go by"
     assert Synthesis(largest=7).refine(job, drawn, 40) is drawn, "too large"
+
+
+def test_more_images_are_refined_where_a_class_would_have_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(flagship.PLANS, "default", flagship.Plan(4, 2, 64, 0, 0, 0))  # of five classes
+
+    def calibrated_on(**settings: int) -> int:
+        report = quantized_net("residual", "w4a4", Flagship(squant=False, correct=False, **settings), card=CARD).report
+        return 64 * next(s["steps"] for s in report["stages"] if s["name"] == "calibrate")
+
+    assert (calibrated_on(), calibrated_on(images=64), calibrated_on(refine=0)) == (128, 64, 64)
 
 
 def test_a_short_synthesis_draws_from_fewer_classes() -> None:

@@ -48,6 +48,7 @@ class Plan:
 
 
 PLANS = {"fast": Plan(24, 0, 256, 15, 0, 0), "default": Plan(120, 40, 512, 100, 200, 3), "best": Plan(240, 80, 1024, 300, 1500, 5)}
+A_CLASS = 20  # refined images, or twice as many are drawn: the distillation sees no others
 STEPS_A_ROUND = 5  # of the distillation, between two looks at whether the loss is still a number
 
 
@@ -57,7 +58,7 @@ class Flagship:
 
     synthesis: int | None = None  # steps of the generator; the second one takes half
     refine: int | None = None  # steps of the images' own pixels
-    images: int | None = None  # that ranges and blocks are learned on
+    images: int | None = None  # that ranges and blocks, and the distillation where they were refined, are learned on; see `A_CLASS`
     squant: bool = True
     reconstruct: int | None = None  # steps a block
     polish: int | None = None  # steps of the distillation
@@ -80,7 +81,8 @@ class Flagship:
         plan = replace(PLANS[job.effort], **given)
         synthesis = Synthesis()
         generator, other = synthesis(job, plan.synthesis), synthesis(job, plan.synthesis // 2, "held-out synthesis")
-        drawn = draw(generator, plan.images, job.batch)
+        few = self.images is None and synthesis.refines(job, plan.refine) and plan.images < A_CLASS * (job.classes or 0)
+        drawn = draw(generator, plan.images * (2 if few else 1), job.batch)
         images = synthesis.refine(job, drawn, plan.refine)
         others = synthesis.refine(job, draw(other, job.few, job.batch), plan.refine, "held-out refine")
         if job.qconfig.mixed:

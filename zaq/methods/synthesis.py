@@ -66,7 +66,7 @@ class Synthesis:
         One generator cannot give every image what the teacher's batch norms remember; their pixels can take it. Images stay
         as they are, the same tensor, where no batch norm is known or they are too large, and those left when Ctrl-C comes.
         """
-        if not job.batch_norms() or not steps or job.interrupted or max(job.card.input[1:]) > self.largest:
+        if not self.refines(job, steps) or job.interrupted:
             return images
         losses_of, reach, stage = self._losses(job), shift(job), Stage(name, 0)
         job.stages.append(stage)
@@ -87,6 +87,10 @@ class Synthesis:
                 stage.note = f"interrupted after {stage.steps} steps of {steps * len(parts)}"
                 break
         return torch.cat(parts)
+
+    def refines(self, job: Job, steps: int) -> bool:
+        """Whether `refine` does anything."""
+        return bool(job.batch_norms()) and steps > 0 and max(job.card.input[1:]) <= self.largest
 
     def _train(self, job: Job, generator: Generator, steps: int, name: str) -> None:
         losses_of = self._losses(job)
