@@ -3,6 +3,7 @@
 import copy
 import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -210,6 +211,15 @@ def test_more_images_are_refined_where_a_class_would_have_few(monkeypatch: pytes
         return 64 * next(s["steps"] for s in report["stages"] if s["name"] == "calibrate")
 
     assert (calibrated_on(), calibrated_on(images=64), calibrated_on(refine=0)) == (128, 64, 64)
+
+
+def test_large_images_are_judged_on_another_kind_than_they_are_learned_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flagship, "Synthesis", partial(Synthesis, largest=4))
+    job = quantized_net("residual", "w4a4", QUICK, card=CARD).job
+    assert {s.name for s in job.stages} & {"refine", "held-out refine"} == {"held-out refine"} and job.samples is not None
+    roughness = (job.samples - job.samples.roll(1, 3)).abs().mean((1, 2, 3))
+    noise, painted = roughness[: job.few // 2], roughness[job.few // 2 :]
+    assert float(noise.median()) > 2 * float(painted.median()), "it starts from noise"
 
 
 def test_a_short_synthesis_draws_from_fewer_classes() -> None:

@@ -3,8 +3,8 @@
     synthesis -> ranges -> SQuant -> block reconstruction -> distillation -> the adversarial game -> bias correction
 
 Images come from a generator and are refined (`synthesis`); a second one, of another seed, draws those that every stage is
-judged on, half of them moved to where student and teacher differ. A stage after which the outputs differ more on them is
-taken back.
+judged on, half of them moved to where student and teacher differ. Where images are too large to be refined the other half
+starts from noise instead. A stage after which the outputs differ more on them is taken back.
 """
 
 import copy
@@ -84,7 +84,7 @@ class Flagship:
         few = self.images is None and synthesis.refines(job, plan.refine) and plan.images < A_CLASS * (job.classes or 0)
         drawn = draw(generator, plan.images * (2 if few else 1), job.batch)
         images = synthesis.refine(job, drawn, plan.refine)
-        others = synthesis.refine(job, draw(other, job.few, job.batch), plan.refine, "held-out refine")
+        others = held_out_images(job, synthesis, other, plan.refine)
         if job.qconfig.mixed:
             choose_bits(job, images[: job.batch])
         parts = images.split(job.batch)
@@ -166,6 +166,16 @@ def attempt(job: Job, name: str, held_out: HeldOut, action: Callable[[Stage], No
         job.student.load_state_dict(saved)
         stage.note = "; ".join(filter(None, [stage.note, f"not kept: the held-out loss was {stage.loss_after:.4g} after it"]))
         stage.loss_after = stage.loss_before
+
+
+def held_out_images(job: Job, synthesis: Synthesis, generator: Generator, steps: int) -> Tensor:
+    """What stages are judged on (N, C, H, W), refined for `steps` steps; of those too large for that half starts from noise."""
+    images, name = draw(generator, job.few, job.batch), "held-out refine"
+    if synthesis.refines(job, steps):
+        return synthesis.refine(job, images, steps, name)
+    if steps and job.batch_norms():  # else a student that fits all that is painted, and little else, would be kept
+        images[: job.few // 2] = synthesis.from_noise(job, job.few // 2, steps, name)
+    return images
 
 
 def draw(generator: Generator, count: int, batch: int) -> Tensor:

@@ -12,7 +12,7 @@ refined: its pixels go down the same loss (ZeroQ, eq. 3; DeepInversion, eq. 2), 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -42,6 +42,7 @@ class Synthesis:
     gamma: float = 2.0  # how much less a sure sample counts (HAST: 2 on CIFAR)
     width: int = 32
     lr_pixels: float = 0.03  # Adam, of what is refined
+    lr_noise: float = 0.1  # of what starts from noise
     together: int = 128  # images that are refined at once, to the statistics of all of them
     largest: int = 64  # pixels a side that are refined: those of 224 fit the statistics with patterns, and teach a student less
     swing: bool = True
@@ -87,6 +88,12 @@ class Synthesis:
                 stage.note = f"interrupted after {stage.steps} steps of {steps * len(parts)}"
                 break
         return torch.cat(parts)
+
+    def from_noise(self, job: Job, count: int, steps: int, name: str) -> Tensor:
+        """Images (count, C, H, W) that noise becomes on the same way (ZeroQ), of any size: another kind than those a generator draws."""
+        noise = torch.cat([job.noise() for _ in range(-(-count // job.batch))])[:count]
+        free = replace(self, lr_pixels=self.lr_noise, together=job.batch, largest=max(job.card.input[1:]))
+        return free.refine(job, noise, steps, name)
 
     def refines(self, job: Job, steps: int) -> bool:
         """Whether `refine` does anything."""
