@@ -70,7 +70,8 @@ def _losses(log: list[dict[str, Any]]) -> str | None:
 
 def _sheet(samples: Tensor, card: Card) -> str:
     low, high = card.bounds()
-    pixels = ((samples[:SAMPLES_SHOWN].detach() - low) / (high - low)).clamp(0, 1).numpy()
+    some = samples[:: max(len(samples) // SAMPLES_SHOWN, 1)][:SAMPLES_SHOWN]  # halves may be of two kinds
+    pixels = ((some.detach() - low) / (high - low)).clamp(0, 1).numpy()
     channels = 3 if pixels.shape[1] == 3 else 1
     columns = min(8, len(pixels))
     rows = -(-len(pixels) // columns)
