@@ -81,8 +81,8 @@ class Flagship:
         plan = replace(PLANS[job.effort], **given)
         synthesis = Synthesis()
         generator, other = synthesis(job, plan.synthesis), synthesis(job, plan.synthesis // 2, "held-out synthesis")
-        few = self.images is None and synthesis.refines(job, plan.refine) and plan.images < A_CLASS * (job.classes or 0)
-        drawn = draw(generator, plan.images * (2 if few else 1), job.batch)
+        sparse = self.images is None and synthesis.refines(job, plan.refine) and plan.images < A_CLASS * (job.classes or 0)
+        drawn = draw(generator, plan.images * (2 if sparse else 1), job.batch)
         images = synthesis.refine(job, drawn, plan.refine)
         others = held_out_images(job, synthesis, other, plan.refine)
         if job.qconfig.mixed:

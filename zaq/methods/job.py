@@ -136,9 +136,9 @@ class Job:
                 self.student(batch)
         self.stages.append(Stage("calibrate", count))
 
-    def noise(self) -> Tensor:
-        """A batch of standard normal images where pixels lie: what tools that ask for data are fed without any."""
-        return self.in_bounds(torch.randn(self.batch, *self.card.input))
+    def noise(self, count: int | None = None) -> Tensor:
+        """Standard normal images where pixels lie (a batch, or `count`): what tools that ask for data are fed without any."""
+        return self.in_bounds(torch.randn(self.batch if count is None else count, *self.card.input))
 
     def in_bounds(self, images: Tensor) -> Tensor:
         """Images as a file stores them: no pixel beyond what one can be."""

@@ -91,9 +91,8 @@ class Synthesis:
 
     def from_noise(self, job: Job, count: int, steps: int, name: str) -> Tensor:
         """Images (count, C, H, W) that noise becomes on the same way (ZeroQ), of any size: another kind than those a generator draws."""
-        noise = torch.cat([job.noise() for _ in range(-(-count // job.batch))])[:count]
         free = replace(self, lr_pixels=self.lr_noise, together=job.batch, largest=max(job.card.input[1:]))
-        return free.refine(job, noise, steps, name)
+        return free.refine(job, job.noise(count), steps, name)
 
     def refines(self, job: Job, steps: int) -> bool:
         """Whether `refine` does anything."""
