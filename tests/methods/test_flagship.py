@@ -1,6 +1,7 @@
 """The recipe: every stage on tiny nets, what is kept and taken back, pieces, interruption, and what it costs to leave one out."""
 
 import copy
+import itertools
 import math
 from dataclasses import replace
 from functools import partial
@@ -213,13 +214,29 @@ def test_more_images_are_refined_where_a_class_would_have_few(monkeypatch: pytes
     assert (calibrated_on(), calibrated_on(images=64), calibrated_on(refine=0)) == (128, 64, 64)
 
 
-def test_large_images_are_judged_on_another_kind_than_they_are_learned_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_large_images_a_part_starts_from_noise(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flagship, "Synthesis", partial(Synthesis, largest=4))
+    learned_on: list[Tensor] = []
+    learn = Reconstruction.__call__
+    monkeypatch.setattr(Reconstruction, "__call__", lambda self, job, x, *a: (learned_on.append(x), learn(self, job, x, *a))[1])
     job = quantized_net("residual", "w4a4", QUICK, card=CARD).job
-    assert {s.name for s in job.stages} & {"refine", "held-out refine"} == {"held-out refine"} and job.samples is not None
-    roughness = (job.samples - job.samples.roll(1, 3)).abs().mean((1, 2, 3))
-    noise, painted = roughness[: job.few // 2], roughness[job.few // 2 :]
-    assert float(noise.median()) > 2 * float(painted.median()), "it starts from noise"
+    assert [s.name for s in job.stages][:4] == SYNTHESIS and job.samples is not None
+    for x, each in ((learned_on[0], flagship.A_NOISE), (job.samples, 2)):
+        roughness = (x - x.roll(1, 3)).abs().mean((1, 2, 3))
+        noise = torch.arange(len(x)) % each == 0
+        assert float(roughness[noise].median()) > 2 * float(roughness[~noise].median())
+
+
+def test_a_step_of_few_images_moves_no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    method = Flagship(synthesis=4, refine=2, images=64, squant=False, reconstruct=0, polish=20, game=0, correct=False)
+    less = itertools.count()
+    monkeypatch.setattr(flagship, "HeldOut", lambda *given: lambda: -float(next(less)))  # so that it is kept, whatever it does
+    for enough in (flagship.ENOUGH, 10**6):
+        monkeypatch.setattr(flagship, "ENOUGH", enough)
+        job = quantized_net("residual", "w4a4", method, card=CARD).job
+        moved = {name: not torch.equal(attribute(job.student, name), attribute(job.teacher, name)) for name in job.placement.weights}
+        assert job.stages[-1].kept and all(m == (enough < 10**6) for m in moved.values())
+        assert all(q.scale.grad is not None for q in job.placement.activations.values() if not q.guaranteed), "their ranges do"
 
 
 def test_a_short_synthesis_draws_from_fewer_classes() -> None:

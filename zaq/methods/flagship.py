@@ -2,9 +2,9 @@
 
     synthesis -> ranges -> SQuant -> block reconstruction -> distillation -> the adversarial game -> bias correction
 
-Images come from a generator and are refined (`synthesis`); a second one, of another seed, draws those that every stage is
-judged on, half of them moved to where student and teacher differ. Where images are too large to be refined the other half
-starts from noise instead. A stage after which the outputs differ more on them is taken back.
+Images come from a generator and are refined (`synthesis`); of those too large for that a part starts from noise. A second
+generator, of another seed, draws those that every stage is judged on, half of them moved to where student and teacher
+differ. A stage after which the outputs differ more on them is taken back.
 """
 
 import copy
@@ -49,6 +49,8 @@ class Plan:
 
 PLANS = {"fast": Plan(24, 0, 256, 15, 0, 0), "default": Plan(120, 40, 512, 100, 200, 3), "best": Plan(240, 80, 1024, 300, 1500, 5)}
 A_CLASS = 20  # refined images, or twice as many are drawn: the distillation sees no others
+ENOUGH = 16  # images a step of the distillation that may move weights: eight forget what rounding has learned
+A_NOISE = 4  # of the images that are too large to be refined every fourth is learned on as noise becomes it
 STEPS_A_ROUND = 5  # of the distillation, between two looks at whether the loss is still a number
 
 
@@ -82,9 +84,8 @@ class Flagship:
         synthesis = Synthesis()
         generator, other = synthesis(job, plan.synthesis), synthesis(job, plan.synthesis // 2, "held-out synthesis")
         sparse = self.images is None and synthesis.refines(job, plan.refine) and plan.images < A_CLASS * (job.classes or 0)
-        drawn = draw(generator, plan.images * (2 if sparse else 1), job.batch)
-        images = synthesis.refine(job, drawn, plan.refine)
-        others = held_out_images(job, synthesis, other, plan.refine)
+        images = prepare(job, synthesis, generator, plan.images * (2 if sparse else 1), plan.refine, A_NOISE)
+        others = prepare(job, synthesis, other, job.few, plan.refine, 2, "held-out refine")
         if job.qconfig.mixed:
             choose_bits(job, images[: job.batch])
         parts = images.split(job.batch)
@@ -98,7 +99,8 @@ class Flagship:
             learn = Reconstruction(drop=self.drop, correct=self.correct)
             attempt(job, "reconstruct", held_out, lambda stage: learn(job, images, plan.reconstruct, stage))
         if plan.polish and not job.interrupted:
-            self._polish(job, generator, None if images is drawn else images, plan.polish, held_out)
+            prepared = bool(plan.refine and job.batch_norms())
+            self._polish(job, generator, images if prepared else None, plan.polish, held_out)
         if plan.game and not job.interrupted:
             ZAQ().game(job, generator, plan.game, held_out)
         if self.correct:
@@ -118,21 +120,24 @@ class Flagship:
                 moved.append(part)
         return torch.cat([images[: len(images) // 2], *moved])
 
-    def _polish(self, job: Job, generator: Painter, refined: Tensor | None, steps: int, held_out: HeldOut) -> None:
-        """Distil outputs and feature maps end to end, on the refined images or, without, on new ones every step (PLF; Li et al. 2024)."""
+    def _polish(self, job: Job, generator: Painter, given: Tensor | None, steps: int, held_out: HeldOut) -> None:
+        """Distil outputs and feature maps end to end, on the images given or, without, on new ones every step (PLF; Li et al. 2024).
+
+        Weights stay as they were rounded where a step sees too few images to choose better; ranges and biases do not.
+        """
         rounds = -(-steps // STEPS_A_ROUND)
         lr = rate(self.travel, STEPS_A_ROUND * sum(cosine(i / rounds) for i in range(rounds)), self.fastest)
-        optimizer = student_optimizer(job, lr, self.lr_bias)
+        optimizer = student_optimizer(job, lr, self.lr_bias, weights=job.batch >= ENOUGH)
         teacher, student = job.tapped(student=False), job.tapped(student=True)
         reach = shift(job)
 
         def one_round(game: Game) -> dict[str, float]:
             total = 0.0
             for _ in range(STEPS_A_ROUND):
-                if refined is None:
+                if given is None:
                     images = generator.draw(job.batch, self.unpainted)
                 else:
-                    images = shifted(refined[torch.randint(len(refined), (job.batch,))], reach)
+                    images = shifted(given[torch.randint(len(given), (job.batch,))], reach)
                 with torch.no_grad():
                     p, wanted = teacher(images)
                 q, found = student(images)
@@ -168,13 +173,16 @@ def attempt(job: Job, name: str, held_out: HeldOut, action: Callable[[Stage], No
         stage.loss_after = stage.loss_before
 
 
-def held_out_images(job: Job, synthesis: Synthesis, generator: Generator, steps: int) -> Tensor:
-    """What stages are judged on (N, C, H, W), refined for `steps` steps; of those too large for that half starts from noise."""
-    images, name = draw(generator, job.few, job.batch), "held-out refine"
+def prepare(job: Job, synthesis: Synthesis, generator: Generator, count: int, steps: int, noise: int, name: str = "refine") -> Tensor:
+    """Images (count, C, H, W), refined for `steps` steps; of those too large for that every `noise`-th starts from noise.
+
+    One kind alone can be fitted at the cost of all else, and would not tell.
+    """
+    images = draw(generator, count, job.batch)
     if synthesis.refines(job, steps):
         return synthesis.refine(job, images, steps, name)
-    if steps and job.batch_norms():  # else a student that fits all that is painted, and little else, would be kept
-        images[: job.few // 2] = synthesis.from_noise(job, job.few // 2, steps, name)
+    if steps and job.batch_norms():
+        images[::noise] = synthesis.from_noise(job, len(images[::noise]), steps // 2, name)
     return images
 
 

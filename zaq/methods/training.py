@@ -36,22 +36,25 @@ class StepAdam(torch.optim.Adam):
             p.sub_(before[p]).mul_(unit).add_(before[p])
 
 
-def student_optimizer(job: Job, lr: float, lr_bias: float, learn_scales: bool = True) -> torch.optim.Optimizer:
-    """StepAdam over a calibrated student: weights and scales at `lr` steps of their grid, biases at `lr_bias`."""
+def student_optimizer(job: Job, lr: float, lr_bias: float, learn_scales: bool = True, weights: bool = True) -> torch.optim.Optimizer:
+    """StepAdam over a calibrated student: weights and scales at `lr` steps of their grid, biases at `lr_bias`.
+
+    Without `weights`, these and their scales stay as they are.
+    """
     units: dict[nn.Parameter, Tensor] = {}
     for target, quantizer in job.placement.weights.items():
-        weight = attribute(job.student, target)
+        weight = attribute(job.student, target).requires_grad_(weights)
         units[cast(nn.Parameter, weight)] = along(quantizer.scale.detach().clone(), weight, quantizer.axis)
-    for quantizer in (*job.placement.weights.values(), *job.placement.activations.values()):
-        quantizer.scale.requires_grad_(learn_scales and not quantizer.guaranteed)
-        units[cast(nn.Parameter, quantizer.scale)] = quantizer.scale.detach() / quantizer.quant_max
-    known = {id(p) for p in units}
+    for some, learned in ((job.placement.weights, learn_scales and weights), (job.placement.activations, learn_scales)):
+        for quantizer in some.values():
+            quantizer.scale.requires_grad_(learned and not quantizer.guaranteed)
+            units[cast(nn.Parameter, quantizer.scale)] = quantizer.scale.detach() / quantizer.quant_max
+    known, units = {id(p) for p in units}, {p: u for p, u in units.items() if p.requires_grad}
     groups: list[dict[str, Any]] = [
         {"params": [p for p in units if p.dim() > 1], "lr": lr},
-        {"params": [p for p in units if p.requires_grad and p.dim() == 1], "lr": lr},
+        {"params": [p for p in units if p.dim() == 1], "lr": lr},
         {"params": [p for p in job.student.parameters() if id(p) not in known], "lr": lr_bias},
     ]
-    units = {p: u for p, u in units.items() if p.requires_grad}
     return StepAdam([g for g in groups if g["params"]], units)
 
 
