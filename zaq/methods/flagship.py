@@ -49,8 +49,8 @@ class Plan:
 
 PLANS = {"fast": Plan(24, 0, 256, 15, 0, 0), "default": Plan(120, 40, 512, 100, 200, 3), "best": Plan(240, 80, 1024, 300, 1500, 5)}
 A_CLASS = 20  # refined images, or twice as many are drawn: the distillation sees no others
-ENOUGH = 16  # images a step of the distillation that may move weights: eight forget what rounding has learned
-A_NOISE = 4  # of the images that are too large to be refined every fourth is learned on as noise becomes it
+ENOUGH = 16  # images a step of the distillation that may move weights: at eight it forgets what rounding has learned
+A_NOISE = 4  # of the images learned on that are too large to be refined every fourth starts from noise
 STEPS_A_ROUND = 5  # of the distillation, between two looks at whether the loss is still a number
 
 
@@ -182,7 +182,7 @@ def prepare(job: Job, synthesis: Synthesis, generator: Generator, count: int, st
     if synthesis.refines(job, steps):
         return synthesis.refine(job, images, steps, name)
     if steps and job.batch_norms():
-        images[::noise] = synthesis.from_noise(job, len(images[::noise]), steps // 2, name)
+        images[::noise] = synthesis.from_noise(job, len(images[::noise]), max(steps // 2, 1), name)  # all of them teach no more
     return images
 
 
