@@ -99,8 +99,7 @@ class Flagship:
             learn = Reconstruction(drop=self.drop, correct=self.correct)
             attempt(job, "reconstruct", held_out, lambda stage: learn(job, images, plan.reconstruct, stage))
         if plan.polish and not job.interrupted:
-            prepared = bool(plan.refine and job.batch_norms())
-            self._polish(job, generator, images if prepared else None, plan.polish, held_out)
+            self._polish(job, generator, images if synthesis.moves(job, plan.refine) else None, plan.polish, held_out)
         if plan.game and not job.interrupted:
             ZAQ().game(job, generator, plan.game, held_out)
         if self.correct:
@@ -181,7 +180,7 @@ def prepare(job: Job, synthesis: Synthesis, generator: Generator, count: int, st
     images = draw(generator, count, job.batch)
     if synthesis.refines(job, steps):
         return synthesis.refine(job, images, steps, name)
-    if steps and job.batch_norms():
+    if synthesis.moves(job, steps):
         images[::noise] = synthesis.from_noise(job, len(images[::noise]), max(steps // 2, 1), name)  # all of them teach no more
     return images
 

@@ -94,9 +94,13 @@ class Synthesis:
         free = replace(self, lr_pixels=self.lr_noise, together=job.batch, largest=max(job.card.input[1:]))
         return free.refine(job, job.noise(count), steps, name)
 
+    def moves(self, job: Job, steps: int) -> bool:
+        """Whether pixels of any image are moved at all."""
+        return bool(job.batch_norms()) and steps > 0
+
     def refines(self, job: Job, steps: int) -> bool:
         """Whether `refine` does anything."""
-        return bool(job.batch_norms()) and steps > 0 and max(job.card.input[1:]) <= self.largest
+        return self.moves(job, steps) and max(job.card.input[1:]) <= self.largest
 
     def _train(self, job: Job, generator: Generator, steps: int, name: str) -> None:
         losses_of = self._losses(job)
