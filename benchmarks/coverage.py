@@ -1,22 +1,24 @@
-"""Which architectures go all the way: torchvision's and timm's, with random weights, from the module to a verified integer file.
+"""Which architectures go all the way: torchvision's and timm's, with random weights, from the module to a verified
+integer file.
 
     python benchmarks/coverage.py                             # the table; rows that are there already are not run again
-    python benchmarks/coverage.py --only torchvision:resnet18 # of these alone, run again; --only timm: for all of a kind
-    python benchmarks/coverage.py --method flagship --only torchvision:resnet18 ...
+    python benchmarks/coverage.py --only torchvision:resnet18 # of these alone, run again; --only timm: for all of a
+    kind python benchmarks/coverage.py --method flagship --only torchvision:resnet18 ...
 
 Each architecture runs in a process of its own: trace, fold, quantize (w8a8, round to nearest, which needs no training),
 make the checkpoint (with `--method flagship`, also write it and read it back), export, verify.
 `results/coverage/results.md` is the table, `results.json` and `results.csv` hold the same.
 
-Tracing takes minutes where there are many blocks. Those of timm that only repeat are left out (`--whole` leaves them in): two
-of each kind that follow one another stay, so that every operation and connection is there. torchvision's are whole.
+Tracing takes minutes where there are many blocks. Those of timm that only repeat are left out (`--whole` leaves them
+in): two of each kind that follow one another stay, so that every operation and connection is there. torchvision's are
+whole.
 
-No weights are downloaded: they are random, of one seed. What an architecture starts at a constant (layer scales, the last
-batch norm of a block, heads) is random too, else nothing would pass through it, and batch norms know the statistics of a
-few batches of noise. So SQNR, the file against the float model on noise that no range was read from, says whether the
-integers compute the network, not what a trained one loses: deep random networks amplify any noise. How much stands beside
-it, the SQNR of the float model with nothing but its image rounded to 8 bits; and what rounding a single tensor costs, the
-worst one, which does not depend on that.
+No weights are downloaded: they are random, of one seed. What an architecture starts at a constant (layer scales, the
+last batch norm of a block, heads) is random too, else nothing would pass through it, and batch norms know the
+statistics of a few batches of noise. So SQNR, the file against the float model on noise that no range was read from,
+says whether the integers compute the network, not what a trained one loses: deep random networks amplify any noise. How
+much stands beside it, the SQNR of the float model with nothing but its image rounded to 8 bits; and what rounding a
+single tensor costs, the worst one, which does not depend on that.
 """
 
 import argparse
@@ -40,19 +42,22 @@ import torch
 from torch import Tensor, nn
 
 from zaq.api import quantize_graph
-from zaq.config import Card, QConfig
-from zaq.export.kernels import kernels
-from zaq.export.layers import compare_layers
+from zaq.config.bits import QConfig
+from zaq.config.card import Card
 from zaq.export.onnx import to_onnx
 from zaq.export.program import program_of
 from zaq.export.session import run_session, session
-from zaq.export.verify import compare
-from zaq.graph import activations, from_exported, input_node, trace, with_taps
+from zaq.ir.capture import from_exported, trace
+from zaq.ir.nodes import activations, input_node
+from zaq.ir.taps import with_taps
 from zaq.methods import METHODS
 from zaq.methods.job import Job
-from zaq.report import sqnr
+from zaq.report.facts import sqnr
 from zaq.run import Run
 from zaq.sources.operators import define_missing_operators
+from zaq.verify.kernels import kernels
+from zaq.verify.layers import compare_layers
+from zaq.verify.parity import compare
 
 OUT = Path(__file__).parent / "results" / "coverage"
 SEED = 0
@@ -117,7 +122,13 @@ def build(name: str, size: int, cut_blocks: bool) -> nn.Module:
         define_missing_operators()
         from torchvision import models
 
-        extra = {"image_size": size} if arch.startswith("vit") else {"aux_logits": False} if arch in ("googlenet", "inception_v3") else {}
+        extra = (
+            {"image_size": size}
+            if arch.startswith("vit")
+            else {"aux_logits": False}
+            if arch in ("googlenet", "inception_v3")
+            else {}
+        )
         model: nn.Module = models.get_model(arch, weights=None, **extra)
     else:
         import timm
@@ -132,10 +143,18 @@ def build(name: str, size: int, cut_blocks: bool) -> nn.Module:
 
 
 def cut(model: nn.Module) -> None:
-    """Leave two (in place) of any more blocks that follow one another in a chain and are alike: same class, same shapes."""
-    for chain in [m for m in model.modules() if type(m) is nn.Sequential]:  # not those that collect what each block writes
+    """Leave two (in place) of any more blocks that follow one another in a chain and are alike: same class, same
+    shapes.
+    """
+    for chain in [
+        m for m in model.modules() if type(m) is nn.Sequential
+    ]:  # not those that collect what each block writes
         kinds = [(type(block), [(k, v.shape) for k, v in block.state_dict().items()]) for block in chain]
-        kept = [block for i, block in enumerate(chain) if i < 2 or not kinds[i][1] or not kinds[i] == kinds[i - 1] == kinds[i - 2]]
+        kept = [
+            block
+            for i, block in enumerate(chain)
+            if i < 2 or not kinds[i][1] or not kinds[i] == kinds[i - 1] == kinds[i - 2]
+        ]
         if len(kept) < len(chain):
             del chain[len(kept) :]
             for i, block in enumerate(kept):
@@ -175,8 +194,12 @@ def measure(row: Row, size: int, done: Callable[[], None]) -> None:
     at("quantize")
     card = Card(mean=(0.5,) * 3, std=(0.25,) * 3)
     settings, method = row.settings, METHODS[row.settings["method"]]
-    quantized = quantize_graph(graph, QConfig.parse(settings["bits"]), method(**settings["constants"]), card=card, effort="fast", seed=SEED)
-    row.layers = len(quantized.job.placement.layers) + sum("matmul" in str(n.target) for n in quantized.teacher.graph.nodes)
+    quantized = quantize_graph(
+        graph, QConfig.parse(settings["bits"]), method(**settings["constants"]), card=card, effort="fast", seed=SEED
+    )
+    row.layers = len(quantized.job.placement.layers) + sum(
+        "matmul" in str(n.target) for n in quantized.teacher.graph.nodes
+    )
     row.unfolded = sum("batch norm" in note or "stays a float" in note for note in quantized.job.notes)
     with tempfile.TemporaryDirectory() as folder:
         run = Run(Path(folder))
@@ -190,7 +213,9 @@ def measure(row: Row, size: int, done: Callable[[], None]) -> None:
         at("export")
         run.write("model.onnx", to_onnx(exported, {}))
         at("verify")
-        samples = quantized.job.in_bounds(torch.randn(SAMPLES, 3, size, size, generator=torch.Generator().manual_seed(SEED + 1)))
+        samples = quantized.job.in_bounds(
+            torch.randn(SAMPLES, 3, size, size, generator=torch.Generator().manual_seed(SEED + 1))
+        )
         parity = compare(run / "model.onnx", checkpoint, samples.split(SAMPLES - 1))  # two batches, of two sizes
         row.equal, row.worse, row.kernels = parity.share_equal, parity.share_worse, parity.kernels
         row.in_float = dict(collections.Counter(n.op for n in kernels(run / "model.onnx").in_float).most_common())
@@ -242,7 +267,9 @@ def run_one(row: Row, timeout: float) -> Row:
     """The row as its process left it; what ended that process too early is a failure like any other."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "row.json"
-        process = multiprocessing.get_context("fork").Process(target=worker, args=(row, path))  # what is imported here is imported there
+        process = multiprocessing.get_context("fork").Process(
+            target=worker, args=(row, path)
+        )  # what is imported here is imported there
         process.start()
         process.join(timeout)
         code = process.exitcode
@@ -261,7 +288,9 @@ def write(rows: list[Row]) -> None:
     text = io.StringIO()
     table = csv.DictWriter(text, [f.name for f in dataclasses.fields(Row)], lineterminator="\n")
     table.writeheader()
-    table.writerows({k: json.dumps(v) if isinstance(v, dict) else v for k, v in dataclasses.asdict(r).items()} for r in rows)
+    table.writerows(
+        {k: json.dumps(v) if isinstance(v, dict) else v for k, v in dataclasses.asdict(r).items()} for r in rows
+    )
     _replace(OUT / "results.csv", text.getvalue())
     _replace(OUT / "results.md", markdown(rows))
 
@@ -292,7 +321,14 @@ def markdown(rows: list[Row]) -> str:
         cells = [name, r.settings["size"], method, r.operations, r.layers]
         if r.stage == "done":
             floats = ", ".join(f"{n} {k}" for k, n in r.in_float.items()) or "nothing"
-            cells += [floats, f"{100 * (r.equal or 0):.2f} %", r.tensors, r.sqnr, r.image, f"{r.worst} {r.worst_tensor}"]
+            cells += [
+                floats,
+                f"{100 * (r.equal or 0):.2f} %",
+                r.tensors,
+                r.sqnr,
+                r.image,
+                f"{r.worst} {r.worst_tensor}",
+            ]
         else:
             cells += [f"**{r.stage}**: {r.failure.replace('|', '/')}", *[""] * 5]
         lines.append("| " + " | ".join(map(str, [*cells, f"{r.seconds:.0f}", r.peak_mb])) + " |")
@@ -308,7 +344,11 @@ def main() -> None:
     parser.add_argument("--timeout", type=float, default=900, help="seconds for one architecture")
     arguments = parser.parse_args()
     define_missing_operators()
-    few = {"synthesis": 2, "images": 8, "reconstruct": 2, "polish": 0, "game": 0} if arguments.method == "flagship" else {}
+    few = (
+        {"synthesis": 2, "images": 8, "reconstruct": 2, "polish": 0, "game": 0}
+        if arguments.method == "flagship"
+        else {}
+    )
     path = OUT / "results.json"
     rows = [Row(**r) for r in json.loads(path.read_text())] if path.is_file() else []
     cases = [(f"{library}:{arch}", size) for library, archs in ARCHITECTURES.items() for arch, size in archs.items()]
@@ -320,7 +360,10 @@ def main() -> None:
             continue
         print(f"{number}/{len(cases)} {name} ...", end=" ", flush=True)
         row = run_one(Row(name, settings), arguments.timeout)
-        print(f"{row.seconds:.0f} s, " + (f"{row.sqnr} dB" if row.stage == "done" else f"{row.stage}: {row.failure}"), flush=True)
+        print(
+            f"{row.seconds:.0f} s, " + (f"{row.sqnr} dB" if row.stage == "done" else f"{row.stage}: {row.failure}"),
+            flush=True,
+        )
         rows = [r for i, r in enumerate(rows) if i != known] + [row]
         order = [n for n, _ in cases]
         rows.sort(key=lambda r: (r.settings["method"] != "rtn", order.index(r.name) if r.name in order else len(order)))

@@ -43,7 +43,9 @@ def main() -> None:
     gradient = torch.randn_like(x)
     candidates: dict[str, Callable[[], Tensor]] = {
         "zaq::fake_quantize, learned scale": lambda: fake_quantize(x, scale, zero, -1, 0, 15),
-        "torch.fake_quantize_per_tensor_affine, frozen scale": lambda: torch.fake_quantize_per_tensor_affine(x, 0.1, 0, 0, 15),
+        "torch.fake_quantize_per_tensor_affine, frozen scale": lambda: torch.fake_quantize_per_tensor_affine(
+            x, 0.1, 0, 0, 15
+        ),
         "torch._fake_quantize_learnable_per_tensor_affine": lambda: torch._fake_quantize_learnable_per_tensor_affine(
             x, scale, float_zero, 0, 15, 1.0
         ),

@@ -1,4 +1,5 @@
-"""Latency in onnxruntime: float, every form of ours, and onnxruntime's own static int8 of the same float network, in one run.
+"""Latency in onnxruntime: float, every form of ours, and onnxruntime's own static int8 of the same float network, in
+one run.
 
     python benchmarks/latency.py RUN [RUN ...] [--seconds 20]      # RUN: what `zaq quantize -o RUN` wrote
 
@@ -12,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 from zaq.cli.options import progress
-from zaq.export.latency import FLOAT, Latency, contenders, measure
+from zaq.cost.latency import FLOAT, Latency, contenders, measure
 from zaq.export.onnx import to_onnx
 from zaq.run import Run
 
@@ -42,7 +43,9 @@ def main() -> None:
     for path in arguments.runs:
         run = Run.open(path)
         with tempfile.TemporaryDirectory() as folder:
-            files = contenders(to_onnx(run.program(), {}, form="float"), run / "model.onnx", run.samples(), Path(folder))
+            files = contenders(
+                to_onnx(run.program(), {}, form="float"), run / "model.onnx", run.samples(), Path(folder)
+            )
             rows = measure(files, seconds=arguments.seconds, progress=progress())
         print(f"**{path}**\n\n{markdown(rows)}\n", flush=True)
 

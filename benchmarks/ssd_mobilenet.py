@@ -1,10 +1,11 @@
-"""The ZAQ paper's detector, SSD on MobileNetV2, out of torchvision's parts: its network half as a .pt2 file, its default boxes
-in the card beside it, for `zaq quantize` and `zaq eval --task detection`.
+"""The ZAQ paper's detector, SSD on MobileNetV2, out of torchvision's parts: its network half as a .pt2 file, its
+default boxes in the card beside it, for `zaq quantize` and `zaq eval --task detection`.
 
     python benchmarks/ssd_mobilenet.py ssd.pt2 --side 320 --classes 20
 
-No weights of it were to be had: these are random, with batch norms that have seen noise. What it finds means nothing, but how
-much of that is left after quantization does: `--labels DIR` writes what the float network finds in DIR/images as its labels.
+No weights of it were to be had: these are random, with batch norms that have seen noise. What it finds means nothing,
+but how much of that is left after quantization does: `--labels DIR` writes what the float network finds in DIR/images
+as its labels.
 """
 
 import argparse
@@ -30,17 +31,25 @@ LABELLED, SURE = 5, 0.3  # boxes an image that `--labels` keeps, and their least
 
 
 class SSD(nn.Module):
-    """SSDLite (Sandler et al. 2018): images (N, 3, H, W) to `bbox_regression` (N, boxes, 4) and `cls_logits` (N, boxes, 1 + K)."""
+    """SSDLite (Sandler et al. 2018): images (N, 3, H, W) to `bbox_regression` (N, boxes, 4) and `cls_logits` (N, boxes,
+    1 + K).
+    """
 
     def __init__(
-        self, classes: int, width: float = 1.0, blocks: list[list[int]] | None = None, depths: tuple[int, ...] = (512, 256, 256, 128)
+        self,
+        classes: int,
+        width: float = 1.0,
+        blocks: list[list[int]] | None = None,
+        depths: tuple[int, ...] = (512, 256, 256, 128),
     ) -> None:
         """blocks: rows of MobileNetV2's table (None: the paper's); depths: channels of the maps behind it."""
         super().__init__()
         features = mobilenet_v2(width_mult=width, inverted_residual_setting=blocks).features
         last = max(i for i, block in enumerate(features) if getattr(block, "stride", 1) == 2)  # to a 32nd of the side
         expansion, *rest = features[last].conv  # which still is at a 16th: the first map
-        self.stages = nn.ModuleList([nn.Sequential(*features[:last], expansion), nn.Sequential(*rest, *features[last + 1 :])])
+        self.stages = nn.ModuleList(
+            [nn.Sequential(*features[:last], expansion), nn.Sequential(*rest, *features[last + 1 :])]
+        )
         channels = [expansion[0].out_channels, features[-1][0].out_channels]
         for depth in (max(int(d * width), 16) for d in depths):
             self.stages.append(_extra(channels[-1], depth))
@@ -85,7 +94,15 @@ def build(classes: int, side: int, seed: int = 0, **shape: Any) -> tuple[SSD, di
     sizes = [pairs.clamp(0, 1).tolist() for pairs in model.boxes._wh_pairs]
     heads = [{"grid": list(grid), "boxes": boxes} for grid, boxes in zip(grids, sizes, strict=True)]
     decode = {"kind": "ssd", "variances": [0.1, 0.2], "heads": heads}
-    card = {"input": [3, side, side], "mean": MEAN, "std": STD, "resize": side, "task": "detection", "classes": classes, "decode": decode}
+    card = {
+        "input": [3, side, side],
+        "mean": MEAN,
+        "std": STD,
+        "resize": side,
+        "task": "detection",
+        "classes": classes,
+        "decode": decode,
+    }
     return model, card
 
 
@@ -98,7 +115,7 @@ def save(model: nn.Module, card: dict[str, Any], path: Path) -> None:
 
 def label(model: nn.Module, card: dict[str, Any], folder: Path) -> None:
     """Write the surest boxes that the network finds in each of folder/images into folder/labels."""
-    from zaq.config import Card
+    from zaq.config.card import Card
     from zaq.data import IMAGES, listed, loaded
     from zaq.evaluate import decode, outputs
     from zaq.evaluate.detection import suppress

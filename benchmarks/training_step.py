@@ -1,4 +1,5 @@
-"""Steps of the student per second, against the plain way to write them, side by side in one run: python benchmarks/training_step.py
+"""Steps of the student per second, against the plain way to write them, side by side in one run: python
+benchmarks/training_step.py
 
 | one step, w4a4, batch of 64, 2 threads | steps a second | times as long |
 |---|---|---|
@@ -8,8 +9,9 @@
 | contiguous tensors | 2.00 | 1.13 |
 | torch's learnable quantizers | 1.75 | 1.28 |
 | all four: the plain way | 0.28 | 7.89 |
-Medians of 15 on 2 cores of an AMD EPYC (AVX2), torch 2.13, 2026-11-22. The paper's relation map has most of it; "the last three" was
-added after this run. Of a step as it is, convolutions take 68 %, quantizers 17 % (torch's profiler, one thread).
+Medians of 15 on 2 cores of an AMD EPYC (AVX2), torch 2.13, 2026-11-22. The paper's relation map has most of it; "the
+last three" was added after this run. Of a step as it is, convolutions take 68 %, quantizers 17 % (torch's profiler, one
+thread).
 """
 
 import statistics
@@ -20,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from zaq import QConfig, sources
-from zaq.graph import with_taps
+from zaq.ir.taps import with_taps
 from zaq.methods.job import Job
 from zaq.methods.training import step, student_optimizer
 from zaq.passes.fold import fold
@@ -44,7 +46,9 @@ class PlainQuantize(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.axis < 0:
             return torch._fake_quantize_learnable_per_tensor_affine(x, self.scale, self.zero_point, *self.ends, 1.0)
-        return torch._fake_quantize_learnable_per_channel_affine(x, self.scale, self.zero_point, self.axis, *self.ends, 1.0)
+        return torch._fake_quantize_learnable_per_channel_affine(
+            x, self.scale, self.zero_point, self.axis, *self.ends, 1.0
+        )
 
 
 def job() -> Job:

@@ -1,11 +1,13 @@
-"""What one stage of the recipe makes of other constants: all before it runs once, then it starts from there with each of them.
+"""What one stage of the recipe makes of other constants: all before it runs once, then it starts from there with each
+of them.
 
     python benchmarks/vary.py SOURCE polish "travel=2" "travel=6 steps=600" --bits w3a3 --effort best --data cifar10:DIR
     python benchmarks/vary.py SOURCE reconstruct "lr_scale=0.002" "lr_scale=0.1"
 
-Prints the held-out synthetic loss, by which constants are chosen, and the accuracy of the student in torch beside it, which
-chooses nothing. `steps` is the stage's length, all else the fields of `Reconstruction` and `Flagship`. One seed (0) leaves
-some 0.01 of held-out loss and 0.2 points open; a reconstruction alone up to 0.06 and 1.6, by no more than the order of a product.
+Prints the held-out synthetic loss, by which constants are chosen, and the accuracy of the student in torch beside it,
+which chooses nothing. `steps` is the stage's length, all else the fields of `Reconstruction` and `Flagship`. One seed
+(0) leaves some 0.01 of held-out loss and 0.2 points open; a reconstruction alone up to 0.06 and 1.6, by no more than
+the order of a product.
 """
 
 import copy
@@ -19,13 +21,13 @@ import torch
 from zaq import QConfig
 from zaq.api import quantize_graph
 from zaq.cli.options import method_of
+from zaq.engine.progress import Progress
 from zaq.errors import UserError, unknown
 from zaq.evaluate.classification import Score, predictions
 from zaq.methods.flagship import Flagship
 from zaq.methods.job import Job
 from zaq.methods.loop import HeldOut
 from zaq.methods.reconstruction import Reconstruction
-from zaq.progress import Progress
 from zaq.sources import load
 from zaq.synth.losses import relative_discrepancy
 
@@ -61,7 +63,14 @@ def parsed(kind: Any, variant: str) -> dict[str, float]:
 @click.option("-s", "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Of the recipe, before the stage.")
 @click.option("--data", help="Real images to measure on; see `zaq eval --help`.")
 def main(
-    source: str, stage: str, variants: tuple[str, ...], bits: str, placement: str, effort: str, settings: tuple[str, ...], data: str | None
+    source: str,
+    stage: str,
+    variants: tuple[str, ...],
+    bits: str,
+    placement: str,
+    effort: str,
+    settings: tuple[str, ...],
+    data: str | None,
 ) -> None:
     kind, name = STAGES[stage]
     chosen = [parsed(kind, v) for v in variants]

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zaq.zoo import resnet20
+from zaq.sources.zoo import resnet20
 
 NAME = "resnet20_cifar10"
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)
@@ -60,7 +60,9 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
 @click.command()
 @click.argument("data", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), default=Path(__file__).parent, help="Folder for the weights.")
-@click.option("--work", type=click.Path(path_type=Path), default=Path("train_resnet20.pt"), help="Checkpoint to go on from.")
+@click.option(
+    "--work", type=click.Path(path_type=Path), default=Path("train_resnet20.pt"), help="Checkpoint to go on from."
+)
 @click.option("--epochs", type=(int, int), default=(20, 22), help="Epochs on crops, then on whole images.")
 @click.option("--seed", default=0)
 def main(data: Path, out: Path, work: Path, epochs: tuple[int, int], seed: int) -> None:

@@ -45,7 +45,9 @@ def benchmark_script(name: str) -> ModuleType:
 def shared() -> Path:
     """The reference data beside the checkout; tests that measure on it skip where it is not."""
     if not (SHARED / "models").is_dir():
-        pytest.skip(f"{SHARED} does not lie beside this checkout; it holds the networks and images this test measures on")
+        pytest.skip(
+            f"{SHARED} does not lie beside this checkout; it holds the networks and images this test measures on"
+        )
     return SHARED
 
 

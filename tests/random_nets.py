@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from zoo import with_history
 
-from zaq.config import ACTIVATION_GRIDS, PLACEMENTS, WEIGHT_GRIDS, QConfig
-from zaq.targets import TARGETS
+from zaq.config.bits import ACTIVATION_GRIDS, PLACEMENTS, WEIGHT_GRIDS, QConfig
+from zaq.config.targets import TARGETS
 
 Shape = tuple[int, int, int]  # of one sample: C, H, W
 MOST = 24  # channels
@@ -82,7 +82,16 @@ def function(draw: DrawFn, *functions: tuple[str, Callable[[Tensor], Tensor]]) -
 
 
 def activation(draw: DrawFn) -> nn.Module:
-    kinds = (nn.ReLU, nn.ReLU, nn.ReLU6, nn.Hardtanh, lambda: nn.Hardtanh(-0.5, 2.0), nn.LeakyReLU, nn.Hardswish, nn.Identity)
+    kinds = (
+        nn.ReLU,
+        nn.ReLU,
+        nn.ReLU6,
+        nn.Hardtanh,
+        lambda: nn.Hardtanh(-0.5, 2.0),
+        nn.LeakyReLU,
+        nn.Hardswish,
+        nn.Identity,
+    )
     return draw(st.sampled_from(kinds))()
 
 
@@ -113,7 +122,10 @@ def residual(draw: DrawFn, shape: Shape) -> nn.Module:
         more = draw(st.integers(1, 3))
         out = channels + 2 * more
         body = [nn.Conv2d(channels, out, 3, 2, 1, bias=False), nn.BatchNorm2d(out)]
-        pad = Do(f"x[:, :, ::2, ::2], {more} channels before and behind", lambda x: F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, more, more)))
+        pad = Do(
+            f"x[:, :, ::2, ::2], {more} channels before and behind",
+            lambda x: F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, more, more)),
+        )
         shortcut = nn.Conv2d(channels, out, 1, 2) if kind == "1x1" else pad
     return nn.Sequential(Add(nn.Sequential(*body), shortcut), activation(draw))
 
@@ -148,10 +160,14 @@ def pool(draw: DrawFn, shape: Shape) -> nn.Module:
 def gate(draw: DrawFn, shape: Shape) -> nn.Module:
     channels, few = shape[0], max(1, shape[0] // 2)
     squeeze = function(
-        draw, ("mean", lambda x: x.mean((2, 3), keepdim=True)), ("adaptive_avg_pool2d", lambda x: F.adaptive_avg_pool2d(x, 1))
+        draw,
+        ("mean", lambda x: x.mean((2, 3), keepdim=True)),
+        ("adaptive_avg_pool2d", lambda x: F.adaptive_avg_pool2d(x, 1)),
     )
     sigmoid = draw(st.sampled_from([nn.Sigmoid, nn.Hardsigmoid]))()
-    return Gate(nn.Sequential(squeeze, nn.Conv2d(channels, few, 1), activation(draw), nn.Conv2d(few, channels, 1), sigmoid))
+    return Gate(
+        nn.Sequential(squeeze, nn.Conv2d(channels, few, 1), activation(draw), nn.Conv2d(few, channels, 1), sigmoid)
+    )
 
 
 def pad(draw: DrawFn, shape: Shape) -> nn.Module:
@@ -168,7 +184,10 @@ def shuffle(draw: DrawFn, shape: Shape) -> nn.Module:
     channels, height, width = shape
     if channels % 2:
         return Do("x.flip", lambda x: torch.cat([x[:, 1:], x[:, :1]], 1))
-    by_hand = Do("shuffle", lambda x: x.view(-1, 2, channels // 2, height, width).transpose(1, 2).reshape(-1, channels, height, width))
+    by_hand = Do(
+        "shuffle",
+        lambda x: x.view(-1, 2, channels // 2, height, width).transpose(1, 2).reshape(-1, channels, height, width),
+    )
     return draw(st.sampled_from([nn.ChannelShuffle(2), by_hand]))
 
 
@@ -210,7 +229,9 @@ def head(draw: DrawFn, shape: Shape) -> nn.Module:
     if kind == "mean":
         return nn.Sequential(Do("mean", lambda x: x.mean((2, 3))), linear)
     if kind == "mlp":
-        return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 7), activation(draw), nn.Linear(7, 3))
+        return nn.Sequential(
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 7), activation(draw), nn.Linear(7, 3)
+        )
     if kind == "flatten":
         return nn.Sequential(nn.Flatten(), nn.Linear(size, 3))
     if kind == "pooled":
@@ -257,13 +278,17 @@ def _damage(net: nn.Module, kind: str) -> None:
 def qconfigs(draw: DrawFn) -> QConfig:
     """Bits, grids, placement and target that go together."""
     placement = draw(st.sampled_from(["integer"] * 4 + sorted(PLACEMENTS)))
-    target = TARGETS[draw(st.sampled_from(["onnxruntime"] * 6 + sorted(TARGETS))) if placement == "integer" else "onnxruntime"]
+    target = TARGETS[
+        draw(st.sampled_from(["onnxruntime"] * 6 + sorted(TARGETS))) if placement == "integer" else "onnxruntime"
+    ]
     return QConfig(
         weight_bits=draw(st.integers(2, 8)),
         act_bits=draw(st.integers(target.act_bits, 8)),
         first_last=draw(st.sampled_from([8, 8, None])),
         placement=placement,
-        weights=draw(st.sampled_from([g for g in ("per_channel", "per_channel", *WEIGHT_GRIDS) if g in target.weights])),
+        weights=draw(
+            st.sampled_from([g for g in ("per_channel", "per_channel", *WEIGHT_GRIDS) if g in target.weights])
+        ),
         activations=draw(st.sampled_from([g for g in ACTIVATION_GRIDS if g in target.activations])),
         target=target.name,
     )

@@ -20,7 +20,7 @@ from conftest import ROOT, SYNTHESIS, zaq, zaq_here
 from zoo import build, images
 
 from zaq.export.session import run_session, session
-from zaq.graph import quiet
+from zaq.ir.capture import quiet
 from zaq.run import FILES, Run
 
 
@@ -28,7 +28,9 @@ from zaq.run import FILES, Run
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("models") / "net.pt2"
     with quiet():
-        torch.export.save(torch.export.export(build("residual"), (images(2),), dynamic_shapes=({0: torch.export.Dim.AUTO},)), path)
+        torch.export.save(
+            torch.export.export(build("residual"), (images(2),), dynamic_shapes=({0: torch.export.Dim.AUTO},)), path
+        )
     return path
 
 
@@ -50,7 +52,10 @@ def test_a_run_explains_itself(run: Path) -> None:
     assert report["parity"]["top1_agreement"] > 0.98 and not report["parity"]["float_kernels"]
     assert report["sizes"]["model.onnx"] < 0.4 * report["sizes"]["float weights"]
     costs = report["deployment"]["files"]
-    assert costs["float"]["peak"] > 3 * costs["model.onnx"]["peak"] and costs["model.onnx"]["file"] == report["sizes"]["model.onnx"]
+    assert (
+        costs["float"]["peak"] > 3 * costs["model.onnx"]["peak"]
+        and costs["model.onnx"]["file"] == report["sizes"]["model.onnx"]
+    )
     log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     assert {*SYNTHESIS, "reconstruct", "polish", "zaq"} == {row["stage"] for row in log}
     assert {"loss_g", "loss_q", "held_out"} <= {key for row in log for key in row}
@@ -120,7 +125,7 @@ def test_profile(run: Path) -> None:
 
 def test_eval_needs_no_flags(run: Path, tmp_path: Path) -> None:
     """On images the file itself labels: all right but the half whose labels are moved on by one."""
-    from zaq.config import Card
+    from zaq.config.card import Card
 
     card = Card.from_dict(json.loads((run / "options.json").read_text())["card"])
     raw = np.random.default_rng(0).integers(0, 256, (40, 3073)).astype(np.uint8)
@@ -154,7 +159,12 @@ def test_the_same_seed_gives_the_same_file(model: Path, tmp_path: Path) -> None:
     assert zaq_here("quantize", model, *QUICK, "--seed", 5, "-o", tmp_path / "b").exit_code == 0
     files = []
     for name in ("a", "b"):
-        files.append([(tmp_path / name / f).read_bytes() for f in ("model.onnx", "quantized.pt2", "log.jsonl", "samples.safetensors")])
+        files.append(
+            [
+                (tmp_path / name / f).read_bytes()
+                for f in ("model.onnx", "quantized.pt2", "log.jsonl", "samples.safetensors")
+            ]
+        )
     assert files[0] == files[1]
 
 
@@ -202,7 +212,9 @@ def test_an_existing_folder_is_refused_unless_told(model: Path, tmp_path: Path) 
     (["profile", "nowhere"], "is no run of zaq quantize"),
     (["eval", "nowhere", "--data", "cifar10:x"], "is no run of zaq quantize"),
 ])  # fmt: skip
-def test_mistakes_are_a_sentence_and_exit_code_2(args: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mistakes_are_a_sentence_and_exit_code_2(
+    args: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In this process, which is quicker; what a process of its own adds is seen by the tests around this one."""
     monkeypatch.chdir(tmp_path)
     done = zaq_here(*args)
@@ -214,7 +226,10 @@ def test_no_space_on_the_disk(model: Path, tmp_path: Path) -> None:
     """On a file system of its own that is too small, where the test may make one."""
     small = tmp_path / "small"
     small.mkdir()
-    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", small], capture_output=True).returncode:
+    if (
+        os.geteuid()
+        or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", small], capture_output=True).returncode
+    ):
         pytest.skip("mounting a small file system needs root, and a kernel that lets it")
     try:
         done = zaq("quantize", model, *QUICK, "-o", small / "out")

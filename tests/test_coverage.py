@@ -21,7 +21,9 @@ def benchmark() -> ModuleType:
 
 @pytest.mark.parametrize(("name", "layers"), [("timm:deit_tiny_patch16_224", 14), ("torchvision:squeezenet1_1", 26)])
 def test_it_goes_all_the_way(name: str, layers: int, benchmark: ModuleType) -> None:
-    row = benchmark.Row(name, {"size": 64, "bits": "w8a8", "method": "rtn", "constants": {}, "seed": 0, "cut": name.startswith("timm")})
+    row = benchmark.Row(
+        name, {"size": 64, "bits": "w8a8", "method": "rtn", "constants": {}, "seed": 0, "cut": name.startswith("timm")}
+    )
     benchmark.measure(row, 64, lambda: None)
     assert row.stage == "done" and row.layers == layers and row.worse < 0.05 and row.sqnr > 30, row
     assert name in benchmark.markdown([row])

@@ -10,7 +10,7 @@ import torch
 from conftest import zaq_here
 from zoo import SHAPE, build, images, quantized_net
 
-from zaq.config import Card
+from zaq.config.card import Card
 from zaq.methods import METHODS, Job
 from zaq.sources import DEFAULT, SOURCES, is_file
 
@@ -34,7 +34,7 @@ def test_a_method_in_ten_lines() -> None:
 
 def test_the_python_example(tmp_path: Path) -> None:
     (code,) = [b for b in BLOCKS if "zaq.quantize(" in b]
-    from zaq.zoo import resnet20
+    from zaq.sources.zoo import resnet20
 
     code = code.replace("Flagship(game=20)", "Flagship(synthesis=2, images=64, reconstruct=1, polish=5, game=1)")
     code = code.replace('"model.onnx"', repr(str(tmp_path / "model.onnx")))
@@ -51,7 +51,10 @@ def test_your_own_model_word_by_word(tmp_path: Path, monkeypatch: pytest.MonkeyP
     commands = [shlex.split(line, comments=True) for line in block.splitlines()]
     small = ("timm:test_resnet", "--random-weights", "--input-shape", "3,32,32")
     few = ("-s", "synthesis=1", "-s", "images=8", "-s", "reconstruct=0")
-    assert [c[:2] for c in commands] == [["pip", "install"], *(["zaq", verb] for verb in ("inspect", "quantize", "verify", "eval"))]
+    assert [c[:2] for c in commands] == [
+        ["pip", "install"],
+        *(["zaq", verb] for verb in ("inspect", "quantize", "verify", "eval")),
+    ]
     for _, verb, *args in commands[1:4]:
         words = [word for arg in args for word in (small if arg == "timm:resnet18" else (arg,))]
         done = zaq_here(verb, *words, *(few if verb == "quantize" else ()))

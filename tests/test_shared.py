@@ -10,14 +10,12 @@ import torch
 from conftest import zaq_here
 
 from zaq.api import quantize_graph
-from zaq.config import QConfig
+from zaq.config.bits import QConfig
 from zaq.data import batches
-from zaq.export.layers import compare_layers
 from zaq.export.onnx import to_onnx
 from zaq.export.program import program_of
 from zaq.export.session import run_session, session
-from zaq.export.verify import compare
-from zaq.graph import from_exported
+from zaq.ir.capture import from_exported
 from zaq.methods.dfq import DFQ
 from zaq.methods.flagship import Flagship
 from zaq.methods.rtn import RTN
@@ -25,14 +23,17 @@ from zaq.methods.zaq import ZAQ
 from zaq.methods.zeroq import ZeroQ
 from zaq.run import Run
 from zaq.sources import load
+from zaq.verify.layers import compare_layers
+from zaq.verify.parity import compare
 
 NETWORKS = ("resnet20_cifar10", "resnet32_cifar10", "resnet20_cifar100", "mobilenet_v1_075_imagenet", "yolov3_nano_voc")
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_all_five_networks_go_through(name: str, shared: Path, tmp_path: Path) -> None:
-    """Trace, fold, place, calibrate on what the generator draws, export; file and checkpoint compute what the referee does,
-    until the first tensor with elements that lie on a tie: what such a flip grows to behind it is chance."""
+    """Trace, fold, place, calibrate on what the generator draws, export; file and checkpoint compute what the referee
+    does, until the first tensor with elements that lie on a tie: what such a flip grows to behind it is chance.
+    """
     model = load(str(shared / "models" / f"{name}.pt2"))
     quantized = quantize_graph(model.graph, QConfig.parse("w4a4"), ZAQ(warm_up=1, rounds=0), card=model.card)
     samples, program, path = quantized.job.samples, program_of(quantized.module), tmp_path / "model.onnx"
@@ -43,17 +44,23 @@ def test_all_five_networks_go_through(name: str, shared: Path, tmp_path: Path) -
     if name != "yolov3_nano_voc":  # whose 59 layers at 4 bits make a difference of any size of one flip
         assert parity.largest_difference < 0.3 * 256 * parity.step, parity.sentence()
     if name.startswith("resnet"):  # the MobileNet amplifies a flip as well, see the README
-        assert parity.share_equal > 0.7, parity.sentence()  # a flip in 4 bits moves all of a sample's outputs: at most two of eight
+        assert parity.share_equal > 0.7, (
+            parity.sentence()
+        )  # a flip in 4 bits moves all of a sample's outputs: at most two of eight
     layers, _ = compare_layers(path, from_exported(program), samples[:2])
     for shares in ([layer.file for layer in layers], [layer.checkpoint for layer in layers]):
         first = next((s for s in shares if s.equal < 1), shares[-1])
         assert first.unexplained == 0 and first.equal > 0.99, [str(layer) for layer in layers]
 
 
-def correct(name: str, method: Any, bits: str, data: str, shared: Path, weights: str | None = None, limit: int = 2000) -> float:
+def correct(
+    name: str, method: Any, bits: str, data: str, shared: Path, weights: str | None = None, limit: int = 2000
+) -> float:
     """Top-1 of the student in torch, in percent, on the first images."""
     model = load(str(shared / "models" / f"{name}.pt2"))
-    quantized = quantize_graph(model.graph, QConfig.parse(bits, weights=weights), method, card=model.card, effort="fast")
+    quantized = quantize_graph(
+        model.graph, QConfig.parse(bits, weights=weights), method, card=model.card, effort="fast"
+    )
     hits = total = 0
     with torch.no_grad():
         for images, labels in batches(data, model.card, limit=limit):
@@ -92,7 +99,9 @@ def accuracy(run: Path, data: str) -> float:
 @pytest.fixture(scope="module")
 def w8a8(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("w8a8") / "out"
-    done = zaq_here("quantize", shared / "models" / "resnet20_cifar10.pt2", "--bits", "w8a8", "--effort", "fast", "-o", folder)
+    done = zaq_here(
+        "quantize", shared / "models" / "resnet20_cifar10.pt2", "--bits", "w8a8", "--effort", "fast", "-o", folder
+    )
     assert done.exit_code == 0, done.output
     yield folder
 
@@ -117,7 +126,9 @@ def test_mobilenet_w8a8_on_photographs(shared: Path, tmp_path: Path) -> None:
     model = shared / "models" / "mobilenet_v1_075_imagenet.pt2"
     done = zaq_here("quantize", model, "--bits", "w8a8", "--effort", "fast", "-o", tmp_path / "out")
     assert done.exit_code == 0, done.output
-    assert accuracy(tmp_path / "out", f"csv:{shared / 'data' / 'imagenet500'}") >= 79.0  # one point below float, and one photograph
+    assert (
+        accuracy(tmp_path / "out", f"csv:{shared / 'data' / 'imagenet500'}") >= 79.0
+    )  # one point below float, and one photograph
 
 
 def test_the_shipped_model_is_as_good_as_its_card(cifar: str) -> None:

@@ -15,16 +15,29 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from zoo import conv, with_history
 
-from zaq.config import Card
+from zaq.config.card import Card
 from zaq.evaluate import TASKS
-from zaq.graph import quiet
+from zaq.ir.capture import quiet
 from zaq.sources import load
 from zaq.sources.operators import define_missing_operators
 
 SIDE = 32
 GREY = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
 RTN = ("--method", "rtn", "--bits", "w8a8")
-FLAGSHIP = ("--effort", "fast", "-s", "synthesis=2", "-s", "images=64", "-s", "reconstruct=1", "-s", "polish=5", "-s", "game=1")
+FLAGSHIP = (
+    "--effort",
+    "fast",
+    "-s",
+    "synthesis=2",
+    "-s",
+    "images=64",
+    "-s",
+    "reconstruct=1",
+    "-s",
+    "polish=5",
+    "-s",
+    "game=1",
+)
 
 
 def quantized(model: nn.Module, card: dict[str, Any], folder: Path, *flags: object) -> Path:
@@ -33,7 +46,9 @@ def quantized(model: nn.Module, card: dict[str, Any], folder: Path, *flags: obje
     path = folder / "net.pt2"
     example = torch.zeros(2, 3, SIDE, SIDE)
     with quiet():
-        torch.export.save(torch.export.export(model.eval(), (example,), dynamic_shapes=({0: torch.export.Dim.AUTO},)), path)
+        torch.export.save(
+            torch.export.export(model.eval(), (example,), dynamic_shapes=({0: torch.export.Dim.AUTO},)), path
+        )
     path.with_suffix(".json").write_text(json.dumps({**GREY, **card}))
     done = call("quantize", path, *flags, "-o", folder / "out")
     assert done.exit_code == 0, done.output
@@ -98,11 +113,20 @@ def test_a_detector_of_two_heads(photographs: Path, tmp_path: Path) -> None:
     found = measured(run, data, "--decode", tmp_path / "decode.json")
     assert found["map50"] > 60 and found["total"] == 5
     assert "name their file with --decode" in refused("eval", run, "--data", data)
-    (tmp_path / "other.json").write_text(json.dumps({**DECODE, "heads": [{"anchors": [[1, 1]]}, {"anchors": [[1, 1]]}]}))
+    (tmp_path / "other.json").write_text(
+        json.dumps({**DECODE, "heads": [{"anchors": [[1, 1]]}, {"anchors": [[1, 1]]}]})
+    )
     told = refused("eval", run, "--data", data, "--decode", tmp_path / "other.json")
-    assert "heads[0]: the model's output 0 is (N, 16, 4, 4); (N, 8, H, W) was expected, for 1 anchors of 5 + 3 channels" in told
-    assert "folder holds a class for each image, and boxes are needed" in refused("eval", run, "--data", f"folder:{photographs}")
-    assert "top-1 needs one output" in refused("eval", run, "--data", f"npz:{archive(tmp_path)}", "--task", "classification")
+    assert (
+        "heads[0]: the model's output 0 is (N, 16, 4, 4); (N, 8, H, W) was expected, for 1 anchors of 5 + 3 channels"
+        in told
+    )
+    assert "folder holds a class for each image, and boxes are needed" in refused(
+        "eval", run, "--data", f"folder:{photographs}"
+    )
+    assert "top-1 needs one output" in refused(
+        "eval", run, "--data", f"npz:{archive(tmp_path)}", "--task", "classification"
+    )
     assert "Did you mean 'detection'?" in refused("eval", run, "--data", data, "--task", "detektion")
     assert "--decode goes with --task detection" in refused(
         "eval", run, "--data", data, "--task", "segmentation", "--decode", tmp_path / "decode.json"
@@ -121,7 +145,9 @@ def test_the_ssd_of_the_paper(photographs: Path, tmp_path: Path) -> None:
     pytest.importorskip("torchvision")
     from ssd_mobilenet import build, label, save
 
-    model, card = build(classes=3, side=SIDE, width=0.35, blocks=[[1, 16, 1, 1], [6, 24, 1, 2], [6, 32, 1, 2]], depths=(64,))
+    model, card = build(
+        classes=3, side=SIDE, width=0.35, blocks=[[1, 16, 1, 1], [6, 24, 1, 2], [6, 32, 1, 2]], depths=(64,)
+    )
     with quiet():
         save(model, card, tmp_path / "ssd.pt2")
     label(model, card, photographs)
@@ -159,7 +185,19 @@ def test_a_segmenter(photographs: Path, tmp_path: Path) -> None:
         mask = model(x)["out"].argmax(1)[0].to(torch.uint8)
         mask[:4] = 255
         Image.fromarray(mask.numpy()).save(photographs / "masks" / path.name)
-    run = quantized(model, {"task": "segmentation"}, tmp_path, "--method", "zaq", "--bits", "w8a8", "-s", "warm_up=4", "-s", "rounds=2")
+    run = quantized(
+        model,
+        {"task": "segmentation"},
+        tmp_path,
+        "--method",
+        "zaq",
+        "--bits",
+        "w8a8",
+        "-s",
+        "warm_up=4",
+        "-s",
+        "rounds=2",
+    )
     found = measured(run, f"masks:{photographs}")
     assert found["miou"] > 60 and found["pixel_accuracy"] > 85 and found["total"] == 5
     done = call("verify", run, "--data", f"masks:{photographs}")
@@ -170,18 +208,24 @@ def test_a_segmenter(photographs: Path, tmp_path: Path) -> None:
 
 
 class Generator(nn.Module):
-    """CycleGAN's (Zhu et al. 2017) in small: instance norm, reflection padding, a residual block, a transposed convolution."""
+    """CycleGAN's (Zhu et al. 2017) in small: instance norm, reflection padding, a residual block, a transposed
+    convolution.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.down = nn.Sequential(self.block(3, 8, 7), nn.Conv2d(8, 16, 3, 2, 1), nn.InstanceNorm2d(16), nn.ReLU())
-        self.body = nn.Sequential(self.block(16, 16, 3), nn.ReflectionPad2d(1), nn.Conv2d(16, 16, 3), nn.InstanceNorm2d(16))
+        self.body = nn.Sequential(
+            self.block(16, 16, 3), nn.ReflectionPad2d(1), nn.Conv2d(16, 16, 3), nn.InstanceNorm2d(16)
+        )
         self.up = nn.Sequential(nn.ConvTranspose2d(16, 8, 3, 2, 1, output_padding=1), nn.InstanceNorm2d(8), nn.ReLU())
         self.out = nn.Sequential(nn.ReflectionPad2d(3), nn.Conv2d(8, 3, 7), nn.Tanh())
 
     @staticmethod
     def block(channels: int, features: int, side: int) -> nn.Sequential:
-        return nn.Sequential(nn.ReflectionPad2d(side // 2), nn.Conv2d(channels, features, side), nn.InstanceNorm2d(features), nn.ReLU())
+        return nn.Sequential(
+            nn.ReflectionPad2d(side // 2), nn.Conv2d(channels, features, side), nn.InstanceNorm2d(features), nn.ReLU()
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.down(x)
@@ -191,15 +235,21 @@ class Generator(nn.Module):
 def test_an_image_generator_without_batch_norm(photographs: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     card = {"task": "image"}
-    run = quantized(Generator(), card, tmp_path, "--method", "zaq", "--bits", "w8a8", "--effort", "fast", "-s", "rounds=1")
+    run = quantized(
+        Generator(), card, tmp_path, "--method", "zaq", "--bits", "w8a8", "--effort", "fast", "-s", "rounds=1"
+    )
     assert "neither batch norm nor classes" in (run / "report.json").read_text()
     data, teacher = f"images:{photographs}", tmp_path / "net.pt2"
     found = measured(run, data, "--teacher", teacher)
     assert found["psnr"] > 25 and found["ssim"] > 0.8 and found["total"] == 5
     assert measured(run / "model.onnx", data, "--teacher", teacher, "--limit", 2)["total"] == 2
     assert "name it with --teacher MODEL" in refused("eval", run, "--data", data)
-    assert "was made from another model, net" in refused("eval", run, "--data", data, "--teacher", "zoo:resnet20_cifar10")
-    assert "--teacher goes with --task image" in refused("eval", run, "--data", data, "--teacher", teacher, "--task", "detection")
+    assert "was made from another model, net" in refused(
+        "eval", run, "--data", data, "--teacher", "zoo:resnet20_cifar10"
+    )
+    assert "--teacher goes with --task image" in refused(
+        "eval", run, "--data", data, "--teacher", teacher, "--task", "detection"
+    )
     for method, sentence in (
         ("zeroq", "zeroq lives on the statistics of batch norms, and this model has none"),
         ("gdfq", "the model is no classifier and has no batch norm that could be folded. --method zaq needs neither"),

@@ -18,7 +18,9 @@ def script() -> ModuleType:
     return benchmark_script("vary")
 
 
-@pytest.mark.parametrize(("stage", "one", "other"), [("reconstruct", "lr_scale=0.1", "drop=0 steps=3"), ("polish", "travel=6", "steps=10")])
+@pytest.mark.parametrize(
+    ("stage", "one", "other"), [("reconstruct", "lr_scale=0.1", "drop=0 steps=3"), ("polish", "travel=6", "steps=10")]
+)
 def test_the_same_variant_has_the_same_loss(script: ModuleType, stage: str, one: str, other: str) -> None:
     arguments = ["zoo:resnet20_cifar10", stage, one, other, one, *SHORT, "-s", "polish=5"]
     result = CliRunner().invoke(script.main, arguments, catch_exceptions=False)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zaq.config import Card
+from zaq.config.card import Card
 
 CARD = Card(input=(3, 16, 16), mean=(0.5,) * 3, std=(0.25,) * 3, classes=10)
 
@@ -19,7 +19,9 @@ def gratings(n: int, seed: int) -> tuple[Tensor, Tensor]:
     angle = labels * math.pi / 10 + 0.05 * torch.randn(n, generator=g)
     y, x = torch.meshgrid(torch.arange(16.0), torch.arange(16.0), indexing="ij")
     phase, pitch = (torch.rand(n, 1, 1, generator=g) for _ in range(2))
-    wave = torch.sin((x * angle.cos().view(-1, 1, 1) + y * angle.sin().view(-1, 1, 1)) * (0.9 + 0.5 * pitch) + 6.3 * phase)
+    wave = torch.sin(
+        (x * angle.cos().view(-1, 1, 1) + y * angle.sin().view(-1, 1, 1)) * (0.9 + 0.5 * pitch) + 6.3 * phase
+    )
     color = 0.3 + 0.7 * torch.rand(n, 3, 1, 1, generator=g)
     pixels = (0.5 + 0.4 * wave[:, None] * color + 0.08 * torch.randn(n, 3, 16, 16, generator=g)).clamp(0, 1)
     return (pixels - 0.5) / 0.25, labels

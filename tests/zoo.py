@@ -11,8 +11,8 @@ from torch.fx import GraphModule
 from torch.nn import functional as F
 
 from zaq.api import Quantized, quantize_graph
-from zaq.config import QConfig
-from zaq.graph import trace
+from zaq.config.bits import QConfig
+from zaq.ir.capture import trace
 
 SHAPE = (3, 16, 16)
 
@@ -200,7 +200,9 @@ class Tokens(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, 16), nn.GELU(), nn.Dropout(0.1), nn.Linear(16, width))
         self.head, self.table = nn.Linear(width, 5), nn.Parameter(torch.randn(9, heads))
         offsets = torch.stack(torch.meshgrid(torch.arange(2), torch.arange(2), indexing="ij")).flatten(1)
-        self.register_buffer("index", ((offsets[:, :, None] - offsets[:, None]) + 1).mul(torch.tensor([3, 1])[:, None, None]).sum(0))
+        self.register_buffer(
+            "index", ((offsets[:, :, None] - offsets[:, None]) + 1).mul(torch.tensor([3, 1])[:, None, None]).sum(0)
+        )
 
     def windows(self, x: Tensor) -> Tensor:  # (N, 4, 4, C) -> the same, attended to in windows of 2x2, shifted by one
         n, h, w, c = x.shape

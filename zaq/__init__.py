@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from zaq.api import Quantized, quantize
-    from zaq.config import Card, QConfig
+    from zaq.config.bits import QConfig
+    from zaq.config.card import Card
     from zaq.errors import ZaqError
     from zaq.methods.flagship import Flagship
     from zaq.methods.zaq import ZAQ
@@ -19,7 +20,8 @@ except PackageNotFoundError:  # a checkout that was never installed
     __version__ = "0"
 
 HOMES = {
-    "ZAQ": "methods.zaq", "Card": "config", "Flagship": "methods.flagship", "QConfig": "config", "Quantized": "api", "ZaqError": "errors",
+    "ZAQ": "methods.zaq", "Card": "config.card", "Flagship": "methods.flagship", "QConfig": "config.bits",
+    "Quantized": "api", "ZaqError": "errors",
     "quantize": "api",
 }  # fmt: skip
 

@@ -11,25 +11,29 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from zaq import report as reporting
-from zaq.config import EFFORTS, Card, QConfig
+from zaq.config.bits import EFFORTS, QConfig
+from zaq.config.card import Card
+from zaq.engine.progress import Progress
 from zaq.errors import BitsError, TrainingError, unknown
 from zaq.export.onnx import write_onnx
-from zaq.graph import input_node, trace
+from zaq.ir.capture import trace
+from zaq.ir.nodes import input_node
 from zaq.methods import reads_data
 from zaq.methods.flagship import Flagship
 from zaq.methods.job import NO_BATCH_NORM, Job, Log
 from zaq.passes.fold import fold
-from zaq.progress import Progress
 from zaq.quant.edges import weighted_layers
 from zaq.quant.placement import make_room
+from zaq.report import facts as reporting
 
 __all__ = ["Quantized", "quantize", "quantize_graph"]
 
 
 @dataclass
 class Quantized:
-    """A quantized model. `module` is the student, to be called like the model it came from; `report` says what was done."""
+    """A quantized model. `module` is the student, to be called like the model it came from; `report` says what was
+    done.
+    """
 
     module: GraphModule
     teacher: GraphModule
@@ -66,7 +70,13 @@ def quantize(
     """
     qconfig = QConfig.parse(bits) if isinstance(bits, str) else bits
     return quantize_graph(
-        trace(model, example_input), qconfig, method or Flagship(), card=card or Card(), effort=effort, seed=seed, progress=progress
+        trace(model, example_input),
+        qconfig,
+        method or Flagship(),
+        card=card or Card(),
+        effort=effort,
+        seed=seed,
+        progress=progress,
     )
 
 
@@ -107,7 +117,9 @@ def quantize_graph(
         if card.normalised:
             job.notes.append("no mean and std are known: the input counts as already normalised")
         if not qconfig.preset.merges:
-            job.notes.append(f"placement {qconfig.placement}: for comparison with published numbers; additions and the image stay in float")
+            job.notes.append(
+                f"placement {qconfig.placement}: for comparison with published numbers; additions and the image stay in float"
+            )
         if qconfig.target != "onnxruntime":
             job.notes.append(f"for {qconfig.target}: {qconfig.runtime.rule}")
         method(job, real) if reads_data(method) else method(job)
@@ -132,4 +144,6 @@ def quantize_graph(
 def _require_finite(student: nn.Module) -> None:
     bad = [k for k, v in student.state_dict().items() if v.is_floating_point() and not bool(torch.isfinite(v).all())]
     if bad:
-        raise TrainingError(f"the student holds NaN in {bad[0]} after training; try a smaller step, e.g. -s lr_student=1e-5.")
+        raise TrainingError(
+            f"the student holds NaN in {bad[0]} after training; try a smaller step, e.g. -s lr_student=1e-5."
+        )

@@ -4,23 +4,23 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from zaq import report as reporting
 from zaq.api import Quantized, quantize_graph
-from zaq.config import QConfig
+from zaq.config.bits import QConfig
+from zaq.cost import deployment
 from zaq.data import shuffled
-from zaq.export import deployment
-from zaq.export.layers import SAMPLES, compare_layers, summary
+from zaq.engine.progress import Progress
 from zaq.export.onnx import in_form, translate
 from zaq.export.program import program_of
-from zaq.export.verify import compare
-from zaq.graph import from_exported
+from zaq.ir.capture import from_exported
+from zaq.ir.nodes import attribute
 from zaq.methods import reads_data
 from zaq.methods.job import Log
-from zaq.nodes import attribute
-from zaq.page import render
-from zaq.progress import Progress
+from zaq.report import facts as reporting
+from zaq.report.page import render
 from zaq.run import Run, disk_errors
 from zaq.sources import Source
+from zaq.verify.layers import SAMPLES, compare_layers, summary
+from zaq.verify.parity import compare
 
 __all__ = ["quantize_run"]
 

@@ -23,15 +23,23 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.fx import GraphModule
 
-from zaq.config import Card
+from zaq.config.card import Card
 from zaq.errors import OutputError, RunError, SourceError
 from zaq.export.session import session
-from zaq.graph import quiet
+from zaq.ir.capture import quiet
 from zaq.sources import read_program, read_pt2
 
 __all__ = ["FILES", "Run", "disk_errors", "write_file"]
 
-FILES = ("model.onnx", "quantized.pt2", "options.json", "log.jsonl", "samples.safetensors", "report.json", "report.html")
+FILES = (
+    "model.onnx",
+    "quantized.pt2",
+    "options.json",
+    "log.jsonl",
+    "samples.safetensors",
+    "report.json",
+    "report.html",
+)
 PARTS = ("quantized.pt2", "options.json")
 
 
@@ -86,13 +94,19 @@ class Run:
 
     def hashes(self) -> dict[str, str]:
         """SHA-256 of the files that an exported file is made from, or whose truth it shares."""
-        return {name: hashlib.sha256((self.path / name).read_bytes()).hexdigest() for name in PARTS if (self.path / name).is_file()}
+        return {
+            name: hashlib.sha256((self.path / name).read_bytes()).hexdigest()
+            for name in PARTS
+            if (self.path / name).is_file()
+        }
 
     def require_parts(self, name: str) -> None:
         """Raise SourceError if a file of this folder is not zaq's, or was exported from other parts than lie here."""
         properties = session(self.path / name).get_modelmeta().custom_metadata_map
         if "zaq.version" not in properties:
-            raise SourceError(f"{self.path / name}: was not written by zaq; zaq export {self.path} --overwrite makes it anew.")
+            raise SourceError(
+                f"{self.path / name}: was not written by zaq; zaq export {self.path} --overwrite makes it anew."
+            )
         theirs = json.loads(properties.get("zaq.parts", "{}"))
         for part, digest in self.hashes().items():
             if theirs.get(part, digest) != digest:
@@ -144,5 +158,7 @@ def disk_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             free = shutil.disk_usage(path.parent if path.parent.exists() else Path()).free // 2**20
-            raise RunError(f"{path}: no space left on the disk ({free} MiB free); free some, or choose another folder with -o.") from error
+            raise RunError(
+                f"{path}: no space left on the disk ({free} MiB free); free some, or choose another folder with -o."
+            ) from error
         raise OutputError(f"{path}: cannot be written ({error.strerror or error}).") from error

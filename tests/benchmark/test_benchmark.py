@@ -57,7 +57,10 @@ def table(folder: Path) -> list[dict[str, str]]:
 
 
 def test_killed_and_gone_on_for_real(data: Path, tmp_path: Path) -> None:
-    out, args = tmp_path / "out", ["benchmark", "zoo:resnet20_cifar10", "--data", f"cifar10:{data}", "--limit", 50, "--effort", "fast"]
+    out, args = (
+        tmp_path / "out",
+        ["benchmark", "zoo:resnet20_cifar10", "--data", f"cifar10:{data}", "--limit", 50, "--effort", "fast"],
+    )
     args += ["--methods", "zaq[warm_up=2,rounds=1]", "-o", out]
     first = subprocess.Popen([sys.executable, "-m", "zaq", *map(str, args)])
     wait_for(lambda: list(out.glob("cells/*/stderr.txt")))  # the cell is under way
@@ -99,7 +102,9 @@ def test_shards_on_machines_of_their_own_are_collected(data: Path, tmp_path: Pat
 
 @pytest.mark.usefixtures("quick")
 def test_a_plan(data: Path, tmp_path: Path) -> None:
-    (tmp_path / "plan.yaml").write_text(f"data: cifar10:{os.path.relpath(data, tmp_path)}\nruns: [{{models: 'zoo:resnet20_cifar10'}}]\n")
+    (tmp_path / "plan.yaml").write_text(
+        f"data: cifar10:{os.path.relpath(data, tmp_path)}\nruns: [{{models: 'zoo:resnet20_cifar10'}}]\n"
+    )
     done = call(tmp_path / "plan.yaml", "-o", tmp_path / "out")
     assert done.exit_code == 0 and "1 of 1 cells" in done.output
     assert "runs: [{models:" in (tmp_path / "out" / "index.html").read_text()
@@ -107,7 +112,11 @@ def test_a_plan(data: Path, tmp_path: Path) -> None:
 
 def test_a_dry_run_lists_the_cells_and_writes_nothing(data: Path, tmp_path: Path) -> None:
     done = call("zoo:resnet20_cifar10", "--data", f"cifar10:{data}", "--seeds", 3, "--dry-run", "-o", tmp_path / "out")
-    assert done.exit_code == 0 and done.output.count("resnet20_cifar10-zaq-w4a4-integer-s") == 3 and "3 cells" in done.output
+    assert (
+        done.exit_code == 0
+        and done.output.count("resnet20_cifar10-zaq-w4a4-integer-s") == 3
+        and "3 cells" in done.output
+    )
     assert not list(tmp_path.iterdir())
 
 

@@ -12,7 +12,11 @@ ABOUT = {"command": "zaq benchmark <PLAN>.yaml", "plan": "runs: []"}
 
 
 def test_the_page() -> None:
-    rows = [row(bits=b, method=m, algorithm=m, onnx_top1=v) for m, v in (("zaq", 90.0), ("ft", 91.0)) for b in ("w4a4", "w3a3")]
+    rows = [
+        row(bits=b, method=m, algorithm=m, onnx_top1=v)
+        for m, v in (("zaq", 90.0), ("ft", 91.0))
+        for b in ("w4a4", "w3a3")
+    ]
     page = render(in_order([*rows, row(placement="integer"), failed(method="rtn", algorithm="rtn")]), ABOUT)
     assert "http" not in page and "zaq benchmark &lt;PLAN&gt;.yaml" in page and "runs: []" in page
     assert "0.1.0 (abc)" in page and "here, 2 cores" in page and "2026-01-01" in page

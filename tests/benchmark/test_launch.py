@@ -11,7 +11,9 @@ from zaq.benchmark.cells import LAUNCH
 
 
 def launched(*command: str) -> "subprocess.Popen[str]":
-    return subprocess.Popen([sys.executable, "-I", str(LAUNCH), *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-I", str(LAUNCH), *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
 
 
 def ended(process: "subprocess.Popen[str]") -> dict[str, float]:
@@ -29,7 +31,9 @@ def test_memory_is_the_command_s_own() -> None:
     assert small["peak_mb"] < 100 and 150 < large["peak_mb"] - small["peak_mb"] < 250
 
 
-@pytest.mark.parametrize(("code", "expected"), [("import sys; sys.exit(3)", 3), ("import os; os.kill(os.getpid(), 9)", -9)])
+@pytest.mark.parametrize(
+    ("code", "expected"), [("import sys; sys.exit(3)", 3), ("import os; os.kill(os.getpid(), 9)", -9)]
+)
 def test_how_a_command_ended(code: str, expected: int) -> None:
     assert ended(launched(sys.executable, "-c", code))["code"] == expected
 

@@ -62,7 +62,9 @@ def test_the_command_is_what_a_user_would_type() -> None:
 
 
 def test_an_id_is_readable_and_changes_with_whatever_defines_the_cell() -> None:
-    cell = Cell("/here/net.pt2", "net", "hash of net.pt2", "cifar10:/here/data", "w4a4", "zaq", "zaq, no D_f", ("alpha=0",))
+    cell = Cell(
+        "/here/net.pt2", "net", "hash of net.pt2", "cifar10:/here/data", "w4a4", "zaq", "zaq, no D_f", ("alpha=0",)
+    )
     assert cell.id == "net-zaq_no_D_f-w4a4-integer-s0-1acbc25b"  # the same next year: results on disk are found by it
     changes = {"model_hash": "x", "data": "csv:x", "bits": "w3a3", "method": "rtn", "settings": (), "placement": "gdfq", "limit": 9,
                "weights": "per_tensor", "first_last": "same", "seed": 1, "effort": "fast"}  # fmt: skip
@@ -99,7 +101,11 @@ def test_a_yaml_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ]  # fmt: skip
     first = found[0]
     assert first.settings == ("alpha=0", "bns=none", "layer_weights=false", "milestones=0.5,0.7", "rounds=2")
-    assert first.model == str(tmp_path / "nets" / "a.pt2") and first.data == "cifar10:/images/here" and first.effort == "best"
+    assert (
+        first.model == str(tmp_path / "nets" / "a.pt2")
+        and first.data == "cifar10:/images/here"
+        and first.effort == "best"
+    )
     last = next(c for c in found if c.model_name == "b")
     assert last.model == str(Path.home() / "b.pt2") and last.first_last == "4" and last.settings == ("rounds=2",)
     assert {c.limit for c in read_plan(tmp_path / "plan.yaml", identify, limit=7)} == {7}

@@ -27,7 +27,12 @@ def test_a_number_of_the_same_protocol() -> None:
         "published_source": "[T:AIT][T:AdaDFQ][T:PLF]",
     }  # fmt: skip
     assert published(row(model="resnet20_cifar100", bits="w3a3", algorithm="ft"))["published_top1"] == 56.26
-    assert published(row(model="resnet18_imagenet", bits="w2a4", algorithm="genie", placement="brecq"))["published_protocol"] == "P2"
+    assert (
+        published(row(model="resnet18_imagenet", bits="w2a4", algorithm="genie", placement="brecq"))[
+            "published_protocol"
+        ]
+        == "P2"
+    )
     assert best_drop(row()) == "1.13 synq"  # 93.89 - 92.76
 
 

@@ -23,7 +23,8 @@ from zaq.errors import Interrupted, SourceError
 CELLS = [Cell("net.pt2", "net", "hash", "cifar10:/data", "w4a4", "zaq", "zaq", seed=s) for s in range(4)]
 MEASURED = {"float_top1": 90.0, "onnx_top1": 88.0, "fake_quant_top1": 88.5, "drop": 2.0, "interval": 1.0, "agreement": 95.0,
             "file_kb": 300.0, "images": 100}  # fmt: skip
-# Says in a log that it ran, which seed, and leaves a file and a report as zaq does. argv: -c, then what Cell.command says.
+# Says in a log that it ran, which seed, and leaves a file and a report as zaq does. argv: -c, then what Cell.command
+# says.
 ZAQ = """
 import pathlib, sys, time
 out, seed = pathlib.Path(sys.argv[-1]), sys.argv[sys.argv.index("--seed") + 1]
@@ -122,7 +123,9 @@ def test_ctrl_c_ends_the_cell_and_writes_the_tables(folder: Folder, monkeypatch:
     assert len((folder / "results.csv").read_text().splitlines()) == 2 and (folder / "index.html").is_file()
 
 
-def test_a_cell_that_fails_is_a_row_and_is_run_again_only_when_told(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cell_that_fails_is_a_row_and_is_run_again_only_when_told(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     code = stand_in(folder.path, fail=("1",))
     said = run(folder, monkeypatch, code, CELLS[:3])
     assert "seed 1: failed: exit code 1: zaq: seed 1 is unlucky [1 left" in said[1] and len(said) == 3

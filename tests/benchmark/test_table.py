@@ -22,7 +22,17 @@ def row(**values: Any) -> dict[str, Any]:
 
 
 def failed(**values: Any) -> dict[str, Any]:
-    measured = ("float_top1", "onnx_top1", "fake_quant_top1", "drop", "interval", "agreement", "file_kb", "images", "peak_mb")
+    measured = (
+        "float_top1",
+        "onnx_top1",
+        "fake_quant_top1",
+        "drop",
+        "interval",
+        "agreement",
+        "file_kb",
+        "images",
+        "peak_mb",
+    )
     return {k: v for k, v in row(error="exit code 1: zaq: | broke", **values).items() if k not in measured}
 
 
@@ -55,14 +65,21 @@ def test_more_bits_come_first() -> None:
 def test_the_csv_file_has_a_row_a_cell_and_the_published_number() -> None:
     found = list(csv.DictReader(io.StringIO(as_csv([row(), failed(seed=1)]))))
     assert tuple(found[0]) == COLUMNS and len(found) == 2
-    assert found[0]["onnx_top1"] == "90.0" and found[0]["published_top1"] == "92.13" and found[0]["published_source"] == "[T:AdaDFQ]"
+    assert (
+        found[0]["onnx_top1"] == "90.0"
+        and found[0]["published_top1"] == "92.13"
+        and found[0]["published_source"] == "[T:AdaDFQ]"
+    )
     assert found[1]["onnx_top1"] == "" and found[1]["error"] == "exit code 1: zaq: | broke"
 
 
 def test_the_markdown_table() -> None:
     text = as_markdown(in_order([row(), row(seed=1, onnx_top1=91.0, drop=2.0), failed(bits="w3a3")]))
     assert "10000 images" in text and "| float |  |  |  | 93.00 |" in text
-    assert "| zaq | w4a4 | gdfq | fast | 90.50 ± 0.71 (2) | 2.50 | 90.10 | 95.00 | 0.5 | 700 | 300 | 1.76 (P1; as listed" in text
+    assert (
+        "| zaq | w4a4 | gdfq | fast | 90.50 ± 0.71 (2) | 2.50 | 90.10 | 95.00 | 0.5 | 700 | 300 | 1.76 (P1; as listed"
+        in text
+    )
     assert r"failed: exit code 1: zaq: \| broke" in text
     lines = [line for line in text.splitlines() if line.startswith("|")]
     assert len({line.replace(r"\|", "").count("|") for line in lines}) == 1
@@ -71,9 +88,17 @@ def test_the_markdown_table() -> None:
 def detected(**values: Any) -> dict[str, Any]:
     """A finished cell of a detector: two measures of each model, and nothing of classes."""
     of_classes = ("float_top1", "onnx_top1", "fake_quant_top1", "interval", "agreement")
-    scores = {f"{model}_{m}": v for model, v in (("float", 31.0), ("onnx", 28.0), ("fake_quant", 28.5)) for m in ("map50", "map")}
+    scores = {
+        f"{model}_{m}": v
+        for model, v in (("float", 31.0), ("onnx", 28.0), ("fake_quant", 28.5))
+        for m in ("map50", "map")
+    }
     return {
-        **{k: v for k, v in row(model="yolo", model_hash="abcd", data="yolo:/data", images=128).items() if k not in of_classes},
+        **{
+            k: v
+            for k, v in row(model="yolo", model_hash="abcd", data="yolo:/data", images=128).items()
+            if k not in of_classes
+        },
         **scores,
         "onnx_map": 13.0,
         **values,
@@ -82,11 +107,22 @@ def detected(**values: Any) -> dict[str, Any]:
 
 def test_a_detector_has_its_own_measures() -> None:
     rows = in_order(
-        [detected(), detected(seed=1, onnx_map50=30.0), failed(model="yolo", model_hash="abcd", data="yolo:/data", bits="w3a3")]
+        [
+            detected(),
+            detected(seed=1, onnx_map50=30.0),
+            failed(model="yolo", model_hash="abcd", data="yolo:/data", bits="w3a3"),
+        ]
     )
     text = as_markdown(rows)
-    assert "| method | bits | placement | effort | mAP@50 | mAP@50:95 | drop | fake-quant | minutes | peak MB | KB |" in text
-    assert "| float |  |  |  | 31.00 | 31.00 |" in text and "128 images.\n" in text and "top-1" not in text.partition("\nPublished")[0]
+    assert (
+        "| method | bits | placement | effort | mAP@50 | mAP@50:95 | drop | fake-quant | minutes | peak MB | KB |"
+        in text
+    )
+    assert (
+        "| float |  |  |  | 31.00 | 31.00 |" in text
+        and "128 images.\n" in text
+        and "top-1" not in text.partition("\nPublished")[0]
+    )
     assert "| zaq | w4a4 | gdfq | fast | 29.00 ± 1.41 (2) | 13.00 ± 0.00 (2) | 3.00 | 28.50 |" in text
     assert r"| zaq | w3a3 | gdfq | fast | failed: exit code 1: zaq: \| broke |" in text
     found = list(csv.DictReader(io.StringIO(as_csv(rows))))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from zaq.config import Card
+from zaq.config.card import Card
 from zaq.data import BOXES, DATASETS, IMAGES, MASKS, batches, listed, loaded, read_mask
 from zaq.errors import DataError
 
@@ -131,7 +131,10 @@ def test_masks_that_are_none(tmp_path: Path) -> None:
     picture(tmp_path / "images" / "a.png")
     with pytest.raises(DataError, match=r"a\.png: not found; masks:DIR needs a mask for each image"):
         listed(f"masks:{tmp_path}", CARD, MASKS)
-    for mode, size, message in (("RGB", (16, 12), "an image of one channel of 8 bits"), ("L", (4, 4), "its image .* of another size")):
+    for mode, size, message in (
+        ("RGB", (16, 12), "an image of one channel of 8 bits"),
+        ("L", (4, 4), "its image .* of another size"),
+    ):
         picture(tmp_path / "masks" / "a.png", size, mode)
         with pytest.raises(DataError, match=message):
             read_mask(listed(f"masks:{tmp_path}", CARD, MASKS)[0], CARD)

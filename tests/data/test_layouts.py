@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from zaq.config import Card
+from zaq.config.card import Card
 from zaq.data import batches, count, shuffled
 from zaq.errors import DataError
 
@@ -99,7 +99,9 @@ class Malicious:
 
 def test_a_malicious_pickle_does_not_run(tmp_path: Path) -> None:
     (tmp_path / "test_batch").write_bytes(pickle.dumps({b"data": Malicious(tmp_path / "owned"), b"labels": [0]}))
-    refused(f"cifar10:{tmp_path}", r"test_batch: this pickle wants (builtins\.getattr|pathlib\S+), which no CIFAR file does")
+    refused(
+        f"cifar10:{tmp_path}", r"test_batch: this pickle wants (builtins\.getattr|pathlib\S+), which no CIFAR file does"
+    )
     for code in (b"cos\nsystem\n", b"cnumpy\nload\n", b"cnumpy\nndarray.tofile\n"):
         (tmp_path / "test_batch").write_bytes(code + b"(S'" + bytes(tmp_path / "owned") + b"'\ntR.")
         refused(f"cifar10:{tmp_path}", "this pickle wants .* refused, not run")
@@ -108,7 +110,11 @@ def test_a_malicious_pickle_does_not_run(tmp_path: Path) -> None:
 
 def test_the_training_part_of_cifar(tmp_path: Path) -> None:
     records(5, 1).tofile(tmp_path / "test_batch.bin")
-    refused(f"cifar10:{tmp_path}", "no training part, and fine-tuning needs images that evaluation does not see; put data_batch_1", "train")
+    refused(
+        f"cifar10:{tmp_path}",
+        "no training part, and fine-tuning needs images that evaluation does not see; put data_batch_1",
+        "train",
+    )
     for i in range(1, 6):
         refused(f"cifar10:{tmp_path}", "training part" if i == 1 else rf"data_batch_{i}\.bin.*: not found", "train")
         records(i, 1).tofile(tmp_path / f"data_batch_{i}.bin")
@@ -141,7 +147,9 @@ def test_parts_of_a_folder_share_their_classes(tmp_path: Path) -> None:
     for place in ("train/cat/a.png", "train/dog/a.png", "val/dog/b.png"):
         picture(tmp_path / place, 9)
     spec = f"folder:{tmp_path}"
-    assert [y.tolist() for _, y in batches(spec, TWO)] == [[1]] and [y.tolist() for _, y in batches(spec, TWO, split="train")] == [[0, 1]]
+    assert [y.tolist() for _, y in batches(spec, TWO)] == [[1]] and [
+        y.tolist() for _, y in batches(spec, TWO, split="train")
+    ] == [[0, 1]]
     picture(tmp_path / "test/cat/c.png", 9)
     assert [y.tolist() for _, y in batches(spec, TWO)] == [[0]]  # test before val
     picture(tmp_path / "only" / "train/cat/a.png", 9)
@@ -169,13 +177,19 @@ def grey(n: int, *shape: int) -> np.ndarray:
 @pytest.mark.parametrize("shape", [(32, 32, 3), (3, 32, 32), (32, 32), (32, 32, 1), (16, 16, 3)])
 @pytest.mark.parametrize(("images", "labels"), [("images", "labels"), ("x_test", "y_test")])
 def test_npz(shape: tuple[int, ...], images: str, labels: str, tmp_path: Path) -> None:
-    np.savez(tmp_path / "a.npz", **{images: grey(5, *shape), labels: np.arange(5)[:, None]})  # keras keeps labels in a column
+    np.savez(
+        tmp_path / "a.npz", **{images: grey(5, *shape), labels: np.arange(5)[:, None]}
+    )  # keras keeps labels in a column
     ((found, classes),) = batches(f"npz:{tmp_path / 'a.npz'}", CARD)
     assert found.shape == (5, 3, 32, 32) and classes.tolist() == [0, 1, 2, 3, 4]
     torch.testing.assert_close(found[2], torch.full((3, 32, 32), (40 / 255 - 0.5) / 0.25))
     ((found, _),) = batches(f"npz:{tmp_path / 'a.npz'}", Card(input=(1, 28, 28), mean=(0.0,), std=(1.0,)))
     assert found.shape == (5, 1, 28, 28)
-    refused(f"npz:{tmp_path / 'a.npz'}", rf"a\.npz: has no training part.* x_train and y_train \(there is: {images}", "train")
+    refused(
+        f"npz:{tmp_path / 'a.npz'}",
+        rf"a\.npz: has no training part.* x_train and y_train \(there is: {images}",
+        "train",
+    )
 
 
 @pytest.mark.parametrize(("arrays", "message"), [
@@ -203,9 +217,13 @@ def test_other_files_are_no_npz(tmp_path: Path) -> None:
         refused(f"cifar10:{tmp_path / name}", f"{name} is a file; cifar10 needs a folder")
 
 
-def moving(images: np.ndarray, tmp_path: Path, size: int, side: int, seed: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def moving(
+    images: np.ndarray, tmp_path: Path, size: int, side: int, seed: int = 0
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     np.savez(tmp_path / "a.npz", x_train=images, y_train=np.arange(len(images)))
-    return shuffled(f"npz:{tmp_path / 'a.npz'}", Card(input=(3, side, side), mean=(0.0,) * 3, std=(1.0,) * 3), size, seed)
+    return shuffled(
+        f"npz:{tmp_path / 'a.npz'}", Card(input=(3, side, side), mean=(0.0,) * 3, std=(1.0,) * 3), size, seed
+    )
 
 
 def test_shuffled_goes_on_and_repeats_with_its_seed(tmp_path: Path) -> None:
@@ -214,7 +232,10 @@ def test_shuffled_goes_on_and_repeats_with_its_seed(tmp_path: Path) -> None:
     assert all(x.shape == (4, 3, 8, 8) and x.dtype == torch.float32 and x.max() <= 1 for x, _ in found)
     for first in (0, 2, 4):  # each round is one order, without the two that are left over
         assert len(set(torch.cat([y for _, y in found[first : first + 2]]).tolist())) == 8
-    again, other = list(islice(moving(images, tmp_path, 4, 8), 6)), list(islice(moving(images, tmp_path, 4, 8, seed=1), 6))
+    again, other = (
+        list(islice(moving(images, tmp_path, 4, 8), 6)),
+        list(islice(moving(images, tmp_path, 4, 8, seed=1), 6)),
+    )
     assert all(torch.equal(a, b) and torch.equal(u, v) for (a, u), (b, v) in zip(found, again, strict=True))
     assert any(not torch.equal(u, v) for (_, u), (_, v) in zip(found, other, strict=True))
     assert len(next(moving(images, tmp_path, 64, 8))[1]) == 10  # fewer than a batch
@@ -222,7 +243,9 @@ def test_shuffled_goes_on_and_repeats_with_its_seed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("side", [8, 80])
 def test_images_are_mirrored_and_small_ones_moved(side: int, tmp_path: Path) -> None:
-    """A picture whose left half is bright, mirrored, and where it is small moved by up to four pixels: these and no others."""
+    """A picture whose left half is bright, mirrored, and where it is small moved by up to four pixels: these and no
+    others.
+    """
     pixels = np.zeros((64, side, side, 3), np.uint8)
     pixels[:, :, : side // 2] = 255
     whole = torch.from_numpy(pixels[0]).permute(2, 0, 1) / 255
@@ -262,7 +285,9 @@ def test_csv_parts(tmp_path: Path) -> None:
         picture(tmp_path / name, 9)
     spec, table = f"csv:{tmp_path}", tmp_path / "labels.csv"
     table.write_text("file,label,split\na.png,3,train\nb.png,4,test\n")
-    assert [y.tolist() for _, y in batches(spec, CARD)] == [[4]] and [y.tolist() for _, y in batches(spec, CARD, split="train")] == [[3]]
+    assert [y.tolist() for _, y in batches(spec, CARD)] == [[4]] and [
+        y.tolist() for _, y in batches(spec, CARD, split="train")
+    ] == [[3]]
     table.write_text("file,label,split\na.png,3,train\nb.png,4,tset\n")
     refused(spec, r"labels\.csv, line 3: split 'tset' is none of train, val, test")
     table.write_text("file,label,split\na.png,3,train\n")
@@ -276,7 +301,11 @@ def test_csv_parts(tmp_path: Path) -> None:
 def test_crops_that_do_not_fit(tmp_path: Path) -> None:
     picture(tmp_path / "3" / "a.png", 9)
     refused(f"folder:{tmp_path}", "cropped to 24, the model takes 32 x 32", card=CARD.override(crop=24))
-    refused(f"folder:{tmp_path}", r"a\.png: resized to 30 x 30, less than the model's 32 x 32", card=CARD.override(resize=30, crop=32))
+    refused(
+        f"folder:{tmp_path}",
+        r"a\.png: resized to 30 x 30, less than the model's 32 x 32",
+        card=CARD.override(resize=30, crop=32),
+    )
 
 
 def write(folder: Path, rows: list[list[str]]) -> str:

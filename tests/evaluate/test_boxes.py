@@ -9,14 +9,18 @@ import numpy as np
 import pytest
 import torch
 
-from zaq.config import Card
+from zaq.config.card import Card
 from zaq.errors import DataError
 from zaq.evaluate import decode, read_decode
 from zaq.evaluate.boxes import thresholds
 from zaq.sources.operators import define_missing_operators
 
 YOLO = {"kind": "yolov3", "heads": [{"anchors": [[8, 16], [4, 4]], "scale_x_y": 1.1}, {"anchors": [[2, 2]]}]}
-SSD = {"kind": "ssd", "variances": [0.1, 0.2], "heads": [{"grid": [1, 2], "boxes": [[0.5, 0.25]]}, {"grid": [1, 1], "boxes": [[1, 1]]}]}
+SSD = {
+    "kind": "ssd",
+    "variances": [0.1, 0.2],
+    "heads": [{"grid": [1, 2], "boxes": [[0.5, 0.25]]}, {"grid": [1, 1], "boxes": [[1, 1]]}],
+}
 
 
 def card(constants: dict[str, Any] | None, classes: int | None = 3) -> Card:
@@ -60,7 +64,9 @@ def test_ssd_as_torchvision_decodes_it() -> None:
     maps = [torch.zeros(1, 1, 2, 4), torch.zeros(1, 1, 1, 2)]
     (defaults,) = priors(ImageList(torch.zeros(1, 3, 16, 32), [(16, 32)]), maps)
     sizes = [pairs.clamp(0, 1).tolist() for pairs in priors._wh_pairs]
-    heads = [{"grid": list(m.shape[2:]), "boxes": s, "step": step} for m, s, step in zip(maps, sizes, steps, strict=True)]
+    heads = [
+        {"grid": list(m.shape[2:]), "boxes": s, "step": step} for m, s, step in zip(maps, sizes, steps, strict=True)
+    ]
     t = torch.randn(1, len(defaults), 4)
     boxes, _ = decode([t.numpy(), np.zeros((1, len(defaults), 4), np.float32)], card({"kind": "ssd", "heads": heads}))
     expected = BoxCoder((10.0, 10.0, 5.0, 5.0)).decode_single(t[0], defaults) / torch.tensor([32, 16, 32, 16])
@@ -96,10 +102,17 @@ def test_a_decode_file_is_constants_or_a_card(tmp_path: Path) -> None:
     for values in (YOLO, {"classes": 3, "decode": YOLO}):
         path.write_text(json.dumps(values))
         assert read_decode(path) == YOLO
-    for words, message in (("[1]", "an object with the key kind"), ("{", "not readable as JSON"), ("{}", "an object with the key kind")):
+    for words, message in (
+        ("[1]", "an object with the key kind"),
+        ("{", "not readable as JSON"),
+        ("{}", "an object with the key kind"),
+    ):
         path.write_text(words)
         with pytest.raises(DataError, match=rf"--decode .*{message}"):
             read_decode(path)
     with pytest.raises(DataError, match="cannot be read"):
         read_decode(tmp_path / "none.json")
-    assert thresholds(card(YOLO)) == (0.005, 0.45) and thresholds(card({**YOLO, "score": 0.3, "nms": 0.5})) == (0.3, 0.5)
+    assert thresholds(card(YOLO)) == (0.005, 0.45) and thresholds(card({**YOLO, "score": 0.3, "nms": 0.5})) == (
+        0.3,
+        0.5,
+    )

@@ -13,13 +13,13 @@ from onnx import TensorProto, helper
 from torch import Tensor, nn
 from zoo import SHAPE, quantized_net
 
-from zaq.config import Card
+from zaq.config.card import Card
+from zaq.engine.progress import Progress
 from zaq.errors import DataError, SourceError
 from zaq.evaluate import Score, predictions, stored_card, top1
 from zaq.export.onnx import INPUT
 from zaq.export.session import session
 from zaq.methods.zaq import ZAQ
-from zaq.progress import Progress
 
 CARD = Card(input=(3, 4, 4), mean=(0.5,) * 3, std=(0.25,) * 3, classes=3)
 

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from zaq.config import Card
+from zaq.config.card import Card
 from zaq.errors import DataError
 from zaq.evaluate import TASKS
 from zaq.evaluate.image import psnr, ssim
@@ -36,7 +36,11 @@ def test_ssim_window_by_window() -> None:
         for x in range(2):
             p, q = (v[0, 0, y : y + 11, x : x + 11].double().numpy() for v in (a, b))
             mp, mq = (window * p).sum(), (window * q).sum()
-            vp, vq, cov = (window * (p - mp) ** 2).sum(), (window * (q - mq) ** 2).sum(), (window * (p - mp) * (q - mq)).sum()
+            vp, vq, cov = (
+                (window * (p - mp) ** 2).sum(),
+                (window * (q - mq) ** 2).sum(),
+                (window * (p - mp) * (q - mq)).sum(),
+            )
             values.append((2 * mp * mq + 1e-4) * (2 * cov + 9e-4) / ((mp**2 + mq**2 + 1e-4) * (vp + vq + 9e-4)))
     assert float(ssim(a, b, 1.0)) == pytest.approx(np.mean(values), abs=1e-4)
     assert float(ssim(a, a, 1.0)) == pytest.approx(1)
@@ -52,7 +56,9 @@ def test_likeness_to_a_teacher(tmp_path: Path) -> None:
     for i in range(3):
         Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(tmp_path / f"{i}.png")
     found = TASKS["image"](Darker(), f"images:{tmp_path}", CARD, teacher=nn.Identity())
-    assert found.total == 3 and 24 < found.fields()["psnr"] < 26 and 0.95 < found.fields()["ssim"] < 1  # 0.1 x, x of mean square 1/3
+    assert (
+        found.total == 3 and 24 < found.fields()["psnr"] < 26 and 0.95 < found.fields()["ssim"] < 1
+    )  # 0.1 x, x of mean square 1/3
     assert TASKS["image"](nn.Identity(), f"images:{tmp_path}", CARD, 2, teacher=nn.Identity()).fields() == {
         "psnr": 100, "ssim": pytest.approx(1), "total": 2}  # fmt: skip
     with pytest.raises(DataError, match="name it with --teacher MODEL"):

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from torch import Tensor, nn
 
-from zaq.config import Card
+from zaq.config.card import Card
 from zaq.errors import DataError
 from zaq.evaluate import TASKS
 from zaq.evaluate.segmentation import Overlap

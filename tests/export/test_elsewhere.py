@@ -1,4 +1,6 @@
-"""The same files in runtimes that share no kernel with onnxruntime on this processor: onnx's reference, and WebAssembly."""
+"""The same files in runtimes that share no kernel with onnxruntime on this processor: onnx's reference, and
+WebAssembly.
+"""
 
 import json
 import shutil
@@ -14,7 +16,8 @@ from torch import Tensor
 from zoo import SHAPE, images, quantized_net
 
 from zaq.api import quantize_graph
-from zaq.config import Card, QConfig
+from zaq.config.bits import QConfig
+from zaq.config.card import Card
 from zaq.data import batches
 from zaq.export.onnx import in_form, translate
 from zaq.export.program import program_of
@@ -66,7 +69,13 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("web")
     quiet = ["--no-audit", "--no-fund", "--ignore-scripts", "--fetch-retries=0", "--prefix", str(folder)]
     try:
-        subprocess.run(["npm", "install", *quiet, f"onnxruntime-web@{WEB}"], check=True, capture_output=True, text=True, timeout=180)
+        subprocess.run(
+            ["npm", "install", *quiet, f"onnxruntime-web@{WEB}"],
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=180,
+        )
     except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
         pytest.skip(f"npm cannot install onnxruntime-web {WEB}: {error.stderr or error}")
     yield folder
@@ -92,6 +101,8 @@ def test_web(bits: str, packages: Path, cifar: str, tmp_path: Path) -> None:
         expected = run_session(session(model), x)[0]
         found = np.frombuffer(output.read_bytes(), np.float32).reshape(expected.shape)
         same, off = (found == expected).mean(), np.abs(found - expected).max() / np.ptp(expected)
-        print(f"{bits} {form}: {100 * same:.1f} % of the logits equal, largest difference {off:.2g} of their range; {done.stdout}")
+        print(
+            f"{bits} {form}: {100 * same:.1f} % of the logits equal, largest difference {off:.2g} of their range; {done.stdout}"
+        )
         assert (found.argmax(1) == expected.argmax(1)).all()
         assert off < (0.02 if bits == "w8a8" else LAST_BITS)

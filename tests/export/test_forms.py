@@ -11,17 +11,18 @@ from onnx import TensorProto
 from zoo import SHAPE, build, images, quantized_net
 
 import zaq
-from zaq.config import Card, QConfig
+from zaq.config.bits import QConfig
+from zaq.config.card import Card
 from zaq.errors import BitsError, SourceError
 from zaq.export.forms import FORMS
-from zaq.export.kernels import kernels
 from zaq.export.onnx import in_form, translate
 from zaq.export.program import program_of
 from zaq.export.session import run_session, session
-from zaq.graph import trace
+from zaq.ir.capture import trace
 from zaq.methods.rtn import RTN
 from zaq.passes.fold import fold
-from zaq.report import onnx_metadata
+from zaq.report.facts import onnx_metadata
+from zaq.verify.kernels import kernels
 
 NETS = ("residual", "depthwise", "pools", "transposed")
 

@@ -11,11 +11,12 @@ from onnx import numpy_helper
 from zoo import SHAPE, ZOO, images, quantized_net
 
 import zaq
-from zaq.config import Card, QConfig
+from zaq.config.bits import QConfig
+from zaq.config.card import Card
 from zaq.errors import SourceError
 from zaq.export.session import session
-from zaq.export.verify import compare
 from zaq.methods.rtn import RTN
+from zaq.verify.parity import compare
 
 CARD = Card(input=SHAPE, mean=(0.5,) * 3, std=(0.25,) * 3)
 QUICK = RTN()
@@ -35,8 +36,11 @@ def exported(name: str, bits: str, folder: Path, **kwargs: bool) -> tuple[zaq.Qu
     return quantized, path
 
 
-# A transformer's linear layers, their biases in the accumulator, both products of two attentions, and GELU in one kernel.
-RUN = {"tokens": {"QGemm": 7, "MatMulIntegerToFloat": 2, "QLinearMatMul": 2, "Gelu": 1, "Gemm": 0, "MatMul": 0, "Erf": 0}}
+# A transformer's linear layers, their biases in the accumulator, both products of two attentions, and GELU in one
+# kernel.
+RUN = {
+    "tokens": {"QGemm": 7, "MatMulIntegerToFloat": 2, "QLinearMatMul": 2, "Gelu": 1, "Gemm": 0, "MatMul": 0, "Erf": 0}
+}
 
 
 @pytest.mark.parametrize("name", ZOO)
@@ -44,7 +48,9 @@ RUN = {"tokens": {"QGemm": 7, "MatMulIntegerToFloat": 2, "QLinearMatMul": 2, "Ge
 def test_file_is_the_student(name: str, bits: str, tmp_path: Path) -> None:
     quantized, path = exported(name, bits, tmp_path)
     parity = compare(path, quantized.module, images(64) * 1.5)
-    assert parity.share_equal > 0.9 and parity.share_worse < 0.03, parity.sentence()  # ties; `test_random_nets` knows them one by one
+    assert parity.share_equal > 0.9 and parity.share_worse < 0.03, (
+        parity.sentence()
+    )  # ties; `test_random_nets` knows them one by one
     assert parity.top1_agreement is None or parity.top1_agreement > 0.96
     assert {n.split()[0] for n in parity.float_kernels} == IN_FLOAT.get(name, set()), parity.kernels
     assert all(parity.kernels.get(kernel, 0) == count for kernel, count in RUN.get(name, {}).items()), parity.kernels
@@ -67,7 +73,9 @@ def test_the_residual_stream_is_rounded_for_layers_in_integers(bits: str, tmp_pa
 @pytest.mark.parametrize("weights", ["per_channel_affine", "per_tensor", "per_tensor_affine"])
 @pytest.mark.parametrize("bits", ["w8a8", "w4a4"])
 def test_every_weight_grid(weights: str, bits: str, tmp_path: Path) -> None:
-    """onnxruntime takes one zero point a weight: channels with their own lie around 0, or as int16 where 8 bits are too few."""
+    """onnxruntime takes one zero point a weight: channels with their own lie around 0, or as int16 where 8 bits are too
+    few.
+    """
     quantized = quantized_net("grouped", QConfig.parse(bits, None, weights=weights), QUICK, card=CARD)
     quantized.export(tmp_path / "model.onnx")
     parity = compare(tmp_path / "model.onnx", quantized.module, images(64))

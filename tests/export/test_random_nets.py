@@ -27,15 +27,15 @@ from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 import zaq
-from zaq.config import QConfig
+from zaq.config.bits import QConfig
 from zaq.errors import BitsError
-from zaq.export.kernels import kernels
-from zaq.export.layers import Layer, Shares, compare_layers
 from zaq.export.onnx import in_form, translate
 from zaq.export.program import program_of
 from zaq.export.session import run_session, session
-from zaq.graph import from_exported
+from zaq.ir.capture import from_exported
 from zaq.methods.rtn import RTN
+from zaq.verify.kernels import kernels
+from zaq.verify.layers import Layer, Shares, compare_layers
 
 NETS = int(os.environ.get("ZAQ_RANDOM_NETS", "5"))
 AT_ONCE = 5  # from the eleventh on hypothesis varies what it made before
@@ -65,8 +65,9 @@ def test_random_nets(number: int, tmp_path: Path) -> None:
 
 
 class Found(nn.Module):
-    """What random nets broke: padding with a value before a convolution, F.relu6, average pooling whose last windows reach
-    over the edge, a slice that is padded, two heads that quantize the same."""
+    """What random nets broke: padding with a value before a convolution, F.relu6, average pooling whose last windows
+    reach over the edge, a slice that is padded, two heads that quantize the same.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -108,12 +109,16 @@ def compared(net: nn.Module, shape: Shape, qconfig: QConfig, folder: Path) -> st
     sizes = [referee.integers[layer.node].numel() for layer in layers]
     parted = [first_parting([getattr(layer, who) for layer in layers], layers, sizes) for who in ("file", "checkpoint")]
     checkpoint, student = (_outputs(m, samples) for m in (graph, quantized.module))
-    ties = any(bool(t.any()) for t in referee.ties.values())  # the student's sums run in the order of another memory format
+    ties = any(
+        bool(t.any()) for t in referee.ties.values()
+    )  # the student's sums run in the order of another memory format
     pairs = (("file", outputs["qdq"], parted[0]), ("checkpoint", checkpoint, parted[1]), ("student", student, ties))
     for who, values, may_part in pairs:
         for found, exact in zip(values, referee.outputs, strict=True):
             difference = np.abs(found - exact.numpy()).max()
-            assert may_part or difference <= NEAR * max(float(exact.abs().max()), 1e-3), f"{who}: {difference} off behind equal layers"
+            assert may_part or difference <= NEAR * max(float(exact.abs().max()), 1e-3), (
+                f"{who}: {difference} off behind equal layers"
+            )
     grids = f"{qconfig} first-last {qconfig.first_last} {qconfig.placement} {qconfig.weights} {qconfig.activations} {qconfig.target}"
     reasons = ", ".join(sorted({f"{n.op}: {n.why.split(' ')[0] if 'nothing' in n.why else n.why}" for n in in_float}))
     line = f"NET {grids}: {len(layers)} layers, file {parted[0] or 'equal'}, student {parted[1] or 'equal'}"
@@ -135,7 +140,9 @@ def files(program: Any, qconfig: QConfig, folder: Path, samples: torch.Tensor) -
         except BitsError as error:
             assert form == "packed" and "4 bits and fewer" in str(error)
             continue
-        onnx.checker.check_model(onnx.load(path), full_check=form != "qoperator")  # which has operators that ONNX does not know
+        onnx.checker.check_model(
+            onnx.load(path), full_check=form != "qoperator"
+        )  # which has operators that ONNX does not know
         outputs[form] = run_session(session(path), samples)
         assert all(np.isfinite(a).all() for a in outputs[form])
     return outputs

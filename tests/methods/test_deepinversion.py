@@ -6,7 +6,7 @@ from torch import nn
 from zoo import SHAPE, build, images, quantized_net
 
 import zaq
-from zaq.config import Card
+from zaq.config.card import Card
 from zaq.errors import BitsError, SourceError
 from zaq.methods.deepinversion import DeepInversion
 
@@ -19,7 +19,9 @@ def test_structures_can_be_quantized(name: str) -> None:
     quantized = quantized_net(name, "w8a8", QUICK, card=CARD)
     assert quantized.report["agreement"]["output_sqnr"] > 15
     names = [s["name"] for s in quantized.report["stages"]]
-    assert names == [n for n in ("distil", "calibrate", "compete", "finetune") if name != "transposed" or n != "compete"]
+    assert names == [
+        n for n in ("distil", "calibrate", "compete", "finetune") if name != "transposed" or n != "compete"
+    ]
     low, high = CARD.bounds()
     samples = quantized.job.samples
     assert samples is not None and (samples >= low).all() and (samples <= high).all()
@@ -27,7 +29,14 @@ def test_structures_can_be_quantized(name: str) -> None:
 
 def test_images_become_their_classes() -> None:
     """A network whose classes are the three colours is shown all of them."""
-    layers = (nn.Conv2d(3, 3, 1, bias=False), nn.BatchNorm2d(3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 3))
+    layers = (
+        nn.Conv2d(3, 3, 1, bias=False),
+        nn.BatchNorm2d(3),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(3, 3),
+    )
     net = nn.Sequential(*layers)
     with torch.no_grad():
         net[0].weight.copy_(torch.eye(3)[:, :, None, None])  # type: ignore[operator]

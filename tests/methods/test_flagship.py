@@ -1,4 +1,6 @@
-"""The recipe: every stage on tiny nets, what is kept and taken back, pieces, interruption, and what it costs to leave one out."""
+"""The recipe: every stage on tiny nets, what is kept and taken back, pieces, interruption, and what it costs to leave
+one out.
+"""
 
 import copy
 import itertools
@@ -15,18 +17,20 @@ from toy import gratings, trained
 from zoo import SHAPE, ZOO, build, images, quantized_net, traced
 
 import zaq
-from zaq.config import Card, QConfig
-from zaq.graph import input_node, trace, with_taps
+from zaq.config.bits import QConfig
+from zaq.config.card import Card
+from zaq.engine.progress import Progress
+from zaq.ir.capture import trace
+from zaq.ir.nodes import attribute, input_node
+from zaq.ir.taps import with_taps
 from zaq.methods import flagship, reconstruction
 from zaq.methods.flagship import Flagship, attempt, correct
 from zaq.methods.job import Job, Stage
 from zaq.methods.loop import HeldOut
 from zaq.methods.reconstruction import Reconstruction
 from zaq.methods.synthesis import Synthesis
-from zaq.nodes import attribute
 from zaq.passes.fold import fold
-from zaq.progress import Progress
-from zaq.quant.blocks import blocks
+from zaq.stages.blocks import blocks
 from zaq.synth.losses import batch_norm_loss, relative_discrepancy
 
 CARD = Card(input=SHAPE, mean=(0.5,) * 3, std=(0.25,) * 3)
@@ -54,8 +58,13 @@ def test_every_structure_can_be_quantized(name: str) -> None:
     with torch.no_grad():
         expected, outputs = model(x), quantized.module(x)
     assert outputs.shape == expected.shape and float((outputs - expected).pow(2).mean() / expected.var()) < 0.05
-    few = all(q.bits == 8 for q in quantized.job.placement.weights.values())  # a first and a last layer, and none between
-    left_out = [*(["squant", "reconstruct"] if few else []), *([] if quantized.job.batch_norms() else ["refine", "held-out refine"])]
+    few = all(
+        q.bits == 8 for q in quantized.job.placement.weights.values()
+    )  # a first and a last layer, and none between
+    left_out = [
+        *(["squant", "reconstruct"] if few else []),
+        *([] if quantized.job.batch_norms() else ["refine", "held-out refine"]),
+    ]
     stages = {s["name"]: s for s in quantized.report["stages"]}
     assert list(stages) == [s for s in STAGES if s not in left_out]
     for stage in list(stages.values())[list(stages).index("calibrate") + 1 :]:
@@ -71,14 +80,19 @@ def test_it_beats_rounding_by_far_and_stages_do_what_they_say() -> None:
         p, q, r = trained()(x), quantized.module(x), rounded.module(x)
     assert float((p - q).abs().mean()) < 0.75 * float((p - r).abs().mean())
     stages = {s["name"]: s for s in report["stages"]}
-    assert stages["reconstruct"]["kept"] and stages["reconstruct"]["loss_after"] < 0.9 * stages["reconstruct"]["loss_before"]
+    assert (
+        stages["reconstruct"]["kept"]
+        and stages["reconstruct"]["loss_after"] < 0.9 * stages["reconstruct"]["loss_before"]
+    )
     assert stages["polish"]["steps"] == 40, "steps, as they were asked for, not rounds of them"
     assert [s["name"] for s in rounded.report["stages"]] == [*SYNTHESIS, "calibrate"]
 
 
 @pytest.mark.parametrize("correct", [True, False])
 def test_what_was_judged_is_what_is_shipped(correct: bool) -> None:
-    """Training forgets that pairs of 8-bit products must fit into 16 bits; putting that right at the very end would be unseen."""
+    """Training forgets that pairs of 8-bit products must fit into 16 bits; putting that right at the very end would be
+    unseen.
+    """
     job = quantized_net("residual", "w4a4", replace(QUICK, polish=200, correct=correct), card=CARD).job
     assert job.samples is not None
     assert HeldOut(job, job.samples, relative_discrepancy)() == pytest.approx(job.stages[-1].loss_after, rel=1e-6)
@@ -109,7 +123,9 @@ def test_what_does_not_serve_is_taken_back() -> None:
 
 
 def test_held_out_sees_what_bias_correction_does() -> None:
-    """Graphs with taps share parameters with the student; a correction that puts others in their place would pass unseen."""
+    """Graphs with taps share parameters with the student; a correction that puts others in their place would pass
+    unseen.
+    """
     job, x = calibrated("residual", "w2a2")
     for name in job.placement.weights:  # a shift that correction can take back
         bias = attribute(job.student, name.replace("weight", "bias"))
@@ -129,7 +145,10 @@ def test_reconstruction_brings_every_block_closer(name: str) -> None:
     def gaps() -> list[tuple[float, float]]:
         """Of each block's output: the error, and that of its channels' means."""
         with torch.no_grad():
-            errors = [((q - p) / p.std()).transpose(0, 1).flatten(1) for p, q in zip(teacher(x)[1], student(x)[1], strict=True)]
+            errors = [
+                ((q - p) / p.std()).transpose(0, 1).flatten(1)
+                for p, q in zip(teacher(x)[1], student(x)[1], strict=True)
+            ]
         return [(float(e.pow(2).mean()), float(e.mean(1).pow(2).mean())) for e in errors]
 
     before, apart = held_out(), gaps()
@@ -147,7 +166,9 @@ def test_images_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reconstruction, "CACHED", 2**18)
     seen: list[int] = []
     run = reconstruction._Source._run
-    monkeypatch.setattr(reconstruction._Source, "_run", lambda self, gm, part: (seen.append(len(part)), run(self, gm, part))[1])
+    monkeypatch.setattr(
+        reconstruction._Source, "_run", lambda self, gm, part: (seen.append(len(part)), run(self, gm, part))[1]
+    )
     held_out = HeldOut(job, x, relative_discrepancy)
     before = held_out()
     Reconstruction()(job, x, 40, Stage("reconstruct", 0))
@@ -169,7 +190,9 @@ class Impatient(Progress):
 
 @pytest.mark.parametrize("stage", ["synthesis", "refine", "reconstruct", "polish", "zaq"])
 def test_ctrl_c_keeps_what_is_finished(stage: str) -> None:
-    quantized = quantized_net("residual", "w4a4", replace(QUICK, polish=10, game=2), card=CARD, progress=Impatient(stage))
+    quantized = quantized_net(
+        "residual", "w4a4", replace(QUICK, polish=10, game=2), card=CARD, progress=Impatient(stage)
+    )
     report = quantized.report
     assert report["interrupted"] and any("interrupted" in s["note"] for s in report["stages"])
     assert STAGES.index(report["stages"][-1]["name"]) <= max(STAGES.index(stage), STAGES.index("calibrate"))
@@ -197,7 +220,10 @@ def test_refined_images_are_nearer_to_the_statistics_each_on_its_own() -> None:
     refined = Synthesis().refine(job, drawn, 40)
     stats = job.batch_norms()
     with torch.no_grad():
-        before, after = (float(batch_norm_loss(with_taps(job.teacher, [*stats])(x)[1], list(stats.values()))) for x in (drawn, refined))
+        before, after = (
+            float(batch_norm_loss(with_taps(job.teacher, [*stats])(x)[1], list(stats.values())))
+            for x in (drawn, refined)
+        )
     assert after < 0.7 * before and torch.equal(refined, job.in_bounds(refined)) and refined.shape == drawn.shape
     assert job.stages[-1].steps == 40 and {"batch_norm", "classes"} <= set(job.log.rows[-1])
     assert Synthesis().refine(job_of("no_batch_norm"), drawn, 40) is drawn, "nothing to go by"
@@ -218,7 +244,9 @@ def test_of_large_images_a_part_starts_from_noise(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(flagship, "Synthesis", partial(Synthesis, largest=4))
     learned_on: list[Tensor] = []
     learn = Reconstruction.__call__
-    monkeypatch.setattr(Reconstruction, "__call__", lambda self, job, x, *a: (learned_on.append(x), learn(self, job, x, *a))[1])
+    monkeypatch.setattr(
+        Reconstruction, "__call__", lambda self, job, x, *a: (learned_on.append(x), learn(self, job, x, *a))[1]
+    )
     job = quantized_net("residual", "w4a4", QUICK, card=CARD).job
     assert [s.name for s in job.stages][:4] == SYNTHESIS and job.samples is not None
     for x, each in ((learned_on[0], flagship.A_NOISE), (job.samples, 2)):
@@ -230,18 +258,28 @@ def test_of_large_images_a_part_starts_from_noise(monkeypatch: pytest.MonkeyPatc
 def test_a_step_of_few_images_moves_no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     method = Flagship(synthesis=4, refine=2, images=64, squant=False, reconstruct=0, polish=20, game=0, correct=False)
     less = itertools.count()
-    monkeypatch.setattr(flagship, "HeldOut", lambda *given: lambda: -float(next(less)))  # so that it is kept, whatever it does
+    monkeypatch.setattr(
+        flagship, "HeldOut", lambda *given: lambda: -float(next(less))
+    )  # so that it is kept, whatever it does
     for enough in (flagship.ENOUGH, 10**6):
         monkeypatch.setattr(flagship, "ENOUGH", enough)
         job = quantized_net("residual", "w4a4", method, card=CARD).job
-        moved = {name: not torch.equal(attribute(job.student, name), attribute(job.teacher, name)) for name in job.placement.weights}
+        moved = {
+            name: not torch.equal(attribute(job.student, name), attribute(job.teacher, name))
+            for name in job.placement.weights
+        }
         assert job.stages[-1].kept and all(m == (enough < 10**6) for m in moved.values())
-        assert all(q.scale.grad is not None for q in job.placement.activations.values() if not q.guaranteed), "their ranges do"
+        assert all(q.scale.grad is not None for q in job.placement.activations.values() if not q.guaranteed), (
+            "their ranges do"
+        )
 
 
 def test_a_short_synthesis_draws_from_fewer_classes() -> None:
     job = job_of("residual")
-    few, all_five = Synthesis()(job, 4), Synthesis()(job_of("no_batch_norm"), 30)  # the latter excites the last features instead
+    few, all_five = (
+        Synthesis()(job, 4),
+        Synthesis()(job_of("no_batch_norm"), 30),
+    )  # the latter excites the last features instead
     assert len(few.drawn) == min(5, 4 * job.batch // 100) and len(all_five.drawn) == 5
 
 

@@ -20,9 +20,10 @@ from zoo import SHAPE, build, images, traced
 from zaq.api import Quantized, quantize_graph
 from zaq.cli.options import method_of
 from zaq.cli.quantize import _data_read
-from zaq.config import Card, QConfig
+from zaq.config.bits import QConfig
+from zaq.config.card import Card
 from zaq.errors import BitsError, DataError, UserError
-from zaq.graph import quiet
+from zaq.ir.capture import quiet
 from zaq.methods import ft
 from zaq.methods.ft import FineTune
 from zaq.methods.job import Job
@@ -42,10 +43,15 @@ def real(classes: int = 5, seed: int = 0) -> Batches:
     """Endless batches as `zaq.data.shuffled` makes them."""
     generator = torch.Generator().manual_seed(seed)
     while True:
-        yield torch.randn(8, *SHAPE, generator=generator).clamp(-2, 2), torch.randint(classes, (8,), generator=generator)
+        yield (
+            torch.randn(8, *SHAPE, generator=generator).clamp(-2, 2),
+            torch.randint(classes, (8,), generator=generator),
+        )
 
 
-def quantize(method: FineTune, batches: Batches | None = None, name: str = "residual", bits: str = "w4a4", seed: int = 0) -> Quantized:
+def quantize(
+    method: FineTune, batches: Batches | None = None, name: str = "residual", bits: str = "w4a4", seed: int = 0
+) -> Quantized:
     return quantize_graph(graph(name), QConfig.parse(bits), method, card=CARD, seed=seed, real=batches or real())
 
 
@@ -63,17 +69,23 @@ def test_a_seed_repeats_bit_for_bit() -> None:
 
 
 def test_the_loss_is_cross_entropy_and_distillation() -> None:
-    batches, job = list(zip(range(8), real(), strict=False)), Job(fold(graph("residual"))[0], QConfig.parse("w8a8"), CARD)
+    batches, job = (
+        list(zip(range(8), real(), strict=False)),
+        Job(fold(graph("residual"))[0], QConfig.parse("w8a8"), CARD),
+    )
     FineTune(alpha=0.5, temperature=3.0, steps=0)(job, real())
     with torch.no_grad():
         losses = [
-            torch.nn.functional.cross_entropy(job.student(x), y) + 0.5 * distillation(job.student(x), job.teacher(x), 3.0)
+            torch.nn.functional.cross_entropy(job.student(x), y)
+            + 0.5 * distillation(job.student(x), job.teacher(x), 3.0)
             for _, (x, y) in batches
         ]
     assert job.stages[-1].loss_before == job.stages[-1].loss_after == pytest.approx(float(torch.stack(losses).mean()))
 
 
-@pytest.mark.parametrize("options", [{"labels": False}, {"learn_scales": False}, {"alpha": 0.0}, {"lr_student": 1e-3}, {"lr_bias": 1e-2}])
+@pytest.mark.parametrize(
+    "options", [{"labels": False}, {"learn_scales": False}, {"alpha": 0.0}, {"lr_student": 1e-3}, {"lr_bias": 1e-2}]
+)
 def test_its_constants_are_options(options: dict[str, object]) -> None:
     quantized = quantize(FineTune(steps=5, **options))  # type: ignore[arg-type]
     assert quantized.report["options"]["method"] | options == quantized.report["options"]["method"]
@@ -89,7 +101,9 @@ def plain_held_out() -> float:
 def test_the_step_follows_from_the_way() -> None:
     """Half of `travel` per half a step: the cosine's factors sum to half the steps."""
     assert FineTune(travel=0.2)._rate(6000) == pytest.approx(0.2 / 3000, rel=1e-3)
-    assert FineTune()._rate(10) == FASTEST and FineTune()._rate(0) == FASTEST and FineTune(lr_student=0.5)._rate(10) == 0.5
+    assert (
+        FineTune()._rate(10) == FASTEST and FineTune()._rate(0) == FASTEST and FineTune(lr_student=0.5)._rate(10) == 0.5
+    )
 
 
 def test_no_real_image_is_kept_and_a_note_says_so() -> None:
@@ -118,7 +132,9 @@ def test_ctrl_c_keeps_the_last_whole_round() -> None:
             yield batch
 
     quantized = quantize(FineTune(steps=100), interrupted())
-    assert quantized.report["interrupted"] and quantized.report["stages"][-1]["note"].startswith("interrupted after round 2 of 20")
+    assert quantized.report["interrupted"] and quantized.report["stages"][-1]["note"].startswith(
+        "interrupted after round 2 of 20"
+    )
     assert math.isfinite(quantized.report["stages"][-1]["loss_after"])
 
 
@@ -146,18 +162,43 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_run_says_in_red_that_real_images_were_read(folder: Path, tmp_path: Path) -> None:
     data = f"npz:{folder}/data.npz"
-    flags = ("--bits", "w8a8", "--method", "ft", "--data", data, "-s", "steps=5", "--normalize", "cifar10", "-o", tmp_path / "out")
+    flags = (
+        "--bits",
+        "w8a8",
+        "--method",
+        "ft",
+        "--data",
+        data,
+        "-s",
+        "steps=5",
+        "--normalize",
+        "cifar10",
+        "-o",
+        tmp_path / "out",
+    )
     done = zaq_here("quantize", folder / "net.pt2", *flags)
     assert done.exit_code == 0, done.output
-    assert f"REAL IMAGES READ: {data}" in done.stdout and "no data read" not in done.stdout and "trained on real images" in done.stdout
+    assert (
+        f"REAL IMAGES READ: {data}" in done.stdout
+        and "no data read" not in done.stdout
+        and "trained on real images" in done.stdout
+    )
     report = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert report["options"]["data"] == data and _data_read(report) == click.style(f"REAL IMAGES READ: {data}", fg="red")
+    assert report["options"]["data"] == data and _data_read(report) == click.style(
+        f"REAL IMAGES READ: {data}", fg="red"
+    )
     page = (tmp_path / "out" / "report.html").read_text()
-    assert f'<b class="real">Real images were read: {data}.' in page and ".real { color: #c00 }" in page and "No real image" not in page
+    assert (
+        f'<b class="real">Real images were read: {data}.' in page
+        and ".real { color: #c00 }" in page
+        and "No real image" not in page
+    )
     properties = {p.key: p.value for p in onnx.load(tmp_path / "out" / "model.onnx").metadata_props}
     assert data in " ".join(properties.values())
     stored = load_file(tmp_path / "out" / "samples.safetensors")["pixels"].float()
-    assert float(stored.mean()) == pytest.approx(127.5, abs=1) and float(stored.std()) == pytest.approx(255 / 12**0.5, abs=1)  # noise
+    assert float(stored.mean()) == pytest.approx(127.5, abs=1) and float(stored.std()) == pytest.approx(
+        255 / 12**0.5, abs=1
+    )  # noise
 
 
 @pytest.mark.parametrize(
@@ -167,7 +208,9 @@ def test_a_run_says_in_red_that_real_images_were_read(folder: Path, tmp_path: Pa
         (["--method", "ft"], "--method ft reads real images: name them with --data"),
     ],
 )
-def test_data_and_method_must_go_together(args: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_and_method_must_go_together(
+    args: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     done = zaq_here("quantize", *args)
     assert done.exit_code == 2 and message in done.stderr and "Traceback" not in done.output

@@ -12,14 +12,16 @@ from torch.nn import functional as F
 from zoo import SHAPE, build, images, traced
 
 from zaq.api import Quantized, quantize_graph
-from zaq.config import Card, QConfig
+from zaq.config.bits import QConfig
+from zaq.config.card import Card
 from zaq.errors import BitsError
-from zaq.graph import trace, with_taps
+from zaq.ir.capture import trace
+from zaq.ir.nodes import attribute
+from zaq.ir.taps import with_taps
 from zaq.methods import gdfq
 from zaq.methods.gdfq import GDFQ, FoldedSGD, folded_gains, statistics_loss
 from zaq.methods.job import Job
 from zaq.methods.training import distillation
-from zaq.nodes import attribute
 from zaq.passes.fold import BatchNormStats, fold
 
 CARD = Card(input=SHAPE, mean=(0.5,) * 3, std=(0.25,) * 3)
@@ -45,10 +47,14 @@ def test_every_classifier_with_batch_norm_can_be_quantized(name: str) -> None:
     report = quantize(name, QUICK, "w8a8").report
     stages = {s["name"]: s for s in report["stages"]}
     assert list(stages) == ["warm-up", "gdfq"] and stages["warm-up"]["steps"] == stages["gdfq"]["steps"] * 5 == 5
-    assert math.isfinite(stages["gdfq"]["loss_before"]) and stages["gdfq"]["loss_after"] <= stages["gdfq"]["loss_before"]
+    assert (
+        math.isfinite(stages["gdfq"]["loss_before"]) and stages["gdfq"]["loss_after"] <= stages["gdfq"]["loss_before"]
+    )
 
 
-@pytest.mark.parametrize(("name", "missing"), [("transposed", "is no classifier"), ("no_batch_norm", "has no batch norm")])
+@pytest.mark.parametrize(
+    ("name", "missing"), [("transposed", "is no classifier"), ("no_batch_norm", "has no batch norm")]
+)
 def test_what_it_lives_on_must_be_there(name: str, missing: str) -> None:
     with pytest.raises(BitsError, match=f"{missing}.*--method zaq needs neither"):
         quantize(name, QUICK)
@@ -95,12 +101,15 @@ def test_an_unknown_reduction_is_a_sentence() -> None:
         GDFQ(reduction="meen")
 
 
-def test_activation_ranges_are_frozen_after_calibration_and_weight_grids_follow_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_activation_ranges_are_frozen_after_calibration_and_weight_grids_follow_the_weights(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     found: list[tuple[list[Tensor], list[Tensor]]] = []
 
     def grids(job: Job) -> tuple[list[Tensor], list[Tensor]]:
         return [q.scale.detach().clone() for q in job.placement.activations.values()], [
-            attribute(job.student, n).detach().flatten(1).abs().amax(1) / q.quant_max for n, q in job.placement.weights.items()
+            attribute(job.student, n).detach().flatten(1).abs().amax(1) / q.quant_max
+            for n, q in job.placement.weights.items()
         ]
 
     def set_grids(job: Job) -> None:
@@ -117,7 +126,9 @@ def test_activation_ranges_are_frozen_after_calibration_and_weight_grids_follow_
     for quantizer, scale in zip(job.placement.weights.values(), grids(job)[1], strict=True):
         if not quantizer.pairs:  # 8 bits make room in 16-bit sums
             torch.testing.assert_close(quantizer.scale.detach(), scale)
-    assert not any(q.scale.requires_grad for q in (*job.placement.weights.values(), *job.placement.activations.values()))
+    assert not any(
+        q.scale.requires_grad for q in (*job.placement.weights.values(), *job.placement.activations.values())
+    )
 
 
 def test_ranges_are_moving_averages_of_the_first_steps_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,7 +186,9 @@ def test_statistics_loss_is_that_of_the_batch_norms_inputs() -> None:
 def test_a_dead_channel_has_no_say_in_the_statistics() -> None:
     torch.manual_seed(0)
     feature = torch.randn(8, 3, 4, 4, requires_grad=True)
-    stats = BatchNormStats(torch.zeros(3), torch.tensor([1.0, 1e-9, 0.0]), torch.zeros(3), torch.tensor([1.0, 2.0, 3e-3]))
+    stats = BatchNormStats(
+        torch.zeros(3), torch.tensor([1.0, 1e-9, 0.0]), torch.zeros(3), torch.tensor([1.0, 2.0, 3e-3])
+    )
     loss = statistics_loss([feature * torch.tensor([1.0, 1e-9, 0.0]).view(1, 3, 1, 1)], [stats])
     loss.backward()
     assert float(loss.detach()) < 1.0 and torch.isfinite(feature.grad).all() and feature.grad.abs().max() < 1.0  # type: ignore[union-attr,arg-type]
@@ -194,7 +207,11 @@ class Plain(nn.Module):
 
 @pytest.mark.parametrize(
     "layer",
-    [nn.Conv2d(3, 6, 3, bias=False), nn.ConvTranspose2d(3, 6, 3, bias=False), nn.ConvTranspose2d(3, 6, 3, groups=3, bias=False)],
+    [
+        nn.Conv2d(3, 6, 3, bias=False),
+        nn.ConvTranspose2d(3, 6, 3, bias=False),
+        nn.ConvTranspose2d(3, 6, 3, groups=3, bias=False),
+    ],
     ids=["conv", "transposed", "grouped"],
 )
 def test_sgd_on_folded_weights_is_sgd_on_the_weights(layer: nn.Module) -> None:
@@ -232,7 +249,9 @@ def test_layers_without_batch_norm_step_as_they_are_and_folded_biases_do_not_dec
     assert decays == [(1e-4, 6), (0.0, 4)]  # 5 weights and the head's bias; 4 biases that hold batch norm's mean
 
 
-@pytest.mark.parametrize(("at", "stage", "note"), [(4, 0, "interrupted after step 3 of 5"), (13, 1, "interrupted after round 1 of 2")])
+@pytest.mark.parametrize(
+    ("at", "stage", "note"), [(4, 0, "interrupted after step 3 of 5"), (13, 1, "interrupted after round 1 of 2")]
+)
 def test_ctrl_c_keeps_what_is_finished(monkeypatch: pytest.MonkeyPatch, at: int, stage: int, note: str) -> None:
     calls = 0
 
@@ -279,7 +298,15 @@ def test_plans(effort: str, card: Card, expected: tuple[float, ...]) -> None:
     job = job_of(graph("residual"), effort=effort)
     job.card = card
     plan = GDFQ()._plan(job)
-    assert (plan.epochs, plan.iterations, plan.batch, plan.warm_up, plan.lr_student, plan.lr_generator, plan.width) == expected
+    assert (
+        plan.epochs,
+        plan.iterations,
+        plan.batch,
+        plan.warm_up,
+        plan.lr_student,
+        plan.lr_generator,
+        plan.width,
+    ) == expected
     assert GDFQ(epochs=7, lr_student=0.5)._plan(job) == replace(plan, epochs=7, lr_student=0.5)
 
 
@@ -294,5 +321,7 @@ def test_milestones_are_the_papers(large: bool, drops: tuple[int, ...], monkeypa
     GDFQ()._play(job, game, lambda: None, 400 - round(400 * start), start, [])  # type: ignore[arg-type,return-value]
     rounds, schedule = schedules[0]
     first = 400 - rounds
-    lowered = [e for e in range(first, 399) if schedule((e + 1 - first) / rounds) < 0.5 * schedule((e - first) / rounds)]
+    lowered = [
+        e for e in range(first, 399) if schedule((e + 1 - first) / rounds) < 0.5 * schedule((e - first) / rounds)
+    ]
     assert tuple(lowered) == drops

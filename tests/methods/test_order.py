@@ -8,7 +8,7 @@ from torch import nn
 from toy import CARD, gratings, trained, unequal
 
 import zaq
-from zaq.config import QConfig
+from zaq.config.bits import QConfig
 from zaq.methods.aciq import ACIQ
 from zaq.methods.dfq import DFQ
 from zaq.methods.rtn import RTN

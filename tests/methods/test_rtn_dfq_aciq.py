@@ -10,12 +10,13 @@ from torch import nn
 from zoo import SHAPE, ZOO, build, images, quantized_net
 
 import zaq
-from zaq.config import Card, QConfig
+from zaq.config.bits import QConfig
+from zaq.config.card import Card
 from zaq.errors import BitsError, SourceError
-from zaq.export.verify import compare
 from zaq.methods.aciq import ACIQ
 from zaq.methods.dfq import DFQ
 from zaq.methods.rtn import RTN
+from zaq.verify.parity import compare
 
 CARD = Card(input=SHAPE, mean=(0.5,) * 3, std=(0.25,) * 3)
 
@@ -36,14 +37,18 @@ def test_every_structure(name: str, method: Any) -> None:
     {"relu6_to_relu": True}, {"search": True}, {"range_deviations": 4.0}])  # fmt: skip
 def test_dfq_options(options: dict[str, Any]) -> None:
     model, x = build("depthwise"), images(16)
-    quantized = zaq.quantize(model, x[:1], QConfig.parse("w8a8", weights="per_tensor_affine"), DFQ(**options), card=CARD)
+    quantized = zaq.quantize(
+        model, x[:1], QConfig.parse("w8a8", weights="per_tensor_affine"), DFQ(**options), card=CARD
+    )
     with torch.no_grad():
         expected, found = model(x), quantized.module(x)
     assert float((found - expected).pow(2).mean() / expected.var()) < 0.1
     assert any("ReLU6 became ReLU" in n for n in quantized.report["notes"]) == ("relu6_to_relu" in options)
 
 
-@pytest.mark.parametrize("options", [{"distribution": "gauss"}, {"statistics": "synthetic"}, {"allocate": False}, {"correct": False}])
+@pytest.mark.parametrize(
+    "options", [{"distribution": "gauss"}, {"statistics": "synthetic"}, {"allocate": False}, {"correct": False}]
+)
 def test_aciq_options(options: dict[str, Any]) -> None:
     model, x = build("residual"), images(16)
     quantized = zaq.quantize(model, x[:1], "w6a6", ACIQ(**options), card=CARD)
@@ -53,10 +58,15 @@ def test_aciq_options(options: dict[str, Any]) -> None:
 
 
 def test_allocated_bits_are_kept_by_every_channel() -> None:
-    quantizer = quantized_net("residual", QConfig.parse("w4a8", None), ACIQ(), card=CARD).job.placement.weights["body.0.0.weight"]
+    quantizer = quantized_net("residual", QConfig.parse("w4a8", None), ACIQ(), card=CARD).job.placement.weights[
+        "body.0.0.weight"
+    ]
     model = quantized_net("residual", QConfig.parse("w4a8", None), ACIQ(), card=CARD)
     weight = model.module.get_parameter("body.0.0.weight")
-    levels = [len(torch.unique((row / s).round())) for row, s in zip(quantizer(weight).flatten(1), quantizer.scale, strict=True)]
+    levels = [
+        len(torch.unique((row / s).round()))
+        for row, s in zip(quantizer(weight).flatten(1), quantizer.scale, strict=True)
+    ]
     assert max(levels) > 16  # some have more than 4 bits,
     assert sum(torch.tensor(levels).double().log2()) / len(levels) <= 4  # and none more than its share, on average
 
@@ -71,7 +81,9 @@ def test_a_clip_of_each_channel_is_an_integer_operation_in_the_file(bits: str, w
     clips = [n for n in graph.node if n.op_type == "Min"]
     assert clips and all(kinds[n.input[1]] == onnx.TensorProto.UINT8 for n in clips)
     parity = compare(tmp_path / "model.onnx", quantized.module, images(32))
-    assert parity.share_equal > 0.8 and parity.top1_agreement == 1, parity.sentence()  # a value rounded apart moves all five logits
+    assert parity.share_equal > 0.8 and parity.top1_agreement == 1, (
+        parity.sentence()
+    )  # a value rounded apart moves all five logits
     assert not {"Conv", "Gemm", "Add"} & set(parity.kernels), parity.kernels
 
 

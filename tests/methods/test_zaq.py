@@ -13,7 +13,8 @@ from zoo import SHAPE, build, images, quantized_net, traced
 
 import zaq
 from zaq.api import quantize_graph
-from zaq.config import Card, QConfig
+from zaq.config.bits import QConfig
+from zaq.config.card import Card
 from zaq.methods import zaq as zaq_method
 from zaq.methods.job import Job
 from zaq.methods.loop import Game, play
@@ -26,7 +27,9 @@ CARD = Card(input=SHAPE, mean=(0.5,) * 3, std=(0.25,) * 3)
 QUICK = ZAQ(warm_up=4, rounds=3, latent=16, width=16)
 
 
-@pytest.mark.parametrize("name", ["residual", "transposed", "no_batch_norm"])  # all of them: test_flagship, which plays the game too
+@pytest.mark.parametrize(
+    "name", ["residual", "transposed", "no_batch_norm"]
+)  # all of them: test_flagship, which plays the game too
 def test_a_structure_can_be_quantized(name: str) -> None:
     model, x = build(name), images(8)
     quantized = zaq.quantize(model, x[:1], "w8a8", QUICK, card=CARD)
@@ -61,7 +64,12 @@ def test_the_callers_random_state_and_model_are_left_alone() -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"relation": "scrm", "alpha": 1.0, "beta": 0.1, "layer_weights": False}, {"relation": "gram"}, {"learn_scales": False}, {"bns": 1.0}],
+    [
+        {"relation": "scrm", "alpha": 1.0, "beta": 0.1, "layer_weights": False},
+        {"relation": "gram"},
+        {"learn_scales": False},
+        {"bns": 1.0},
+    ],
 )
 def test_the_codes_choices_are_options(options: dict[str, object]) -> None:
     method = ZAQ(warm_up=2, rounds=2, latent=16, width=16, **options)  # type: ignore[arg-type]
@@ -77,9 +85,16 @@ def graph() -> GraphModule:
 
 @pytest.mark.parametrize(
     ("options", "unused"),
-    [({"alpha": 0.0}, "relation_gaps"), ({"beta": 0.0}, "activation_loss"), ({"layer_weights": False}, "softmax"), ({}, "gram")],
+    [
+        ({"alpha": 0.0}, "relation_gaps"),
+        ({"beta": 0.0}, "activation_loss"),
+        ({"layer_weights": False}, "softmax"),
+        ({}, "gram"),
+    ],
 )
-def test_an_ablation_leaves_its_part_out(options: dict[str, object], unused: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_ablation_leaves_its_part_out(
+    options: dict[str, object], unused: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What has no weight is not computed: without D_f no relation map, without L_a no activation loss."""
 
     def computed(*_: object) -> torch.Tensor:
@@ -112,7 +127,9 @@ def test_frozen_ranges_stay() -> None:
     for rounds in (0, 2):
         method = ZAQ(warm_up=2, rounds=rounds, latent=16, width=16, learn_scales=False)
         placement = quantized_net("residual", "w4a4", method, card=CARD).job.placement
-        weights = [q for q in placement.weights.values() if not q.pairs]  # those of 8 bits make room for what weights became
+        weights = [
+            q for q in placement.weights.values() if not q.pairs
+        ]  # those of 8 bits make room for what weights became
         scales.append([q.scale for q in (*placement.activations.values(), *weights)])
     assert all(torch.equal(a, b) for a, b in zip(*scales, strict=True))
 

@@ -7,11 +7,12 @@ import pytest
 from conftest import zaq as command
 from zoo import SHAPE, quantized_net
 
-from zaq.config import Card, QConfig
+from zaq.config.bits import QConfig
+from zaq.config.card import Card
 from zaq.errors import BitsError, SourceError
 from zaq.methods.zaq import ZAQ
 from zaq.methods.zeroq import ZeroQ
-from zaq.page import render
+from zaq.report.page import render
 
 CARD = Card(input=SHAPE, mean=(0.5,) * 3, std=(0.25,) * 3)
 QUICK = ZeroQ(batch=8, steps=20)
@@ -68,7 +69,20 @@ def test_sizes_that_cannot_be_and_methods_that_do_not_mix() -> None:
 
 def test_the_command_meets_the_size(tmp_path: Path) -> None:
     size = ("--bits", "mixed", "--target-size", "0.2MB")
-    done = command("quantize", *size, "--method", "zeroq", "--effort", "fast", "-s", "steps=4", "-s", "batch=8", "-o", tmp_path / "out")
+    done = command(
+        "quantize",
+        *size,
+        "--method",
+        "zeroq",
+        "--effort",
+        "fast",
+        "-s",
+        "steps=4",
+        "-s",
+        "batch=8",
+        "-o",
+        tmp_path / "out",
+    )
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert 0.95 * 0.2 * 2**20 < report["weight_bytes"] <= 0.2 * 2**20 and "of 0.20 MB" in done.stdout

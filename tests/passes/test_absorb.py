@@ -4,8 +4,8 @@ import torch
 from torch import nn
 from zoo import images, traced
 
-from zaq.graph import trace
-from zaq.nodes import bias_of, weight_of
+from zaq.ir.capture import trace
+from zaq.ir.nodes import bias_of, weight_of
 from zaq.passes.absorb import absorb, absorb_constants
 from zaq.passes.fold import fold
 from zaq.quant.edges import weighted_layers

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from zoo import ZOO, build, images
 
-from zaq.graph import activations, trace
-from zaq.nodes import weight_of
+from zaq.ir.capture import trace
+from zaq.ir.nodes import activations, weight_of
 from zaq.passes.equalize import equalize, relax_relu6
 from zaq.passes.fold import fold
 from zaq.quant.edges import weighted_layers
@@ -45,7 +45,9 @@ def spoiled(name: str) -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize(("name", "to"), [("depthwise", 0.5), ("grouped", 0.8), ("residual", 0.8)])  # of several writers, the mean counts
+@pytest.mark.parametrize(
+    ("name", "to"), [("depthwise", 0.5), ("grouped", 0.8), ("residual", 0.8)]
+)  # of several writers, the mean counts
 def test_ranges_come_closer(name: str, to: float) -> None:
     graph = folded(spoiled(name))
     equal, _ = equalize(graph, 100)
@@ -96,4 +98,6 @@ def test_what_carries_no_scale_is_named() -> None:
 def test_relu6_becomes_relu_on_demand_only() -> None:
     graph = folded(build("depthwise"))
     targets = {n.target for n in relax_relu6(graph).graph.nodes}
-    assert torch.ops.aten.hardtanh.default not in targets and torch.ops.aten.hardtanh.default in {n.target for n in graph.graph.nodes}
+    assert torch.ops.aten.hardtanh.default not in targets and torch.ops.aten.hardtanh.default in {
+        n.target for n in graph.graph.nodes
+    }

@@ -5,10 +5,15 @@ import torch
 from torch import nn
 from zoo import ZOO, build, images, with_history
 
-from zaq.graph import BATCH_NORMS, trace, with_taps
+from zaq.ir.capture import trace
+from zaq.ir.ops import BATCH_NORMS
+from zaq.ir.taps import with_taps
 from zaq.passes.fold import fold
 
-LEFT = {"shared_weight": "shared.weight is shared by 2 layers", "signed": "no convolution or linear layer stands before it"}
+LEFT = {
+    "shared_weight": "shared.weight is shared by 2 layers",
+    "signed": "no convolution or linear layer stands before it",
+}
 
 
 @pytest.mark.parametrize("name", ZOO)
@@ -35,7 +40,9 @@ def test_folded_layers_know_their_statistics(name: str) -> None:
     raw = with_taps(graph, [original.args[0].name])(x)[1][0]
     out = with_taps(folded, [layer.name])(x)[1][0]
     unit = [1, -1, 1, 1]
-    expected = (raw - stats.running_mean.view(unit)) / stats.running_std.view(unit) * stats.std.view(unit) + stats.mean.view(unit)
+    expected = (raw - stats.running_mean.view(unit)) / stats.running_std.view(unit) * stats.std.view(
+        unit
+    ) + stats.mean.view(unit)
     torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-4)  # gamma is positive in the zoo
 
 

@@ -17,7 +17,9 @@ def mse_laplace(alpha: torch.Tensor, bits: int) -> torch.Tensor:
 
 
 def mse_gauss(alpha: torch.Tensor, bits: int) -> torch.Tensor:
-    beyond = (1 + alpha**2) * torch.erfc(alpha / math.sqrt(2)) - math.sqrt(2 / math.pi) * alpha * torch.exp(-(alpha**2) / 2)
+    beyond = (1 + alpha**2) * torch.erfc(alpha / math.sqrt(2)) - math.sqrt(2 / math.pi) * alpha * torch.exp(
+        -(alpha**2) / 2
+    )
     return beyond + alpha**2 / (3 * 4**bits)
 
 
@@ -28,20 +30,28 @@ def test_alphas_are_where_the_error_is_least(bits: int) -> None:
 
 
 def test_alphas_are_the_published_ones() -> None:
-    assert [alpha_laplace(m) for m in range(2, 9)] == pytest.approx([2.83, 3.89, 5.03, 6.20, 7.41, 8.64, 9.89], abs=0.015)
-    assert [alpha_gauss(m) for m in range(1, 9)] == pytest.approx([1.24, 1.71, 2.15, 2.55, 2.93, 3.28, 3.61, 3.92], abs=0.015)
+    assert [alpha_laplace(m) for m in range(2, 9)] == pytest.approx(
+        [2.83, 3.89, 5.03, 6.20, 7.41, 8.64, 9.89], abs=0.015
+    )
+    assert [alpha_gauss(m) for m in range(1, 9)] == pytest.approx(
+        [1.24, 1.71, 2.15, 2.55, 2.93, 3.28, 3.61, 3.92], abs=0.015
+    )
 
 
 @pytest.mark.parametrize(("name", "draw"), [
     ("laplace", torch.distributions.Laplace(0.0, 1.0)), ("gauss", torch.distributions.Normal(0.0, 1.0))])  # fmt: skip
 @pytest.mark.parametrize("half", [False, True])
-def test_clipping_beats_the_whole_range_on_real_draws(name: str, draw: torch.distributions.Distribution, half: bool) -> None:
+def test_clipping_beats_the_whole_range_on_real_draws(
+    name: str, draw: torch.distributions.Distribution, half: bool
+) -> None:
     """Quantized to 4 bits, samples of the distribution lose least near the range that the closed form gives."""
     torch.manual_seed(0)
     x = draw.sample((200000,))
     x = x.abs() if half else x
     deviation = float((x - x.mean()).abs().mean() if name == "laplace" else x.std())
-    deviation = deviation if not half else float(x.mean() if name == "laplace" else x.pow(2).mean().sqrt())  # of the whole it is half of
+    deviation = (
+        deviation if not half else float(x.mean() if name == "laplace" else x.pow(2).mean().sqrt())
+    )  # of the whole it is half of
 
     def error(low: float, high: float) -> float:
         scale = (high - low) / 15

@@ -3,7 +3,8 @@
 import pytest
 from zoo import SHAPE, traced
 
-from zaq.config import Card, QConfig
+from zaq.config.bits import QConfig
+from zaq.config.card import Card
 from zaq.passes.fold import fold
 from zaq.quant.placement import place
 
@@ -45,11 +46,14 @@ def test_shared_has_one_quantizer_a_tensor() -> None:
 
 
 def test_at_8_bits_nothing_is_rounded_twice() -> None:
-    integer, shared = (place(fold(traced("residual"))[0], QConfig.parse("w8a8", placement=p), CARD)[1] for p in ("integer", "shared"))
+    integer, shared = (
+        place(fold(traced("residual"))[0], QConfig.parse("w8a8", placement=p), CARD)[1] for p in ("integer", "shared")
+    )
     assert list(integer.activations) == list(shared.activations)
 
 
-# The protocols of the literature, at w4a3: what a ReLU writes; or what layers read, 8 bits behind the first and before the last.
+# The protocols of the literature, at w4a3: what a ReLU writes; or what layers read, 8 bits behind the first and before
+# the last.
 PROTOCOLS = {
     ("gdfq", "residual"): {"relu": 3, "relu_1": 3, "relu_2": 3, "relu_3": 3},
     ("brecq", "residual"): {"relu": 8, "relu_1": 3, "relu_2": 3, "adaptive_avg_pool2d": 8},

@@ -86,7 +86,9 @@ def test_bias_lies_on_the_accumulators_grid() -> None:
 
 @pytest.mark.parametrize("shape", [(6, 16, 3, 3), (6, 5, 1, 1), (6, 40), (4, 1, 5, 5)])
 def test_no_pair_of_products_overflows(shape: tuple[int, ...]) -> None:
-    """255 times two neighbouring weights, in either order of the kernel, stays in int16; and 7 bits are not needed for that."""
+    """255 times two neighbouring weights, in either order of the kernel, stays in int16; and 7 bits are not needed for
+    that.
+    """
     weight = torch.randn(*shape, generator=torch.Generator().manual_seed(0)) ** 3
     quantizer = FakeQuantize(8, 0, len(weight), signed=True)
     quantizer.pairs = True

@@ -59,4 +59,6 @@ def test_per_channel_scale_gradient() -> None:
 
 def test_passes_torchs_own_checks_of_custom_operations() -> None:
     x, s, z = torch.randn(3, 4, requires_grad=True), torch.tensor([0.1]), torch.zeros(1, dtype=torch.int32)
-    torch.library.opcheck(fake_quantize, (x, s, z, -1, -8, 7), test_utils=("test_schema", "test_faketensor", "test_autograd_registration"))
+    torch.library.opcheck(
+        fake_quantize, (x, s, z, -1, -8, 7), test_utils=("test_schema", "test_faketensor", "test_autograd_registration")
+    )

@@ -4,7 +4,8 @@ import pytest
 import torch
 from zoo import SHAPE, ZOO, images, traced
 
-from zaq.config import WEIGHT_GRIDS, Card, QConfig
+from zaq.config.bits import WEIGHT_GRIDS, QConfig
+from zaq.config.card import Card
 from zaq.passes.fold import fold
 from zaq.quant.placement import place
 from zaq.quant.ranges import bounds
@@ -12,7 +13,9 @@ from zaq.quant.ranges import bounds
 CARD = Card(input=SHAPE, mean=(0.5,) * 3, std=(0.5,) * 3)
 
 
-@pytest.mark.parametrize(("first_last", "expected"), [(8, [8, 4, 4, 4, 8]), (None, [4, 4, 4, 4, 4]), (6, [6, 4, 4, 4, 6])])
+@pytest.mark.parametrize(
+    ("first_last", "expected"), [(8, [8, 4, 4, 4, 8]), (None, [4, 4, 4, 4, 4]), (6, [6, 4, 4, 4, 6])]
+)
 def test_first_and_last_layer(first_last: int | None, expected: list[int]) -> None:
     folded, _ = fold(traced("residual"))
     _, placement = place(folded, QConfig(4, 4, first_last), CARD)
@@ -76,7 +79,9 @@ def test_symmetric_activations(name: str) -> None:
     student(images(4))
     for quantizer in placed.activations.values():
         quantizer.calibrate()
-        assert quantizer.signed and quantizer.quant_min == -(2 ** (quantizer.bits - 1)) and int(quantizer.zero_point) == 0
+        assert (
+            quantizer.signed and quantizer.quant_min == -(2 ** (quantizer.bits - 1)) and int(quantizer.zero_point) == 0
+        )
     if name == "depthwise":
         high = placed.activations["hardtanh_1"]
         assert high.guaranteed and abs(high.limits()[1] - 6) < 1e-5

@@ -18,7 +18,9 @@ def test_affine_grid_holds_zero_and_covers_its_range_to_half_a_step(a: float, b:
     scale, zero = affine_qparams(low, high, quant_min, quant_max)
     assert scale > 0 and quant_min <= zero <= quant_max and zero.dtype == torch.int32
     if max(abs(float(low)), abs(float(high))) > 1e-3:
-        rest = 0.5 + 0.25 / quant_max  # the zero point rounds by half a step of a grid that is wider where it rounds an end away
+        rest = (
+            0.5 + 0.25 / quant_max
+        )  # the zero point rounds by half a step of a grid that is wider where it rounds an end away
         assert (quant_max - zero + rest) * scale >= high.clamp(min=0) * 0.999 - 1e-6
         assert (quant_min - zero - rest) * scale <= low.clamp(max=0) * 0.999 + 1e-6
         assert scale * (quant_max - quant_min) <= 2.1 * (high.clamp(min=0) - low.clamp(max=0)) + 1e-6

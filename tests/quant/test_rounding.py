@@ -45,7 +45,9 @@ def test_squant_stays_on_the_grid() -> None:
     torch.manual_seed(0)
     weight = torch.randn(16, 8, 3, 3)
     quantizer = FakeQuantize(2, 0, 16, True)
-    quantizer.set_qparams(torch.full((16,), 0.3), torch.zeros(16, dtype=torch.int32))  # most weights lie beyond the ends
+    quantizer.set_qparams(
+        torch.full((16,), 0.3), torch.zeros(16, dtype=torch.int32)
+    )  # most weights lie beyond the ends
     codes = squant(quantizer, weight)
     assert float(codes.min()) >= quantizer.quant_min and float(codes.max()) <= quantizer.quant_max
 

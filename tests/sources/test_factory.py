@@ -59,11 +59,15 @@ def test_factories_that_make_nothing(spec: str, message: str, here: Path) -> Non
 
 
 def test_arguments_that_do_not_fit(here: Path) -> None:
-    with pytest.raises(SourceError, match=r"the call with \(depth=3\) failed: TypeError: .*unexpected keyword argument 'depth'"):
+    with pytest.raises(
+        SourceError, match=r"the call with \(depth=3\) failed: TypeError: .*unexpected keyword argument 'depth'"
+    ):
         load("my_nets:make", {"input": (3, 8, 8)}, kwargs={"depth": 3})
 
 
 def test_a_module_is_taken_to_one_device_and_type(here: Path) -> None:
-    (here / "my_half.py").write_text("import torch\nmake = lambda: torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3)).half()")
+    (here / "my_half.py").write_text(
+        "import torch\nmake = lambda: torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3)).half()"
+    )
     graph = load("my_half:make", {"input": (3, 8, 8)}).graph
     assert graph(torch.zeros(2, 3, 8, 8)).dtype == torch.float32

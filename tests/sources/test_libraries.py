@@ -33,7 +33,9 @@ def test_a_network_of_torchvision() -> None:
     done = zaq_here("inspect", "torchvision:squeezenet1_1", "--random-weights", "--input-shape", "3,64,64", "--json")
     assert done.exit_code == 0, done.stderr
     card = json.loads(done.stdout)["card"]
-    assert card["mean"] == [0.485, 0.456, 0.406] and card["classes"] == 1000 and (card["resize"], card["crop"]) == (73, 64)
+    assert (
+        card["mean"] == [0.485, 0.456, 0.406] and card["classes"] == 1000 and (card["resize"], card["crop"]) == (73, 64)
+    )
 
 
 @pytest.mark.parametrize(

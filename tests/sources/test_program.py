@@ -11,7 +11,7 @@ from torch import nn
 from zoo import build, images
 
 from zaq.errors import SourceError, TraceError
-from zaq.graph import quiet
+from zaq.ir.capture import quiet
 from zaq.sources import load
 
 
@@ -32,7 +32,9 @@ def test_a_saved_program_is_the_model(tmp_path: Path) -> None:
 
 def test_card_beside_the_file_and_flags_over_it(tmp_path: Path) -> None:
     path = save(build("residual"), tmp_path / "net.pt2")
-    path.with_suffix(".json").write_text(json.dumps({"mean": [0.1] * 3, "std": [0.2] * 3, "resize": 20, "author": "them"}))
+    path.with_suffix(".json").write_text(
+        json.dumps({"mean": [0.1] * 3, "std": [0.2] * 3, "resize": 20, "author": "them"})
+    )
     assert load(str(path)).card.mean == (0.1,) * 3
     card = load(str(path), {"std": (0.5,) * 3}).card
     assert card.mean == (0.1,) * 3 and card.std == (0.5,) * 3 and card.resize == 20

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from zoo import build, head, images
 
 from zaq.errors import SourceError
-from zaq.graph import quiet
+from zaq.ir.capture import quiet
 from zaq.sources import load
 
 pytest.importorskip("onnx2torch")
@@ -42,12 +42,17 @@ def test_files_of_the_exporter_are_the_model(name: str, opset: int, tmp_path: Pa
 
 
 def test_batch_norm_that_is_still_there_is_folded_by_us(tmp_path: Path) -> None:
-    """With it the statistics that methods live on; an exporter that optimizes folds it, and the report says what that costs."""
+    """With it the statistics that methods live on; an exporter that optimizes folds it, and the report says what that
+    costs.
+    """
     with_bn = exported(build("residual"), tmp_path / "whole.onnx", optimize=False)
     done = zaq_here("inspect", with_bn)
     assert "4 batch norms fold" in done.output and "no batch norm folds" not in done.output, done.stderr
     done = zaq_here("inspect", exported(build("residual"), tmp_path / "folded.onnx"))
-    assert "0 batch norms fold" in done.output and "warning: no batch norm folds into a layer here (ONNX files mostly" in done.output
+    assert (
+        "0 batch norms fold" in done.output
+        and "warning: no batch norm folds into a layer here (ONNX files mostly" in done.output
+    )
 
 
 def test_a_file_quantized_and_its_float_form_read_back(tmp_path: Path) -> None:
@@ -68,7 +73,11 @@ class Many(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv, self.norm, self.mlp = nn.Conv2d(3, 8, 3), nn.LayerNorm(8), nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 8))
+        self.conv, self.norm, self.mlp = (
+            nn.Conv2d(3, 8, 3),
+            nn.LayerNorm(8),
+            nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 8)),
+        )
         self.token, self.head = nn.Parameter(torch.randn(1, 1, 8)), nn.Linear(8, 5)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -127,9 +136,13 @@ IMAGE = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 8, 8])
 RESULT = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", "c", "h", "w"])
 
 
-def saved(path: Path, *nodes: onnx.NodeProto, inputs: tuple[onnx.ValueInfoProto, ...] = (IMAGE,), **domains: int) -> Path:
+def saved(
+    path: Path, *nodes: onnx.NodeProto, inputs: tuple[onnx.ValueInfoProto, ...] = (IMAGE,), **domains: int
+) -> Path:
     weight = numpy_helper.from_array(np.ones((4, 3, 1, 1), np.float32), "w")
-    graph = helper.make_graph([helper.make_node("Conv", ["x", "w"], ["c"]), *nodes], "g", list(inputs), [RESULT], [weight])
+    graph = helper.make_graph(
+        [helper.make_node("Conv", ["x", "w"], ["c"]), *nodes], "g", list(inputs), [RESULT], [weight]
+    )
     opsets = [helper.make_opsetid("", 18), *(helper.make_opsetid(k.replace("_", "."), v) for k, v in domains.items())]
     onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), path)
     return path
@@ -137,7 +150,9 @@ def saved(path: Path, *nodes: onnx.NodeProto, inputs: tuple[onnx.ValueInfoProto,
 
 def branch() -> onnx.NodeProto:
     result = [helper.make_tensor_value_info("r", TensorProto.FLOAT, None)]
-    then, otherwise = (helper.make_graph([helper.make_node(kind, ["c"], ["r"])], kind, [], result) for kind in ("Relu", "Neg"))
+    then, otherwise = (
+        helper.make_graph([helper.make_node(kind, ["c"], ["r"])], kind, [], result) for kind in ("Relu", "Neg")
+    )
     return helper.make_node("If", ["b"], ["y"], then_branch=then, else_branch=otherwise)
 
 
@@ -149,16 +164,23 @@ CASES: dict[str, tuple[Callable[[Path], object], str]] = {
     "flow": (lambda p: saved(p, helper.make_node("IsNaN", ["c"], ["b"]), branch()), r"holds control flow \(If\)"),
     "custom": (
         lambda p: saved(
-            p, helper.make_node("Swish2", ["c"], ["d"], domain="my.ops"), helper.make_node("Roll", ["d"], ["y"], domain="my.ops"), my_ops=1
+            p,
+            helper.make_node("Swish2", ["c"], ["d"], domain="my.ops"),
+            helper.make_node("Roll", ["d"], ["y"], domain="my.ops"),
+            my_ops=1,
         ),
         r"not ONNX's own: my\.ops\.Roll, my\.ops\.Swish2",
     ),
     "missing": (
-        lambda p: saved(p, helper.make_node("Hardmax", ["c"], ["d"]), helper.make_node("LpPool", ["d"], ["y"], kernel_shape=[2, 2])),
+        lambda p: saved(
+            p, helper.make_node("Hardmax", ["c"], ["d"]), helper.make_node("LpPool", ["d"], ["y"], kernel_shape=[2, 2])
+        ),
         r"onnx2torch cannot read: Hardmax \(opset 13\), LpPool \(opset 18\)",
     ),
     "two": (
-        lambda p: saved(p, helper.make_node("Add", ["c", "z"], ["y"]), inputs=(IMAGE, tensor(TensorProto.FLOAT, 1, name="z"))),
+        lambda p: saved(
+            p, helper.make_node("Add", ["c", "z"], ["y"]), inputs=(IMAGE, tensor(TensorProto.FLOAT, 1, name="z"))
+        ),
         "must take one tensor, a batch of images; it takes: x, z",
     ),
     "integers": (
@@ -173,8 +195,12 @@ CASES: dict[str, tuple[Callable[[Path], object], str]] = {
     "resize": (
         lambda p: saved(
             p,
-            helper.make_node("Constant", [], ["s"], value=numpy_helper.from_array(np.array([1, 1, 1.5, 1.5], np.float32))),
-            helper.make_node("Resize", ["c", "", "s"], ["y"], mode="nearest", coordinate_transformation_mode="align_corners"),
+            helper.make_node(
+                "Constant", [], ["s"], value=numpy_helper.from_array(np.array([1, 1, 1.5, 1.5], np.float32))
+            ),
+            helper.make_node(
+                "Resize", ["c", "", "s"], ["y"], mode="nearest", coordinate_transformation_mode="align_corners"
+            ),
         ),
         "onnx2torch cannot read it: Resize of mode nearest, align_corners",
     ),

@@ -49,7 +49,11 @@ def test_whole_modules_and_torchscript_are_refused_with_the_way_out(tmp_path: Pa
     with pytest.warns(DeprecationWarning):
         torch.jit.trace(build("residual"), torch.zeros(1, 3, 16, 16)).save(tmp_path / "script.pt")
     done = zaq_here("inspect", tmp_path / "script.pt")
-    assert done.exit_code == 2 and "script.pt: is a TorchScript archive" in done.stderr and "torch.export.save(" in done.stderr
+    assert (
+        done.exit_code == 2
+        and "script.pt: is a TorchScript archive" in done.stderr
+        and "torch.export.save(" in done.stderr
+    )
 
 
 @pytest.mark.parametrize(
@@ -79,9 +83,15 @@ def test_flags_that_mean_nothing_to_a_source_are_refused(tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     ("spec", "library", "extra"),
-    [("timm:resnet18", "timm", "timm"), ("torchvision:resnet18", "torchvision.models", "timm"), ("hf-hub:a/b", "timm", "timm")],
+    [
+        ("timm:resnet18", "timm", "timm"),
+        ("torchvision:resnet18", "torchvision.models", "timm"),
+        ("hf-hub:a/b", "timm", "timm"),
+    ],
 )
-def test_a_library_that_is_not_there_names_the_extra(spec: str, library: str, extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_library_that_is_not_there_names_the_extra(
+    spec: str, library: str, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, library, None)
     done = zaq_here("inspect", spec)
     assert done.exit_code == 2 and f"{spec}: {library} is needed" in done.stderr and f"'zaq[{extra}]'" in done.stderr

@@ -22,7 +22,9 @@ def state() -> dict[str, Tensor]:
 
 
 def test_a_state_dict_as_a_user_has_it(state: dict[str, Tensor], tmp_path: Path) -> None:
-    """As training scripts save it: nested, with an epoch beside it, and under the names of DataParallel and torch.compile."""
+    """As training scripts save it: nested, with an epoch beside it, and under the names of DataParallel and
+    torch.compile.
+    """
     path = tmp_path / "weights.pth"
     torch.save({"epoch": 3, "state_dict": {f"module._orig_mod.{k}": v for k, v in state.items()}}, path)
     done = zaq_here("inspect", path, "--arch", "resnet20", "--normalize", "cifar10")
@@ -36,12 +38,18 @@ def test_weights_without_an_architecture_ask_for_one(state: dict[str, Tensor], t
     save_file(state, tmp_path / "weights.safetensors")
     for name in ("weights.pt", "weights.safetensors"):
         done = CliRunner().invoke(main, ["inspect", str(tmp_path / name)])
-        assert done.exit_code == 2 and "holds weights alone" in done.stderr and "--arch NAME, one of resnet20, timm:NAME" in done.stderr
+        assert (
+            done.exit_code == 2
+            and "holds weights alone" in done.stderr
+            and "--arch NAME, one of resnet20, timm:NAME" in done.stderr
+        )
 
 
 def test_a_card_names_the_architecture_too(state: dict[str, Tensor], tmp_path: Path) -> None:
     save_file(state, tmp_path / "net.safetensors")
-    (tmp_path / "net.json").write_text('{"arch": "zaq.zoo:resnet20", "kwargs": {"classes": 10}, "input": [3, 32, 32]}')
+    (tmp_path / "net.json").write_text(
+        '{"arch": "zaq.sources.zoo:resnet20", "kwargs": {"classes": 10}, "input": [3, 32, 32]}'
+    )
     assert load(str(tmp_path / "net.safetensors")).card.input == (3, 32, 32)
     (tmp_path / "net.json").write_text('{"arch": "resnet21"}')
     with pytest.raises(SourceError, match=r"unknown arch 'resnet21'\. Did you mean 'resnet20'"):
@@ -49,12 +57,19 @@ def test_a_card_names_the_architecture_too(state: dict[str, Tensor], tmp_path: P
 
 
 def test_keys_that_do_not_fit_are_named(state: dict[str, Tensor], tmp_path: Path) -> None:
-    wrong = {k: v for k, v in state.items() if k != "fc.bias"} | {"head.bias": torch.zeros(1), "fc.weight": torch.zeros(7, 64)}
+    wrong = {k: v for k, v in state.items() if k != "fc.bias"} | {
+        "head.bias": torch.zeros(1),
+        "fc.weight": torch.zeros(7, 64),
+    }
     torch.save(wrong, tmp_path / "weights.pt")
     with pytest.raises(SourceError) as caught:
         load(str(tmp_path / "weights.pt"), arch="resnet20")
     told = str(caught.value)
-    assert "1 missing: fc.bias;" in told and "1 unexpected: head.bias;" in told and "fc.weight (7, 64) for (10, 64)" in told
+    assert (
+        "1 missing: fc.bias;" in told
+        and "1 unexpected: head.bias;" in told
+        and "fc.weight (7, 64) for (10, 64)" in told
+    )
     torch.save({"a": torch.zeros(1)}, tmp_path / "weights.pt")
     with pytest.raises(SourceError, match=r"missing: conv1\.weight, bn1\.weight, bn1\.bias, \.\.\."):
         load(str(tmp_path / "weights.pt"), arch="resnet20")
@@ -78,4 +93,8 @@ def test_the_architecture_of_a_library(tmp_path: Path) -> None:
     timm = pytest.importorskip("timm")
     torch.save(timm.create_model("test_resnet", num_classes=7).state_dict(), tmp_path / "mine.pt")
     source = load(str(tmp_path / "mine.pt"), arch="timm:test_resnet", kwargs={"num_classes": 7})
-    assert source.card.input == (3, 160, 160) and source.card.normalised and source.graph(torch.zeros(2, 3, 160, 160)).shape == (2, 7)
+    assert (
+        source.card.input == (3, 160, 160)
+        and source.card.normalised
+        and source.graph(torch.zeros(2, 3, 160, 160)).shape == (2, 7)
+    )

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from zoo import images, traced
 
-from zaq.graph import with_taps
+from zaq.engine.progress import Progress
+from zaq.ir.taps import with_taps
 from zaq.passes.fold import fold
-from zaq.progress import Progress
 from zaq.synth.distil import distil, shifted
 from zaq.synth.losses import sample_statistics_loss, standard
 
@@ -25,7 +25,10 @@ def test_the_statistics_come_closer() -> None:
     rows = []
 
     def losses(x: Tensor) -> dict[str, Tensor]:
-        return {"layers": sample_statistics_loss(teacher(x)[1], list(stats.values())), "input": sample_statistics_loss([x], [standard(3)])}
+        return {
+            "layers": sample_statistics_loss(teacher(x)[1], list(stats.values())),
+            "input": sample_statistics_loss([x], [standard(3)]),
+        }
 
     found = distil(start, losses, 30, 0.5, patience=20, log=lambda name, i, **values: rows.append((name, i, values)))
     assert found.steps == 30 and not found.note and not found.interrupted
@@ -39,7 +42,9 @@ def test_bounds_hold_at_every_step() -> None:
         assert float(x.detach().max()) <= 0.5
         return {"away": -x.sum()}
 
-    found = distil(torch.zeros(2, 3, 4, 4), away, 5, 0.3, bounds=(torch.full((3, 1, 1), -1.0), torch.full((3, 1, 1), 0.5)))
+    found = distil(
+        torch.zeros(2, 3, 4, 4), away, 5, 0.3, bounds=(torch.full((3, 1, 1), -1.0), torch.full((3, 1, 1), 0.5))
+    )
     assert torch.equal(found.images, torch.full((2, 3, 4, 4), 0.5))
 
 

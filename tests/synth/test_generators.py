@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from zaq.config import NORMALIZATIONS, Card
+from zaq.config.card import NORMALIZATIONS, Card
 from zaq.synth.generators import DCGAN
 
 
@@ -24,7 +24,9 @@ def test_shape_and_range(shape: tuple[int, ...], classes: int | None) -> None:
 
 @pytest.mark.parametrize("side", [32, 224, 30])
 def test_gdfqs_generator(side: int) -> None:
-    """A quarter of a side out of the linear layer, 128 -> 128 -> 64 -> 3, eps 0.8 in the body, Tanh before the last batch norm."""
+    """A quarter of a side out of the linear layer, 128 -> 128 -> 64 -> 3, eps 0.8 in the body, Tanh before the last
+    batch norm.
+    """
     card = Card(input=(3, side, side), mean=(0.4,) * 3, std=(0.2,) * 3)
     generator = DCGAN(card, 100, 128, 10, doublings=2, eps=0.8, tanh=True)
     assert generator.base == (-(-side // 4), -(-side // 4), 128)

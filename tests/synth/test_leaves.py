@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from zaq.config import NORMALIZATIONS, Card
+from zaq.config.card import NORMALIZATIONS, Card
 from zaq.synth.leaves import Painter, dead_leaves
 
 
@@ -17,7 +17,9 @@ def test_no_two_are_alike_and_together_they_have_mean_0_and_deviation_1() -> Non
 
 
 def test_neighbours_are_alike_and_edges_are_sharp() -> None:
-    """As in photographs, and unlike noise: differences of neighbours are mostly small, with tails far beyond a Gaussian's."""
+    """As in photographs, and unlike noise: differences of neighbours are mostly small, with tails far beyond a
+    Gaussian's.
+    """
     torch.manual_seed(0)
     images = dead_leaves(128, (1, 64, 64))
     steps = images[..., 1:] - images[..., :-1]
@@ -28,7 +30,9 @@ def test_neighbours_are_alike_and_edges_are_sharp() -> None:
 
 @pytest.mark.parametrize("shape", [(3, 32, 32), (1, 28, 28), (3, 7, 5), (3, 96, 150), (4, 16, 16)])
 @pytest.mark.parametrize("classes", [None, 10])
-def test_a_painter_draws_images_of_any_size_within_what_a_pixel_can_be(shape: tuple[int, ...], classes: int | None) -> None:
+def test_a_painter_draws_images_of_any_size_within_what_a_pixel_can_be(
+    shape: tuple[int, ...], classes: int | None
+) -> None:
     card = Card(input=shape, mean=(0.4,) * shape[0], std=(0.2,) * shape[0])
     painter = Painter(card, 8, classes)
     images, labels = painter.sample(6)

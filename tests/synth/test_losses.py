@@ -6,7 +6,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from zoo import build, images
 
-from zaq.graph import trace, with_taps
+from zaq.ir.capture import trace
+from zaq.ir.taps import with_taps
 from zaq.passes.fold import BatchNormStats, fold
 from zaq.synth.losses import (
     RELATIONS,
@@ -31,7 +32,10 @@ from zaq.synth.losses import (
 def test_crm_is_the_cosine_of_channels_over_batch_and_space(layout: torch.memory_format) -> None:
     f = torch.randn(4, 3, 5, 6)
     expected = torch.stack(
-        [torch.stack([F.cosine_similarity(f[:, i].flatten(), f[:, j].flatten(), dim=0) for j in range(3)]) for i in range(3)]
+        [
+            torch.stack([F.cosine_similarity(f[:, i].flatten(), f[:, j].flatten(), dim=0) for j in range(3)])
+            for i in range(3)
+        ]
     )
     torch.testing.assert_close(crm(f.to(memory_format=layout)), expected)
     torch.testing.assert_close(crm(f * torch.tensor([1.0, 7.0, 0.1]).view(1, 3, 1, 1)), expected)  # whatever the scale

@@ -1,4 +1,5 @@
-"""The folder of a benchmark: a cell's claim, its run in a process of its own, its result. Several processes may share it.
+"""The folder of a benchmark: a cell's claim, its run in a process of its own, its result. Several processes may share
+it.
 
 cells/<id>/claim         locked by the process that runs the cell; the kernel frees it if that dies
 cells/<id>/result.json   its row, moved into place when the cell is finished
@@ -112,7 +113,10 @@ def locked(path: Path, wait: bool = True) -> Iterator[bool]:
 
 def write_text(path: Path, text: str) -> None:
     """Write to a temporary name of this process's own, then move the file into place."""
-    with disk_errors(path), tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as stream:
+    with (
+        disk_errors(path),
+        tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as stream,
+    ):
         temporary = Path(stream.name)
         try:
             stream.write(text)
@@ -123,7 +127,9 @@ def write_text(path: Path, text: str) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def finish(cell: Cell, folder: Folder, measure: Measure, timeout: float | None = None, keep: bool = False) -> dict[str, Any]:
+def finish(
+    cell: Cell, folder: Folder, measure: Measure, timeout: float | None = None, keep: bool = False
+) -> dict[str, Any]:
     """Run a claimed cell, measure it, leave its row in result.json. What goes wrong is a row with `error`."""
     run = folder / "cells" / cell.id / "run"
     _clear(run)
@@ -165,13 +171,18 @@ def _quantize(cell: Cell, run: Path, timeout: float | None) -> dict[str, Any]:
     said = run.parent / "stderr.txt"
     with (
         said.open("w") as stderr,
-        subprocess.Popen(command, stdin=reading, stdout=subprocess.PIPE, stderr=stderr, text=True, start_new_session=True) as process,
+        subprocess.Popen(
+            command, stdin=reading, stdout=subprocess.PIPE, stderr=stderr, text=True, start_new_session=True
+        ) as process,
     ):
         os.close(reading)
         try:
             out, _ = process.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:
-            return {"error": f"stopped after {timeout:g} seconds (--timeout)", "minutes": (time.monotonic() - start) / 60}
+            return {
+                "error": f"stopped after {timeout:g} seconds (--timeout)",
+                "minutes": (time.monotonic() - start) / 60,
+            }
         finally:  # Ctrl-C comes by here too
             os.close(writing)
             process.wait()
@@ -204,8 +215,12 @@ def version() -> str:
     package = Path(zaq.__file__).parent
     git = ["git", "-C", str(package)]
     try:
-        subprocess.run([*git, "ls-files", "--error-unmatch", "__init__.py"], check=True, capture_output=True)  # else it is another's
-        commit = subprocess.run([*git, "describe", "--always", "--dirty"], check=True, capture_output=True, text=True).stdout.strip()
+        subprocess.run(
+            [*git, "ls-files", "--error-unmatch", "__init__.py"], check=True, capture_output=True
+        )  # else it is another's
+        commit = subprocess.run(
+            [*git, "describe", "--always", "--dirty"], check=True, capture_output=True, text=True
+        ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return zaq.__version__
     return f"{zaq.__version__} ({commit})"

@@ -10,7 +10,7 @@ import numpy as np
 
 from zaq.benchmark.cells import locked, write_text
 from zaq.benchmark.plan import Cell
-from zaq.config import Card
+from zaq.config.card import Card
 from zaq.data import classified, listed, loaded
 from zaq.errors import UserError
 from zaq.evaluate import LAYOUTS, TASKS, Model, Score, decode, outputs, predictions, read_decode, task_of
@@ -44,12 +44,16 @@ class Meter:
         return self.source(cell.model).card.override(decode=read_decode(Path(cell.decode)) if cell.decode else None)
 
     def check_data(self, cells: list[Cell]) -> None:
-        """Raises UserError for a data set that is not there, or that a model or its task cannot use, before anything runs."""
+        """Raises UserError for a data set that is not there, or that a model or its task cannot use, before anything
+        runs.
+        """
         for cell in {(c.model, c.data, c.task, c.decode): c for c in cells}.values():
             try:
                 card = self.card(cell)
                 task = task_of(card, cell.task)
-                samples = classified(cell.data, card) if task == "classification" else listed(cell.data, card, LAYOUTS[task])
+                samples = (
+                    classified(cell.data, card) if task == "classification" else listed(cell.data, card, LAYOUTS[task])
+                )
                 for images, _ in loaded(samples[:1], card, 1):
                     if task == "detection":
                         decode(outputs(self.source(cell.model).graph, images), card)
@@ -57,7 +61,9 @@ class Meter:
                 raise type(error)(f"{self.source(cell.model).name}: {error}") from error
 
     def __call__(self, cell: Cell, run: Path) -> dict[str, Any]:
-        """The measured part of the cell's row: every measure of its task, of the float model, the file and the checkpoint."""
+        """The measured part of the cell's row: every measure of its task, of the float model, the file and the
+        checkpoint.
+        """
         opened, task = Run.open(run), task_of(self.card(cell), cell.task)
         measured = self._classes(cell, opened) if task == "classification" else self._others(cell, opened, task)
         return measured | {"file_kb": (opened / "model.onnx").stat().st_size / 1024}
@@ -92,7 +98,12 @@ class Meter:
         found = {"onnx": measure(session(run / "model.onnx")), "fake_quant": measure(run.student())}
         if task != "image":  # which is like the float model's or not
             found["float"] = self._teacher(cell, lambda: measure(graph))
-        row = {f"{which}_{name}": value for which, fields in found.items() for name, value in fields.items() if name != "total"}
+        row = {
+            f"{which}_{name}": value
+            for which, fields in found.items()
+            for name, value in fields.items()
+            if name != "total"
+        }
         first = next(iter(found["onnx"]))
         drop = {"drop": row[f"float_{first}"] - row[f"onnx_{first}"]} if "float" in found else {}
         return row | drop | {"images": found["onnx"]["total"]}

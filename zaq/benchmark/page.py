@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from zaq.benchmark.plan import READS_IMAGES
 from zaq.benchmark.table import LEGEND, METRICS, Group, facts, heads, metrics, sections
-from zaq.page import image
+from zaq.report.page import image
 
 __all__ = ["render"]
 
@@ -21,16 +21,26 @@ def render(rows: list[dict[str, Any]], about: dict[str, Any]) -> str:
     """The page for rows in order; `about`: the command or plan they came from."""
     parts = []
     for title, found in sections(rows).items():
-        plots = {"accuracy over bits": _panels(found, _over_bits), "accuracy over minutes": _panels(found, _over_minutes)}
+        plots = {
+            "accuracy over bits": _panels(found, _over_bits),
+            "accuracy over minutes": _panels(found, _over_minutes),
+        }
         about_it = facts(found)
-        table = [{"text": g.cells(about_it["metrics"]), "real": g["algorithm"] == READS_IMAGES, "failed": not g.finished} for g in found]
-        parts.append({"title": title, "facts": about_it, "heads": heads(about_it["metrics"]), "plots": plots, "rows": table})
+        table = [
+            {"text": g.cells(about_it["metrics"]), "real": g["algorithm"] == READS_IMAGES, "failed": not g.finished}
+            for g in found
+        ]
+        parts.append(
+            {"title": title, "facts": about_it, "heads": heads(about_it["metrics"]), "plots": plots, "rows": table}
+        )
     seen = {key: list(dict.fromkeys(r[key] for r in rows)) for key in ("zaq", "machine")}
     dates = sorted(r["date"] for r in rows)
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     page = environment.from_string(TEMPLATE.read_text())
     reads = any(r["algorithm"] == READS_IMAGES for r in rows)
-    return page.render(sections=parts, legend=LEGEND, seen=seen, dates=dates, about=about, cells=len(rows), reads_images=reads)
+    return page.render(
+        sections=parts, legend=LEGEND, seen=seen, dates=dates, about=about, cells=len(rows), reads_images=reads
+    )
 
 
 def _panels(found: list[Group], draw: Callable[[Axes, list[Group]], None]) -> str | None:
@@ -57,7 +67,15 @@ def _over_bits(axes: Axes, shown: list[Group]) -> None:
     for name, line in _lines(shown).items():
         line = sorted(line, key=lambda g: order.index(g["bits"]))
         at, spread = [order.index(g["bits"]) for g in line], [g.deviation(f"onnx_{_metric(line)}") or 0 for g in line]
-        axes.errorbar(at, [g.mean(f"onnx_{_metric(line)}") for g in line], spread, label=name, marker="o", capsize=2, **_style(line[0]))
+        axes.errorbar(
+            at,
+            [g.mean(f"onnx_{_metric(line)}") for g in line],
+            spread,
+            label=name,
+            marker="o",
+            capsize=2,
+            **_style(line[0]),
+        )
     axes.set_xticks(range(len(order)), order)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from zaq.config import EFFORTS, QConfig
+from zaq.config.bits import EFFORTS, QConfig
 from zaq.errors import UserError, unknown
 from zaq.sources import is_file
 
@@ -26,7 +26,9 @@ KEYS = ("models", "data", "task", "decode", "bits", "methods", "placements", "se
 READS_IMAGES = "ft"  # the one method that is given the data: a bar to compare with
 METHOD_KEYS = ("name", "method", "effort", "settings", "seeds")
 
-Identify = Callable[[str], tuple[str, str]]  # a model as it is named -> its short name, and a hash of all it consists of
+Identify = Callable[
+    [str], tuple[str, str]
+]  # a model as it is named -> its short name, and a hash of all it consists of
 
 
 @dataclass(frozen=True)
@@ -54,14 +56,27 @@ class Cell:
     def id(self) -> str:
         """A folder's name: readable, and different wherever anything that defines the cell is."""
         facts = {k: v for k, v in asdict(self).items() if k not in ("model", "model_name", "name")}
-        facts = {k: v for k, v in facts.items() if k not in ("task", "decode") or v is not None}  # cells from before these were there
+        facts = {
+            k: v for k, v in facts.items() if k not in ("task", "decode") or v is not None
+        }  # cells from before these were there
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
         words = (self.model_name, self.name, self.bits, self.placement or "integer", f"s{self.seed}", digest)
         return "-".join(re.sub(r"[^\w.+=]+", "_", word).strip("_") for word in words)
 
     def command(self, output: Path) -> list[str]:
         """The arguments of `zaq` that run it, as a user would type them."""
-        words = ["quantize", self.model, "--method", self.method, "--bits", self.bits, "--seed", str(self.seed), "--effort", self.effort]
+        words = [
+            "quantize",
+            self.model,
+            "--method",
+            self.method,
+            "--bits",
+            self.bits,
+            "--seed",
+            str(self.seed),
+            "--effort",
+            self.effort,
+        ]
         for flag in ("placement", "weights", "first_last"):
             value = getattr(self, flag)
             words += [] if value is None else [f"--{flag.replace('_', '-')}", value]
@@ -146,7 +161,11 @@ def _method(entry: Any, block: dict[str, Any], where: str) -> dict[str, Any]:
         if not match:
             raise UserError(f"{where}: methods: {entry!r} is not of the form name or name[key=value,...].")
         # a comma inside a value (milestones=0.5,0.75) has no key behind it
-        given = [re.sub(r"\s*=\s*", "=", s.strip(), count=1) for s in re.split(r",(?=\s*\w+\s*=)", match[2] or "") if s.strip()]
+        given = [
+            re.sub(r"\s*=\s*", "=", s.strip(), count=1)
+            for s in re.split(r",(?=\s*\w+\s*=)", match[2] or "")
+            if s.strip()
+        ]
         common = [s for s in _spelled(settings) if s.partition("=")[0] not in {g.partition("=")[0] for g in given}]
         return {"name": entry.strip(), "method": match[1], "settings": tuple(sorted((*common, *given)))}
     if not isinstance(entry, dict) or not isinstance(entry.get("method", entry.get("name")), str):

@@ -17,11 +17,17 @@ OTHERS = ("P1", "SQ")  # which number stands, marked, where the row's own protoc
 def protocol(row: dict[str, Any]) -> str | None:
     """The protocol of the literature that a row follows: its placement's, with nothing changed."""
     ends = {"gdfq": ("", "same"), "brecq": ("", "8")}.get(row["placement"], ())
-    return PROTOCOLS[row["placement"]] if row["first_last"] in ends and row["weights"] in ("", "per_channel_affine") else None
+    return (
+        PROTOCOLS[row["placement"]]
+        if row["first_last"] in ends and row["weights"] in ("", "per_channel_affine")
+        else None
+    )
 
 
 def published(row: dict[str, Any]) -> dict[str, Any]:
-    """The published_* columns of a row; empty where the literature is silent, or where a setting makes it another method."""
+    """The published_* columns of a row; empty where the literature is silent, or where a setting makes it another
+    method.
+    """
     found = [] if row["settings"] else [p for p in _same_task(row) if p["method"] == row["algorithm"]]
     if not found:
         return {}

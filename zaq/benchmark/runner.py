@@ -8,8 +8,8 @@ from typing import Any
 from zaq.benchmark import page, table
 from zaq.benchmark.cells import Folder, Measure, finish, locked, write_text
 from zaq.benchmark.plan import Cell
+from zaq.engine.progress import Progress
 from zaq.errors import Interrupted
-from zaq.progress import Progress
 
 __all__ = ["run_cells", "write_tables"]
 
@@ -40,7 +40,9 @@ def run_cells(
             write_tables(folder)
     except KeyboardInterrupt as error:
         left = len(folder.open_cells(cells))
-        raise Interrupted(f"interrupted with {left} of {len(cells)} cells open; the same command goes on in {folder.path}.") from error
+        raise Interrupted(
+            f"interrupted with {left} of {len(cells)} cells open; the same command goes on in {folder.path}."
+        ) from error
     finally:
         write_tables(folder)
 

@@ -11,14 +11,39 @@ from typing import Any
 
 from zaq.benchmark.published import best_drop, published
 
-__all__ = ["COLUMNS", "LEGEND", "METRICS", "Group", "as_csv", "as_markdown", "facts", "groups", "heads", "in_order", "metrics", "sections"]
+__all__ = [
+    "COLUMNS",
+    "LEGEND",
+    "METRICS",
+    "Group",
+    "as_csv",
+    "as_markdown",
+    "facts",
+    "groups",
+    "heads",
+    "in_order",
+    "metrics",
+    "sections",
+]
 
 COLUMNS = (
     "model", "source", "model_hash", "data", "method", "algorithm", "settings", "bits", "placement", "weights", "first_last", "effort",
     "seed", "float_top1", "onnx_top1", "fake_quant_top1", "drop", "interval", "agreement", "minutes", "peak_mb", "file_kb",
     "published_top1", "published_float", "published_protocol", "published_source", "images", "error", "zaq", "machine", "date",
 )  # fmt: skip
-SAME = ("model", "model_hash", "data", "placement", "weights", "first_last", "bits", "method", "algorithm", "settings", "effort")
+SAME = (
+    "model",
+    "model_hash",
+    "data",
+    "placement",
+    "weights",
+    "first_last",
+    "bits",
+    "method",
+    "algorithm",
+    "settings",
+    "effort",
+)
 # What a row may have been measured by, and its name in tables; the first of a row's is what it is judged by.
 METRICS = {
     "top1": "top-1",
@@ -67,7 +92,8 @@ class Group:
         failed = [r["error"] for r in self.rows if r["error"]]
         ends = f"first-last {self['first_last']}" if self["first_last"] else ""
         text = {
-            "method": self["method"] + (f" ({self['settings']})" if self["settings"] and "[" not in self["method"] else ""),
+            "method": self["method"]
+            + (f" ({self['settings']})" if self["settings"] and "[" not in self["method"] else ""),
             "bits": self["bits"],
             "placement": " ".join(filter(None, (self["placement"], self["weights"], ends))),
             "effort": self["effort"],
@@ -75,7 +101,9 @@ class Group:
         if self.finished:
             for measure in measures:
                 spread, mean = self.deviation(f"onnx_{measure}"), self.mean(f"onnx_{measure}")
-                text[METRICS[measure]] = f"{mean:.2f}" + (f" ± {spread:.2f}" if spread is not None else "") + f" ({len(self.finished)})"
+                text[METRICS[measure]] = (
+                    f"{mean:.2f}" + (f" ± {spread:.2f}" if spread is not None else "") + f" ({len(self.finished)})"
+                )
             text[METRICS[measures[0]]] += f", {len(failed)} failed" if failed else ""
             shown = {"drop": "drop", "fake-quant": f"fake_quant_{measures[0]}", "agrees %": "agreement"}
             text |= {head: f"{self.mean(column):.2f}" for head, column in shown.items() if column in self.finished[0]}
@@ -132,11 +160,16 @@ def sections(rows: list[dict[str, Any]]) -> dict[str, list[Group]]:
     by_model: dict[tuple[str, str], list[Group]] = {}
     for group in groups(rows):
         by_model.setdefault((group["model_hash"], group["data"]), []).append(group)
-    return {f"{g[0]['model']} ({Path(g[0]['source']).name}, {g[0]['model_hash'][:8]}), {g[0]['data']}": g for g in by_model.values()}
+    return {
+        f"{g[0]['model']} ({Path(g[0]['source']).name}, {g[0]['model_hash'][:8]}), {g[0]['data']}": g
+        for g in by_model.values()
+    }
 
 
 def facts(found: list[Group]) -> dict[str, Any]:
-    """A section's measures, the float model's values under their heads, its images, and how sure so many make of a top-1."""
+    """A section's measures, the float model's values under their heads, its images, and how sure so many make of a
+    top-1.
+    """
     rows = [r for g in found for r in g.finished]
     measures = metrics(rows)
     floats = {METRICS[m]: f"{rows[0][f'float_{m}']:.2f}" for m in measures if rows and f"float_{m}" in rows[0]}
@@ -163,13 +196,21 @@ def _columns(rows: list[dict[str, Any]]) -> list[str]:
 
 def as_markdown(rows: list[dict[str, Any]]) -> str:
     """A table a model and data set: mean ± standard deviation (number) over seeds."""
-    lines = ["# Results", "", "Measured of the ONNX file in onnxruntime, in percent: mean ± standard deviation over seeds (their number)."]
+    lines = [
+        "# Results",
+        "",
+        "Measured of the ONNX file in onnxruntime, in percent: mean ± standard deviation over seeds (their number).",
+    ]
     for title, found in sections(rows).items():
         about = facts(found)
         lines += ["", f"## {title}", ""]
         names = heads(about["metrics"])
         if about["images"]:
-            sure = f", whose number alone leaves a top-1 open by ±{about['interval']:.2f} points (95 %)" if about["interval"] else ""
+            sure = (
+                f", whose number alone leaves a top-1 open by ±{about['interval']:.2f} points (95 %)"
+                if about["interval"]
+                else ""
+            )
             lines += [f"{about['images']} images{sure}.", ""]
         lines += [_line(names), _line("---" for _ in names)]
         if about["float"]:

@@ -35,15 +35,20 @@ PLANS = (".yaml", ".yml")
 @click.option("--shard", help="I/N: only every N-th cell, from the I-th, for job arrays.")
 @click.option("--collect", is_flag=True, help="Run nothing; gather what is finished in the folder into its tables.")
 @click.option("--retry", is_flag=True, help="Run cells that failed again.")
-@click.option("--timeout", type=click.FloatRange(0, min_open=True), help="Minutes after which a cell is stopped, and failed.")
+@click.option(
+    "--timeout", type=click.FloatRange(0, min_open=True), help="Minutes after which a cell is stopped, and failed."
+)
 @click.option("--keep", is_flag=True, help="Keep every run's files, not its report alone.")
 @click.option("--dry-run", is_flag=True, help="List the cells, write nothing.")
-@click.option("-o", "--output", type=PATH, required=True, help="Folder for the results; finished cells in it are not run again.")
+@click.option(
+    "-o", "--output", type=PATH, required=True, help="Folder for the results; finished cells in it are not run again."
+)
 def benchmark(sources: tuple[str, ...], output: Path, shard: str | None, collect: bool, retry: bool, timeout: float | None, keep: bool,
               dry_run: bool, **block: Any) -> None:  # fmt: skip
     """Quantize MODELs by every method at every width, measure each file, and make a table and a page of it.
 
-    Cells are what a PLAN.yaml says, or the flags. Several processes may share a folder; a killed one goes on where it was.
+    Cells are what a PLAN.yaml says, or the flags. Several processes may share a folder; a killed one goes on where it
+    was.
     """
     from zaq.benchmark.cells import Folder
     from zaq.benchmark.measure import Meter
@@ -79,7 +84,9 @@ def _cells(sources: tuple[str, ...], block: dict[str, Any], meter: "Meter") -> "
     if not plans:
         cells = cells_of({"models": list(sources), **block}, Path.cwd(), "zaq benchmark", meter.identify)
     elif len(sources) > 1 or set(block) - {"limit"}:
-        beside = ", ".join([*(s for s in sources if Path(s) != plans[0]), *(f"--{k.replace('_', '-')}" for k in block if k != "limit")])
+        beside = ", ".join(
+            [*(s for s in sources if Path(s) != plans[0]), *(f"--{k.replace('_', '-')}" for k in block if k != "limit")]
+        )
         raise UserError(f"{plans[0]}: a plan says what runs; {beside} beside it cannot. Write it into the plan.")
     else:
         cells = read_plan(plans[0], meter.identify, block.get("limit"))

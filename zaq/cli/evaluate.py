@@ -20,15 +20,19 @@ __all__ = ["evaluate"]
 @click.option("--data", required=True, help="cifar10:DIR, cifar100:DIR, folder:DIR (a folder a class), csv:DIR (labels.csv), npz:FILE; "
               "yolo:DIR (boxes), masks:DIR, images:DIR for other tasks.")  # fmt: skip
 @click.option("--task", help="classification, detection, segmentation or image; the card's by default.")
-@click.option("--decode", type=PATH, help="JSON file of the constants that make boxes of a detector's outputs; the card's by default.")
+@click.option(
+    "--decode",
+    type=PATH,
+    help="JSON file of the constants that make boxes of a detector's outputs; the card's by default.",
+)
 @click.option("--teacher", help="The float model that --task image compares with.")
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first images.")
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
 @card_options
 def evaluate(run: Path, data: str, task: str | None, decode: Path | None, teacher: str | None, limit: int | None, as_json: bool,
              **card: Any) -> None:  # fmt: skip
-    """How good RUN's ONNX file is, in onnxruntime, on labelled images: top-1, mAP or mIoU; or how like the float model's its
-    images are. RUN may be the .onnx file alone.
+    """How good RUN's ONNX file is, in onnxruntime, on labelled images: top-1, mAP or mIoU; or how like the float
+    model's its images are. RUN may be the .onnx file alone.
 
     How images are prepared is stored with the run; the flags say it otherwise.
     """
@@ -57,5 +61,7 @@ def _teacher(source: str, path: Path) -> "GraphModule":
     model = load(source)
     made_from = json.loads(session(path).get_modelmeta().custom_metadata_map.get("zaq.source", "{}"))
     if made_from.get("sha256") not in (None, model.sha256):
-        raise UserError(f"--teacher {source}: {path} was made from another model, {made_from['name']} (their hashes differ).")
+        raise UserError(
+            f"--teacher {source}: {path} was made from another model, {made_from['name']} (their hashes differ)."
+        )
     return model.graph

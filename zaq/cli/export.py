@@ -13,18 +13,20 @@ __all__ = ["export"]
 
 @click.command()
 @click.argument("run", type=PATH)
-@click.option("--format", "form", default="qdq", show_default=True, help="qdq, packed (4-bit weights), qoperator, ort, or float.")
+@click.option(
+    "--format", "form", default="qdq", show_default=True, help="qdq, packed (4-bit weights), qoperator, ort, or float."
+)
 @click.option("--opset", type=click.IntRange(min=1), help="ONNX opset; the lowest that holds the file if not given.")
 @click.option("-o", "--output", type=PATH, help="The file; RUN/model.FORMAT.onnx by default, RUN/model.onnx for qdq.")
 @click.option("--overwrite", is_flag=True, help="Replace a file that is there.")
 def export(run: Path, form: str, opset: int | None, output: Path | None, overwrite: bool) -> None:
     """RUN's checkpoint as an ONNX file of another form, checked against the checkpoint."""
+    from zaq.config.targets import TARGETS
     from zaq.export.forms import require_form
     from zaq.export.onnx import to_onnx
-    from zaq.export.verify import compare
-    from zaq.report import onnx_metadata
+    from zaq.report.facts import onnx_metadata
     from zaq.run import Run, write_file
-    from zaq.targets import TARGETS
+    from zaq.verify.parity import compare
 
     require_form(form)
     opened = Run.open(run)
@@ -41,4 +43,6 @@ def export(run: Path, form: str, opset: int | None, output: Path | None, overwri
     if form != "float":
         say(parity)
     elif parity.top1_agreement is not None:
-        click.echo(f"the quantized model finds the same class in {100 * parity.top1_agreement:.2f} % of {parity.samples} samples")
+        click.echo(
+            f"the quantized model finds the same class in {100 * parity.top1_agreement:.2f} % of {parity.samples} samples"
+        )

@@ -18,8 +18,8 @@ __all__ = ["inspect_model"]
 @source_options
 def inspect_model(source: str, bits: str, placement: str, as_json: bool, **flags: Any) -> None:
     """What is in SOURCE, and what would be quantized at which bits. Nothing is written."""
-    from zaq.config import QConfig
-    from zaq.inspect import describe_model, facts
+    from zaq.config.bits import QConfig
+    from zaq.report.inspect import describe_model, facts
 
     model, qconfig = load_source(source, flags), QConfig.parse(bits, placement=placement)
     click.echo(json.dumps(facts(model, qconfig), indent=1) if as_json else describe_model(model, qconfig))

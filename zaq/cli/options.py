@@ -12,7 +12,17 @@ import click
 
 from zaq.errors import BitsError, UserError, unknown
 
-__all__ = ["PATH", "card_options", "card_overrides", "ends", "load_source", "method_of", "progress", "size_in_bytes", "source_options"]
+__all__ = [
+    "PATH",
+    "card_options",
+    "card_overrides",
+    "ends",
+    "load_source",
+    "method_of",
+    "progress",
+    "size_in_bytes",
+    "source_options",
+]
 
 PATH = click.Path(path_type=Path)
 
@@ -37,8 +47,12 @@ def source_options(command: Any) -> Any:
     """The flags that say how a source is read, and those of its card."""
     for option in reversed(
         [
-            click.option("--arch", help="What a file of weights is for: timm:NAME, torchvision:NAME, package.module:factory, ..."),
-            click.option("--kwargs", help="Arguments for the call that makes the network, as JSON: '{\"num_classes\": 10}'."),
+            click.option(
+                "--arch", help="What a file of weights is for: timm:NAME, torchvision:NAME, package.module:factory, ..."
+            ),
+            click.option(
+                "--kwargs", help="Arguments for the call that makes the network, as JSON: '{\"num_classes\": 10}'."
+            ),
             click.option("--random-weights", is_flag=True, help="Of a library's network take the architecture alone."),
         ]
     ):
@@ -55,13 +69,17 @@ def load_source(source: str, flags: dict[str, Any]) -> Any:
         if not isinstance(kwargs, dict):
             raise ValueError("not an object")
     except ValueError as error:
-        raise UserError(f"--kwargs {flags['kwargs']}: is no JSON object ({error}); write it as '{{\"num_classes\": 10}}'.") from error
-    return load(source, card_overrides(flags), arch=flags["arch"], kwargs=kwargs, random_weights=flags["random_weights"])
+        raise UserError(
+            f"--kwargs {flags['kwargs']}: is no JSON object ({error}); write it as '{{\"num_classes\": 10}}'."
+        ) from error
+    return load(
+        source, card_overrides(flags), arch=flags["arch"], kwargs=kwargs, random_weights=flags["random_weights"]
+    )
 
 
 def card_overrides(flags: dict[str, Any]) -> dict[str, Any]:
     """Card fields from the flags of `card_options`."""
-    from zaq.config import NORMALIZATIONS
+    from zaq.config.card import NORMALIZATIONS
 
     found: dict[str, Any] = {k: flags[k] for k in ("resize", "crop") if flags.get(k) is not None}
     if flags.get("normalize"):
@@ -73,7 +91,9 @@ def card_overrides(flags: dict[str, Any]) -> dict[str, Any]:
             try:
                 found[name] = tuple(kind(v) for v in flags[flag].replace("x", ",").split(","))
             except ValueError as error:
-                raise UserError(f"--{flag.replace('_', '-')} {flags[flag]}: numbers separated by commas are expected.") from error
+                raise UserError(
+                    f"--{flag.replace('_', '-')} {flags[flag]}: numbers separated by commas are expected."
+                ) from error
     if ("mean" in found) != ("std" in found):
         raise UserError("--mean and --std go together; one of them is missing.")
     return found
@@ -130,6 +150,6 @@ def _typed(setting: str, text: str, hint: Any) -> Any:
 
 def progress() -> Any:
     """Bars with the time left where a terminal shows them, else nothing."""
-    from zaq.progress import Progress, TerminalProgress
+    from zaq.engine.progress import Progress, TerminalProgress
 
     return TerminalProgress() if sys.stderr.isatty() else Progress()

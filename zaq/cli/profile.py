@@ -14,15 +14,21 @@ __all__ = ["profile"]
 
 @click.command()
 @click.argument("run", type=PATH)
-@click.option("--latency", is_flag=True, help="Time it in onnxruntime too, beside float and onnxruntime's own static int8.")
 @click.option(
-    "--seconds", type=click.FloatRange(min=0), default=5.0, show_default=True, help="How long each batch and number of threads is timed."
+    "--latency", is_flag=True, help="Time it in onnxruntime too, beside float and onnxruntime's own static int8."
+)
+@click.option(
+    "--seconds",
+    type=click.FloatRange(min=0),
+    default=5.0,
+    show_default=True,
+    help="How long each batch and number of threads is timed.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
 def profile(run: Path, latency: bool, seconds: float, as_json: bool) -> None:
     """What RUN's ONNX files cost, and what the float model would: bytes, operations, memory, an estimate of energy."""
-    from zaq.export import deployment
-    from zaq.export import latency as timing
+    from zaq.cost import deployment
+    from zaq.cost import latency as timing
     from zaq.export.onnx import to_onnx
     from zaq.run import Run
 
@@ -49,5 +55,8 @@ def profile(run: Path, latency: bool, seconds: float, as_json: bool) -> None:
 def _columns(rows: list[list[str]]) -> str:
     """A table for a terminal: the first column flush left, numbers flush right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]) for row in rows]
+    lines = [
+        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
+        for row in rows
+    ]
     return "\n".join(lines)

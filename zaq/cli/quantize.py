@@ -16,15 +16,30 @@ __all__ = ["quantize"]
 @click.command()
 @click.argument("source", default="zoo:resnet20_cifar10")
 @click.option(
-    "--bits", default="w4a4", show_default=True, help="Bits of weights and activations, w2a2 to w8a8; w4.0a4: 4 on average; or mixed."
+    "--bits",
+    default="w4a4",
+    show_default=True,
+    help="Bits of weights and activations, w2a2 to w8a8; w4.0a4: 4 on average; or mixed.",
 )
 @click.option("--target-size", help="With --bits mixed: bytes that all weights may take, as 0.3MB.")
-@click.option("--placement", default="integer", show_default=True, help="What is quantized: integer; shared; a protocol: gdfq, brecq.")
+@click.option(
+    "--placement",
+    default="integer",
+    show_default=True,
+    help="What is quantized: integer; shared; a protocol: gdfq, brecq.",
+)
 @click.option("--weights", help="Grids of weights: per_channel (default), per_tensor, and both with _affine.")
 @click.option("--activations", help="Grids of activations: affine (default), or symmetric: signed, zero point 0.")
-@click.option("--target", default="onnxruntime", show_default=True, help="The runtime the file is for: tensorrt, openvino, qnn, ...")
+@click.option(
+    "--target",
+    default="onnxruntime",
+    show_default=True,
+    help="The runtime the file is for: tensorrt, openvino, qnn, ...",
+)
 @click.option("--first-last", default="", help="Bits of the first and the last layer, or 'same'; 8, and same for gdfq.")
-@click.option("--method", default="flagship", show_default=True, help="Or zaq, rtn, dfq, aciq, zeroq, deepinversion, gdfq, ft.")
+@click.option(
+    "--method", default="flagship", show_default=True, help="Or zaq, rtn, dfq, aciq, zeroq, deepinversion, gdfq, ft."
+)
 @click.option("-s", "settings", multiple=True, metavar="KEY=VALUE", help="A constant of the method; repeatable.")
 @click.option("--effort", default="default", show_default=True, help="fast, default or best.")
 @click.option("--data", help="Real training images, for --method ft alone: cifar10:DIR, ... No other method reads any.")
@@ -40,10 +55,10 @@ def quantize(source: str, bits: str, target_size: str | None, placement: str, we
              overwrite: bool, dry_run: bool, as_json: bool, **flags: Any) -> None:  # fmt: skip
     """Quantize SOURCE; the shipped CIFAR-10 ResNet-20 if none is named.
 
-    SOURCE: a .pt2 or .onnx file; .safetensors, .pt or .pth weights with --arch; timm:NAME, torchvision:NAME, hf-hub:OWNER/NAME;
-    package.module:factory; zoo:NAME.
+    SOURCE: a .pt2 or .onnx file; .safetensors, .pt or .pth weights with --arch; timm:NAME, torchvision:NAME,
+    hf-hub:OWNER/NAME; package.module:factory; zoo:NAME.
     """
-    from zaq.config import EFFORTS, QConfig
+    from zaq.config.bits import EFFORTS, QConfig
     from zaq.methods import reads_data
     from zaq.pipeline import quantize_run
 
@@ -53,15 +68,18 @@ def quantize(source: str, bits: str, target_size: str | None, placement: str, we
     algorithm = method_of(method, settings)
     if reads_data(algorithm) != (data is not None):
         raise UserError(
-            f"--method {method} " + ("reads real images: name them with --data." if data is None else "reads no data; only ft does.")
+            f"--method {method} "
+            + ("reads real images: name them with --data." if data is None else "reads no data; only ft does.")
         )
     model = load_source(source, flags)
     folder = output or Path(f"{model.name}-{qconfig}")
     if dry_run:
-        from zaq.inspect import describe_model
+        from zaq.report.inspect import describe_model
 
         click.echo(describe_model(model, qconfig))
-        click.echo(f"\nwould run {dataclasses.asdict(algorithm)}\nwith effort {effort}, seed {seed}, into {folder}{'/'}")
+        click.echo(
+            f"\nwould run {dataclasses.asdict(algorithm)}\nwith effort {effort}, seed {seed}, into {folder}{'/'}"
+        )
         return
     report = quantize_run(model, qconfig, algorithm, effort, seed, folder, overwrite, progress(), data)
     click.echo(json.dumps(report, indent=1) if as_json else _summary(folder, report))
@@ -90,7 +108,9 @@ def _summary(folder: Path, report: dict[str, Any]) -> str:
     lines += [f"  note: {s['name']}: {s['note']}" for s in report["stages"] if s["note"]]
     if "top1_agreement" in agreement:
         share, samples = 100 * agreement["top1_agreement"], agreement["samples"]
-        lines.append(f"  same top-1 as the float model on {share:.1f} % of {samples} synthetic samples (mostly harder than real ones)")
+        lines.append(
+            f"  same top-1 as the float model on {share:.1f} % of {samples} synthetic samples (mostly harder than real ones)"
+        )
     if report["layer_bits"]:
         lines.append(f"  {_mixture(report)}")
     lines.append(f"  file against checkpoint: {report['parity_sentence']}")

@@ -10,24 +10,26 @@ import click
 from zaq.cli.options import PATH, progress
 
 if TYPE_CHECKING:
-    from zaq.export.verify import Parity
+    from zaq.verify.parity import Parity
 
 __all__ = ["say", "verify"]
 
 
 @click.command()
 @click.argument("run", type=PATH)
-@click.option("--data", help="Compare on real images as well, of any kind that zaq eval reads: cifar10:DIR, yolo:DIR, ...")
+@click.option(
+    "--data", help="Compare on real images as well, of any kind that zaq eval reads: cifar10:DIR, yolo:DIR, ..."
+)
 @click.option("--limit", type=click.IntRange(min=1), default=1000, show_default=True, help="Only the first of them.")
 @click.option("--layers", is_flag=True, help="Print every layer, not only the first that parts.")
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
 def verify(run: Path, data: str | None, limit: int, layers: bool, as_json: bool) -> None:
     """RUN's ONNX files against its quantized checkpoint, and both against integer arithmetic, layer by layer."""
+    from zaq.cost.deployment import forms_of
     from zaq.data import ANY, listed, loaded
-    from zaq.export.deployment import forms_of
-    from zaq.export.layers import SAMPLES, compare_layers, summary
-    from zaq.export.verify import BATCH, compare
     from zaq.run import Run
+    from zaq.verify.layers import SAMPLES, compare_layers, summary
+    from zaq.verify.parity import BATCH, compare
 
     opened = Run.open(run)
     opened.require_parts("model.onnx")
@@ -40,7 +42,12 @@ def verify(run: Path, data: str | None, limit: int, layers: bool, as_json: bool)
         parity[f"model.onnx on {data}"] = compare(opened / "model.onnx", student, (images for images, _ in real))
     if as_json:
         fields: dict[str, Any] = {name: p.to_dict() for name, p in parity.items()}
-        click.echo(json.dumps(fields.pop("model.onnx") | {"others": fields, "layers": [dataclasses.asdict(x) for x in found]}, indent=1))
+        click.echo(
+            json.dumps(
+                fields.pop("model.onnx") | {"others": fields, "layers": [dataclasses.asdict(x) for x in found]},
+                indent=1,
+            )
+        )
         return
     for name, one in parity.items():
         click.echo(f"{name}: ", nl=False)

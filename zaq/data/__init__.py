@@ -1,7 +1,7 @@
 """Labelled images as people have them on disk, for measuring and for methods that are told to train on real data.
 
-No data-free method can import this; a test holds that. `layouts` and `annotated` know what lies where, `pixels` what a card
-makes of an image.
+No data-free method can import this; a test holds that. `layouts` and `annotated` know what lies where, `pixels` what a
+card makes of an image.
 """
 
 import functools
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from zaq.config import Card
+from zaq.config.card import Card
 from zaq.data.annotated import BOXES, IMAGES, MASKS
 from zaq.data.layouts import DATASETS, Layout, Sample
 from zaq.data.pixels import read, read_mask
@@ -67,7 +67,8 @@ def count(spec: str, card: Card, split: str = "test") -> int:
 
 
 def shuffled(spec: str, card: Card, size: int, seed: int) -> Iterator[Batch]:
-    """Batches of the training part for ever, a new order each time round, mirrored at random and, if small, moved by up to 4 pixels.
+    """Batches of the training part for ever, a new order each time round, mirrored at random and, if small, moved by up
+    to 4 pixels.
 
     Every batch is of `size` images, so that what an order leaves over is dropped; a set smaller than that is one batch.
     """
@@ -78,11 +79,15 @@ def shuffled(spec: str, card: Card, size: int, seed: int) -> Iterator[Batch]:
         order = torch.randperm(len(samples), generator=generator)
         for chosen in order[: len(order) - len(order) % size or None].split(size):
             images = torch.from_numpy(np.stack([held(i) for i in chosen.tolist()]))
-            yield _normalised(_augmented(images, generator), card), torch.tensor([samples[i].label for i in chosen.tolist()])
+            yield (
+                _normalised(_augmented(images, generator), card),
+                torch.tensor([samples[i].label for i in chosen.tolist()]),
+            )
 
 
 def listed(spec: str, card: Card, layouts: dict[str, Layout[L]], split: str = "test") -> list[Sample[L]]:
-    """What `kind:PATH` holds in `split`, its kind one of `layouts`: DATASETS (a class an image), BOXES, MASKS or IMAGES.
+    """What `kind:PATH` holds in `split`, its kind one of `layouts`: DATASETS (a class an image), BOXES, MASKS or
+    IMAGES.
 
     Raises DataError as `batches` does, and for a kind whose labels are of another sort.
     """
@@ -101,7 +106,9 @@ def listed(spec: str, card: Card, layouts: dict[str, Layout[L]], split: str = "t
         found, needed = ("folder", "file") if path.is_dir() else ("file", "folder")
         raise DataError(f"--data {spec}: {place} is a {found}; {kind} needs a {needed}.")
     if card.normalised:
-        raise DataError("the model's normalisation is unknown, so images cannot be prepared; say --normalize, or --mean and --std.")
+        raise DataError(
+            "the model's normalisation is unknown, so images cannot be prepared; say --normalize, or --mean and --std."
+        )
     return layouts[kind](path, split, card)
 
 
@@ -117,7 +124,9 @@ def classified(spec: str, card: Card, split: str = "test") -> list[Sample[int]]:
     samples = listed(spec, card, DATASETS, split)
     for sample in samples:
         if sample.label < 0 or (card.classes is not None and sample.label >= card.classes):
-            raise DataError(f"{sample.where}: label {sample.label} is outside 0..{card.classes - 1 if card.classes else ''}.")
+            raise DataError(
+                f"{sample.where}: label {sample.label} is outside 0..{card.classes - 1 if card.classes else ''}."
+            )
     return samples
 
 

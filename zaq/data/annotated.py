@@ -1,12 +1,13 @@
 """What lies where in data sets whose labels are more than a class; nothing here decodes an image.
 
-yolo:DIR     images/ and labels/ with a text file an image, a line `class cx cy w h` an object, in parts of the image's size;
+yolo:DIR     images/ and labels/ with a text file an image, a line `class cx cy w h` an object, in parts of the image's
+size;
              *.names or classes.txt say which class is which (see `names`)
 masks:DIR    images/ and masks/ with a PNG file an image, whose pixels are class numbers; 255 counts nowhere
 images:DIR   images alone
 
-images/ may have parts: images/test or images/val, or test/images or val/images, and the labels likewise; without those, all
-there is counts.
+images/ may have parts: images/test or images/val, or test/images or val/images, and the labels likewise; without those,
+all there is counts.
 """
 
 from pathlib import Path
@@ -14,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from zaq.config import Card
+from zaq.config.card import Card
 from zaq.data.layouts import Layout, Sample, is_image
 from zaq.data.names import class_numbers
 from zaq.errors import DataError
@@ -29,10 +30,14 @@ SLACK = 0.01  # by which a box may stick out of its image, as rounded ones do
 def _yolo(root: Path, split: str, card: Card) -> list[Sample[Boxes]]:
     height = card.input[1]
     if card.crop is not None or card.resize not in (None, height):
-        raise DataError("detection looks at whole images, and the card has them cropped; leave --resize and --crop out.")
+        raise DataError(
+            "detection looks at whole images, and the card has them cropped; leave --resize and --crop out."
+        )
     pairs = _pairs(root, "labels", ".txt")
     if not any(label.is_file() for _, label in pairs):
-        raise DataError(f"{pairs[0][1]}: not found, nor any other label; yolo:DIR needs labels/ beside images/, a .txt file an image.")
+        raise DataError(
+            f"{pairs[0][1]}: not found, nor any other label; yolo:DIR needs labels/ beside images/, a .txt file an image."
+        )
     numbers = class_numbers(root, card)
     return [Sample(image, _boxes(label, numbers, card), str(image)) for image, label in pairs]
 
@@ -51,7 +56,9 @@ def _boxes(path: Path, numbers: dict[int, int] | None, card: Card) -> Boxes:
         if not number.is_integer() or number < 0:
             raise DataError(f"{path}, line {line}: {number:g} is no class number.")
         if not (min(w, h) > 0 and min(corners) >= -SLACK and max(corners) <= 1 + SLACK):
-            raise DataError(f"{path}, line {line}: the box lies outside its image; cx cy w h count in parts of its width and height.")
+            raise DataError(
+                f"{path}, line {line}: the box lies outside its image; cx cy w h count in parts of its width and height."
+            )
         if numbers is None and card.classes is not None and number >= card.classes:
             raise DataError(f"{path}, line {line}: class {number:g} is outside 0..{card.classes - 1}.")
         known = int(number) if numbers is None else numbers.get(int(number))
@@ -63,7 +70,9 @@ def _boxes(path: Path, numbers: dict[int, int] | None, card: Card) -> Boxes:
 def _masks(root: Path, split: str, card: Card) -> list[Sample[Path]]:
     pairs = _pairs(root, "masks", ".png")
     if missing := [mask for _, mask in pairs if not mask.is_file()]:
-        raise DataError(f"{missing[0]}: not found; masks:DIR needs a mask for each image, a .png file of the same name in masks/.")
+        raise DataError(
+            f"{missing[0]}: not found; masks:DIR needs a mask for each image, a .png file of the same name in masks/."
+        )
     return [Sample(image, mask, str(image)) for image, mask in pairs]
 
 

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from zaq.config import Card
+from zaq.config.card import Card
 from zaq.errors import DataError
 
 __all__ = ["DATASETS", "Sample", "is_image"]
@@ -40,7 +40,9 @@ class Sample(Generic[L]):
     where: str  # what a sentence about it calls it
 
 
-Layout = Callable[[Path, str, Card], list[Sample[L]]]  # a place, the part asked for, the model's card -> what lies there
+Layout = Callable[
+    [Path, str, Card], list[Sample[L]]
+]  # a place, the part asked for, the model's card -> what lies there
 
 
 @dataclass(frozen=True)
@@ -91,12 +93,16 @@ class Cifar:
         except Exception as error:  # junk in a pickle ends in any exception there is
             raise DataError(f"{path}: is not CIFAR's python layout ({type(error).__name__}: {error}).") from error
         if images.shape != (labels.size, 3072) or labels.ndim != 1 or labels.dtype.kind not in "iu" or not labels.size:
-            raise DataError(f"{path}: data of {images.shape} for {labels.size} labels; (N, 3072) and N whole numbers are expected.")
+            raise DataError(
+                f"{path}: data of {images.shape} for {labels.size} labels; (N, 3072) and N whole numbers are expected."
+            )
         return _samples(images.reshape(-1, 3, 32, 32), labels, f"{path}, record")
 
 
 class Pickled:
-    """Stands for numpy's array and its type while a pickle is read: numpy believes whatever state it is handed, and may crash on it."""
+    """Stands for numpy's array and its type while a pickle is read: numpy believes whatever state it is handed, and may
+    crash on it.
+    """
 
     def __init__(self, *arguments: Any) -> None:
         self.arguments = arguments
@@ -116,7 +122,12 @@ class Unpickler(pickle.Unpickler):
     """Reads an array of bytes in plain containers and nothing else: what a pickle names is called, whatever it is."""
 
     NAMES = frozenset(
-        {"numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct", "numpy.ndarray", "numpy.dtype"}  # numpy 1, 2
+        {
+            "numpy.core.multiarray._reconstruct",
+            "numpy._core.multiarray._reconstruct",
+            "numpy.ndarray",
+            "numpy.dtype",
+        }  # numpy 1, 2
     )
 
     def __init__(self, stream: BinaryIO, path: Path) -> None:
@@ -125,13 +136,19 @@ class Unpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if f"{module}.{name}" not in self.NAMES:
-            raise DataError(f"{self.path}: this pickle wants {module}.{name}, which no CIFAR file does; it was refused, not run.")
+            raise DataError(
+                f"{self.path}: this pickle wants {module}.{name}, which no CIFAR file does; it was refused, not run."
+            )
         return Pickled
 
 
 def _folder(root: Path, split: str, card: Card) -> list[Sample[int]]:
-    """Folder names in sorted order give the labels 0, 1, ... as in torchvision; names that are all integers are the labels."""
-    parts = {n: root / n for n in ("train", "val", "test") if _folders(root / n)}  # a class may be called train: it holds images
+    """Folder names in sorted order give the labels 0, 1, ... as in torchvision; names that are all integers are the
+    labels.
+    """
+    parts = {
+        n: root / n for n in ("train", "val", "test") if _folders(root / n)
+    }  # a class may be called train: it holds images
     part = "train" if split == "train" else "test" if "test" in parts else "val"
     if part == "train" and part not in parts:
         raise _no_training(root, "put the class folders of one part into train/ and those of the other into val/.")
@@ -148,9 +165,16 @@ def _folder(root: Path, split: str, card: Card) -> list[Sample[int]]:
             "name each folder by its class number."
         )
     place = parts.get(part, root)
-    samples = [Sample(p, labels[f.name], str(p)) for f in _folders(place) for p in sorted(f.rglob("*")) if is_image(p.relative_to(f))]
+    samples = [
+        Sample(p, labels[f.name], str(p))
+        for f in _folders(place)
+        for p in sorted(f.rglob("*"))
+        if is_image(p.relative_to(f))
+    ]
     if not samples:
-        raise DataError(f"{place}: no images in its class folders; files named {', '.join(sorted(SUFFIXES))} are looked for.")
+        raise DataError(
+            f"{place}: no images in its class folders; files named {', '.join(sorted(SUFFIXES))} are looked for."
+        )
     return samples
 
 
@@ -218,12 +242,16 @@ def _npz(path: Path, split: str, card: Card) -> list[Sample[int]]:
     if images.ndim != 4 or images.shape[1] not in (1, 3) or not images.size:
         raise DataError(f"{path}: {pair[0]} are {shape}; (N, H, W, C), (N, C, H, W) or (N, H, W) is needed, C 1 or 3.")
     if labels.dtype.kind not in "iu" or labels.shape not in ((len(images),), (len(images), 1)):
-        raise DataError(f"{path}: {pair[1]} are {labels.dtype} {labels.shape} for {len(images)} images; an integer each is needed.")
+        raise DataError(
+            f"{path}: {pair[1]} are {labels.dtype} {labels.shape} for {len(images)} images; an integer each is needed."
+        )
     return _samples(images, labels.reshape(-1), f"{path}, image")
 
 
 def _samples(images: NDArray[np.uint8], labels: NDArray[Any], where: str) -> list[Sample[int]]:
-    return [Sample(image, int(label), f"{where} {i}") for i, (image, label) in enumerate(zip(images, labels, strict=True))]
+    return [
+        Sample(image, int(label), f"{where} {i}") for i, (image, label) in enumerate(zip(images, labels, strict=True))
+    ]
 
 
 def _no_training(place: Path, how: str) -> DataError:
@@ -232,7 +260,11 @@ def _no_training(place: Path, how: str) -> DataError:
 
 DATASETS: dict[str, Layout[int]] = {
     "cifar10": Cifar(
-        ("cifar-10-batches-bin", "cifar-10-batches-py"), tuple(f"data_batch_{i}" for i in range(1, 6)), ("test_batch",), 1, b"labels"
+        ("cifar-10-batches-bin", "cifar-10-batches-py"),
+        tuple(f"data_batch_{i}" for i in range(1, 6)),
+        ("test_batch",),
+        1,
+        b"labels",
     ),
     "cifar100": Cifar(("cifar-100-binary", "cifar-100-python"), ("train",), ("test",), 2, b"fine_labels"),
     "csv": _csv,

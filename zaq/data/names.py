@@ -1,14 +1,14 @@
 """Which class of a data set is which of the model's, by their names.
 
-The model's names, in their order, stand as `names` among its decoding constants, or in that *.names file of the data set
-that has as many lines as the model has classes. The data set's are those of its other *.names file, or of classes.txt.
-A class may have several names, with commas: `tvmonitor, tv`. Case, spaces and hyphens do not count.
+The model's names, in their order, stand as `names` among its decoding constants, or in that *.names file of the data
+set that has as many lines as the model has classes. The data set's are those of its other *.names file, or of
+classes.txt. A class may have several names, with commas: `tvmonitor, tv`. Case, spaces and hyphens do not count.
 """
 
 import re
 from pathlib import Path
 
-from zaq.config import Card
+from zaq.config.card import Card
 from zaq.errors import DataError
 
 __all__ = ["class_numbers"]
@@ -28,7 +28,9 @@ def class_numbers(root: Path, card: Card) -> dict[int, int] | None:
     if own is not None and not (isinstance(own, list) and own and all(isinstance(name, str) for name in own)):
         raise DataError(f"decode: names must be a list of the model's classes in order, not {own!r}.")
     if own and card.classes not in (None, len(own)):
-        raise DataError(f"decode: {len(own)} names for a model of {card.classes} classes; one each is needed, in order.")
+        raise DataError(
+            f"decode: {len(own)} names for a model of {card.classes} classes; one each is needed, in order."
+        )
     classes = len(own) if own else card.classes
     fitting = [p for p, lines in files.items() if classes is None or len(lines) == classes]
     if not files or (own is None and len(files) == 1 and fitting):
@@ -43,7 +45,9 @@ def class_numbers(root: Path, card: Card) -> dict[int, int] | None:
     theirs = [_spellings(name) for name in files[others[0]]]
     found = {i: j for i, name in enumerate(theirs) for j, known in enumerate(model) if name & known}
     if not found:
-        raise DataError(f"{others[0]}: names no class that the model knows, as {', '.join(map(str, (own or files[fitting[0]])[:3]))}.")
+        raise DataError(
+            f"{others[0]}: names no class that the model knows, as {', '.join(map(str, (own or files[fitting[0]])[:3]))}."
+        )
     return found
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from zaq.config import Card
+from zaq.config.card import Card
 from zaq.data.layouts import Sample
 from zaq.errors import DataError
 
@@ -37,13 +37,24 @@ def read(sample: Sample[Any], card: Card) -> NDArray[np.uint8]:
 
 
 def read_mask(sample: Sample[Path], card: Card) -> NDArray[np.uint8]:
-    """The class of each pixel of a sample's image, (H, W), brought to the model's input as the image is, without blending."""
-    mask, size = np.asarray(_opened(sample.label)), _opened(sample.image).size if isinstance(sample.image, Path) else None
+    """The class of each pixel of a sample's image, (H, W), brought to the model's input as the image is, without
+    blending.
+    """
+    mask, size = (
+        np.asarray(_opened(sample.label)),
+        _opened(sample.image).size if isinstance(sample.image, Path) else None,
+    )
     if mask.ndim != 2 or mask.dtype != np.uint8:
-        raise DataError(f"{sample.label}: is {mask.dtype} {mask.shape}; a mask is an image of one channel of 8 bits, a class a pixel.")
+        raise DataError(
+            f"{sample.label}: is {mask.dtype} {mask.shape}; a mask is an image of one channel of 8 bits, a class a pixel."
+        )
     if size != mask.shape[::-1]:
-        raise DataError(f"{sample.label}: is of {mask.shape[1]} x {mask.shape[0]} pixels, its image {sample.where} of another size.")
-    found: NDArray[np.uint8] = np.asarray(_fitted(Image.fromarray(mask), replace(card, interpolation="nearest"), sample.where))
+        raise DataError(
+            f"{sample.label}: is of {mask.shape[1]} x {mask.shape[0]} pixels, its image {sample.where} of another size."
+        )
+    found: NDArray[np.uint8] = np.asarray(
+        _fitted(Image.fromarray(mask), replace(card, interpolation="nearest"), sample.where)
+    )
     return found
 
 
@@ -65,11 +76,15 @@ def _fitted(image: Image.Image, card: Card, where: str) -> Image.Image:
     if card.crop is None and card.resize in (None, height):
         return image if image.size == (width, height) else image.resize((width, height), resampling)
     if card.crop is not None and card.crop != min(height, width):
-        raise DataError(f"the images are to be cropped to {card.crop}, the model takes {height} x {width}; change --crop, or the card.")
+        raise DataError(
+            f"the images are to be cropped to {card.crop}, the model takes {height} x {width}; change --crop, or the card."
+        )
     ratio = (card.resize or card.crop or height) / min(image.size)
     image = image.resize((round(image.width * ratio), round(image.height * ratio)), resampling)
     if image.width < width or image.height < height:
         size = f"{image.height} x {image.width}"
-        raise DataError(f"{where}: resized to {size}, less than the model's {height} x {width}; a greater --resize is needed.")
+        raise DataError(
+            f"{where}: resized to {size}, less than the model's {height} x {width}; a greater --resize is needed."
+        )
     left, top = (image.width - width) // 2, (image.height - height) // 2
     return image.crop((left, top, left + width, top + height))

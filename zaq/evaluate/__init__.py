@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from zaq.config import Card
+from zaq.config.card import Card
 from zaq.data import BOXES, DATASETS, IMAGES, MASKS
 from zaq.errors import SourceError, unknown
 from zaq.evaluate.boxes import decode, read_decode
@@ -40,11 +40,18 @@ TASKS: dict[str, Task] = {
     "image": measure_likeness,
     "segmentation": measure_segmentation,
 }
-LAYOUTS: dict[str, dict[str, Any]] = {"classification": DATASETS, "detection": BOXES, "image": IMAGES, "segmentation": MASKS}
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "classification": DATASETS,
+    "detection": BOXES,
+    "image": IMAGES,
+    "segmentation": MASKS,
+}
 
 
 def task_of(card: Card, name: str | None = None) -> str:
-    """The name of the task: the one given, else the card's, else classification. Raises SourceError for one there is not."""
+    """The name of the task: the one given, else the card's, else classification. Raises SourceError for one there is
+    not.
+    """
     found = name or card.task or "classification"
     if found not in TASKS:
         raise SourceError(("--task: " if name else "card: ") + unknown("task", found, TASKS))
@@ -55,5 +62,7 @@ def stored_card(path: Path) -> Card:
     """The card that zaq wrote into an ONNX file. Raises SourceError for a file without one."""
     text = session(path).get_modelmeta().custom_metadata_map.get("zaq.card")
     if text is None:
-        raise SourceError(f"{path}: holds no card, so it was not written by zaq, or it was changed since; a run of zaq quantize has one.")
+        raise SourceError(
+            f"{path}: holds no card, so it was not written by zaq, or it was changed since; a run of zaq quantize has one."
+        )
     return Card.from_dict(json.loads(text))

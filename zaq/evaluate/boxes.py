@@ -1,12 +1,14 @@
-"""From a detector's raw outputs to boxes and class scores, by constants that stand in its card or in a file (`--decode`).
+"""From a detector's raw outputs to boxes and class scores, by constants that stand in its card or in a file
+(`--decode`).
 
 {"kind": "yolov3", "heads": [{"anchors": [[w, h], ...], "scale_x_y": 1.05}, ...]}
     heads in the order of the outputs, each (N, anchors (5 + classes), H, W); anchors in pixels of the model's input:
-    centre = (sigmoid(t) s - (s - 1) / 2 + cell) / grid, size = exp(t) anchor / input, score = sigmoid(object) sigmoid(class)
+    centre = (sigmoid(t) s - (s - 1) / 2 + cell) / grid, size = exp(t) anchor / input, score = sigmoid(object)
+    sigmoid(class)
 {"kind": "ssd", "heads": [{"grid": [H, W], "boxes": [[w, h], ...], "step": 16}, ...], "variances": [0.1, 0.2]}
-    outputs (N, boxes, 4) and (N, boxes, 1 + classes), the background first; default boxes in parts of the input's sides,
-    cell after cell, row after row, head after head; cells of `step` pixels, or as many as fill the input:
-    centre = t v_0 size_0 + centre_0, size = exp(t v_1) size_0, score = softmax(class)
+    outputs (N, boxes, 4) and (N, boxes, 1 + classes), the background first; default boxes in parts of the input's
+    sides, cell after cell, row after row, head after head; cells of `step` pixels, or as many as fill the input: centre
+    = t v_0 size_0 + centre_0, size = exp(t v_1) size_0, score = softmax(class)
 
 Both may have `score` and `nms`, the least score of a box and the greatest overlap with a better one, and `names`, the
 classes in order (see `zaq.data.names`).
@@ -20,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zaq.config import Card
+from zaq.config.card import Card
 from zaq.errors import DataError, unknown
 
 __all__ = ["DECODERS", "decode", "read_decode", "thresholds"]
@@ -87,7 +89,9 @@ def _yolov3(outputs: list[Values], constants: dict[str, Any], card: Card) -> tup
                 f"for {len(anchors)} anchors of 5 + {classes} channels."
             )
         n, _, height, width = t.shape
-        t = t.reshape(n, len(anchors), 5 + classes, height, width).transpose(0, 3, 4, 1, 2)  # (n, H, W, anchors, 5 + classes)
+        t = t.reshape(n, len(anchors), 5 + classes, height, width).transpose(
+            0, 3, 4, 1, 2
+        )  # (n, H, W, anchors, 5 + classes)
         s = _number(head, "scale_x_y", 1.0)
         cells = np.stack(np.meshgrid(np.arange(width), np.arange(height)), -1)[:, :, None]  # x, y
         centre = (_sigmoid(t[..., :2]) * s - (s - 1) / 2 + cells) / (width, height)
@@ -125,7 +129,10 @@ def _ssd(outputs: list[Values], constants: dict[str, Any], card: Card) -> tuple[
     return centre, size, scores
 
 
-DECODERS: dict[str, Callable[[list[Values], dict[str, Any], Card], tuple[Any, Any, Any]]] = {"ssd": _ssd, "yolov3": _yolov3}
+DECODERS: dict[str, Callable[[list[Values], dict[str, Any], Card], tuple[Any, Any, Any]]] = {
+    "ssd": _ssd,
+    "yolov3": _yolov3,
+}
 
 
 def _heads(constants: dict[str, Any]) -> list[dict[str, Any]]:

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from zaq.config import Card
+from zaq.config.card import Card
 from zaq.data import classified
+from zaq.engine.progress import Progress
 from zaq.errors import DataError
 from zaq.evaluate.models import Model, answers
 from zaq.export.session import session
-from zaq.progress import Progress
 
 __all__ = ["Score", "measure_classification", "predictions", "top1"]
 
@@ -57,13 +57,20 @@ def top1(path: Path, data: str, card: Card, limit: int | None = None, progress: 
 
 
 def measure_classification(
-    model: Model, data: str, card: Card, limit: int | None = None, progress: Progress | None = None, teacher: Model | None = None
+    model: Model,
+    data: str,
+    card: Card,
+    limit: int | None = None,
+    progress: Progress | None = None,
+    teacher: Model | None = None,
 ) -> Score:
     """Top-1 on images of one class each; see `zaq.evaluate.models.Task`."""
     return Score.of(*predictions(model, data, card, limit, progress))
 
 
-def predictions(model: Model, data: str, card: Card, limit: int | None = None, progress: Progress | None = None) -> tuple[Labels, Labels]:
+def predictions(
+    model: Model, data: str, card: Card, limit: int | None = None, progress: Progress | None = None
+) -> tuple[Labels, Labels]:
     """The class that `model` finds in each image of `data`, in their order, and the one it is labelled with.
 
     Two models' answers to the same images say more about which is better than their scores, hence not the score alone.
@@ -78,4 +85,6 @@ def predictions(model: Model, data: str, card: Card, limit: int | None = None, p
 
 def _refuse_unless_classes(shapes: list[list[int | str]] | list[list[int]], name: str) -> None:
     if len(shapes) != 1 or len(shapes[0]) != 2:
-        raise DataError(f"{name}: top-1 needs one output (N, classes); this model has {shapes}. --task names another measure.")
+        raise DataError(
+            f"{name}: top-1 needs one output (N, classes); this model has {shapes}. --task names another measure."
+        )

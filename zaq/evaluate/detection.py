@@ -11,13 +11,13 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from zaq.config import Card
+from zaq.config.card import Card
 from zaq.data import BOXES, listed
+from zaq.engine.progress import Progress
 from zaq.errors import DataError
 from zaq.evaluate.boxes import decode, thresholds
 from zaq.evaluate.models import Model, answers
 from zaq.export.session import session
-from zaq.progress import Progress
 
 __all__ = ["Precision", "measure_detection", "suppress"]
 
@@ -40,7 +40,12 @@ class Precision:
 
 
 def measure_detection(
-    model: Model, data: str, card: Card, limit: int | None = None, progress: Progress | None = None, teacher: Model | None = None
+    model: Model,
+    data: str,
+    card: Card,
+    limit: int | None = None,
+    progress: Progress | None = None,
+    teacher: Model | None = None,
 ) -> Precision:
     """Of the boxes that `zaq.evaluate.boxes` reads off the outputs; see `zaq.evaluate.models.Task`.
 
@@ -65,8 +70,11 @@ def measure_detection(
     return Precision(*mean_precision(found, wanted), len(wanted))
 
 
-def suppress(boxes: NDArray[np.float32], scores: NDArray[np.float32], overlap: float, least: float) -> NDArray[np.int64]:
-    """Which boxes (N, A, 4) are of which class by their scores (N, A, K) and lie under no better one: rows image, class, box.
+def suppress(
+    boxes: NDArray[np.float32], scores: NDArray[np.float32], overlap: float, least: float
+) -> NDArray[np.int64]:
+    """Which boxes (N, A, 4) are of which class by their scores (N, A, K) and lie under no better one: rows image,
+    class, box.
 
     onnxruntime's own operator, class by class.
     """
@@ -78,7 +86,13 @@ def suppress(boxes: NDArray[np.float32], scores: NDArray[np.float32], overlap: f
 
 @functools.cache
 def _suppressor() -> ort.InferenceSession:
-    kinds = {"b": TensorProto.FLOAT, "s": TensorProto.FLOAT, "m": TensorProto.INT64, "o": TensorProto.FLOAT, "l": TensorProto.FLOAT}
+    kinds = {
+        "b": TensorProto.FLOAT,
+        "s": TensorProto.FLOAT,
+        "m": TensorProto.INT64,
+        "o": TensorProto.FLOAT,
+        "l": TensorProto.FLOAT,
+    }
     shapes: dict[str, list[str | int | None]] = {"b": ["N", "A", 4], "s": ["N", "K", "A"]}
     graph = helper.make_graph(
         [helper.make_node("NonMaxSuppression", list(kinds), ["kept"])],
@@ -86,7 +100,9 @@ def _suppressor() -> ort.InferenceSession:
         [helper.make_tensor_value_info(k, kind, shapes.get(k, [1])) for k, kind in kinds.items()],
         [helper.make_tensor_value_info("kept", TensorProto.INT64, ["n", 3])],
     )
-    return session(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9).SerializeToString())
+    return session(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9).SerializeToString()
+    )
 
 
 def mean_precision(found: list[NDArray[np.float32]], wanted: list[NDArray[np.float32]]) -> tuple[float, float]:
@@ -96,7 +112,14 @@ def mean_precision(found: list[NDArray[np.float32]], wanted: list[NDArray[np.flo
     def entries(boxes: list[NDArray[np.float32]]) -> list[dict[str, Any]]:
         rows = [(i, *map(float, row)) for i, image in enumerate(boxes, 1) for row in image]
         return [
-            {"id": n, "image_id": i, "category_id": int(c), "bbox": [x, y, x2 - x, y2 - y], "area": (x2 - x) * (y2 - y), "iscrowd": 0}
+            {
+                "id": n,
+                "image_id": i,
+                "category_id": int(c),
+                "bbox": [x, y, x2 - x, y2 - y],
+                "area": (x2 - x) * (y2 - y),
+                "iscrowd": 0,
+            }
             | ({"score": score[0]} if score else {})
             for n, (i, c, x, y, x2, y2, *score) in enumerate(rows, 1)
         ]
@@ -120,5 +143,7 @@ def _coco() -> tuple[Any, Any]:
         from pycocotools.coco import COCO
         from pycocotools.cocoeval import COCOeval
     except ImportError as error:
-        raise DataError("detection is measured by pycocotools, which is not installed: pip install 'zaq[detection]'.") from error
+        raise DataError(
+            "detection is measured by pycocotools, which is not installed: pip install 'zaq[detection]'."
+        ) from error
     return COCO, COCOeval

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from zaq.config import Card
+from zaq.config.card import Card
 from zaq.data import IMAGES, listed
+from zaq.engine.progress import Progress
 from zaq.errors import DataError
 from zaq.evaluate.models import Model, answers, outputs
-from zaq.progress import Progress
 
 __all__ = ["Likeness", "measure_likeness", "psnr", "ssim"]
 
@@ -35,11 +35,20 @@ class Likeness:
 
 
 def measure_likeness(
-    model: Model, data: str, card: Card, limit: int | None = None, progress: Progress | None = None, teacher: Model | None = None
+    model: Model,
+    data: str,
+    card: Card,
+    limit: int | None = None,
+    progress: Progress | None = None,
+    teacher: Model | None = None,
 ) -> Likeness:
-    """Of one output (N, C, H, W), in units of the range that the teacher's outputs have; see `zaq.evaluate.models.Task`."""
+    """Of one output (N, C, H, W), in units of the range that the teacher's outputs have; see
+    `zaq.evaluate.models.Task`.
+    """
     if teacher is None:
-        raise DataError("--task image compares with the float model, which a run does not hold; name it with --teacher MODEL.")
+        raise DataError(
+            "--task image compares with the float model, which a run does not hold; name it with --teacher MODEL."
+        )
     pairs = []
     for images, found, _ in answers(model, listed(data, card, IMAGES), card, BATCH, limit, progress, data):
         wanted = outputs(teacher, images)
@@ -49,7 +58,9 @@ def measure_likeness(
                 f"its teacher {[list(o.shape) for o in wanted]}."
             )
         if min(wanted[0].shape[2:]) < WINDOW:
-            raise DataError(f"--task image: SSIM needs images of at least {WINDOW} pixels a side, not {list(wanted[0].shape[2:])}.")
+            raise DataError(
+                f"--task image: SSIM needs images of at least {WINDOW} pixels a side, not {list(wanted[0].shape[2:])}."
+            )
         pairs.append((torch.from_numpy(found[0]), torch.from_numpy(wanted[0])))
     reach = max(float(b.max()) for _, b in pairs) - min(float(b.min()) for _, b in pairs)
     psnrs, ssims = (torch.cat([of(a, b, reach) for a, b in pairs]) for of in (psnr, ssim))

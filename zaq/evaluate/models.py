@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from zaq.config import Card
+from zaq.config.card import Card
 from zaq.data import Sample, loaded
+from zaq.engine.progress import Progress
 from zaq.errors import DataError
 from zaq.export.session import run_session
-from zaq.progress import Progress
 
 __all__ = ["Model", "Result", "Task", "answers", "outputs"]
 
@@ -35,10 +35,18 @@ class Result(Protocol):
 
 
 class Task(Protocol):
-    """Measure a model on `data`, prepared as the card says. `teacher`: the float model, for tasks that have no other truth."""
+    """Measure a model on `data`, prepared as the card says. `teacher`: the float model, for tasks that have no other
+    truth.
+    """
 
     def __call__(
-        self, model: Model, data: str, card: Card, limit: int | None = None, progress: Progress | None = None, teacher: Model | None = None
+        self,
+        model: Model,
+        data: str,
+        card: Card,
+        limit: int | None = None,
+        progress: Progress | None = None,
+        teacher: Model | None = None,
     ) -> Result: ...
 
 
@@ -52,7 +60,13 @@ def outputs(model: Model, images: Tensor) -> list[Values]:
 
 
 def answers(
-    model: Model, samples: list[Sample[L]], card: Card, size: int, limit: int | None, progress: Progress | None, data: str
+    model: Model,
+    samples: list[Sample[L]],
+    card: Card,
+    size: int,
+    limit: int | None,
+    progress: Progress | None,
+    data: str,
 ) -> Iterator[tuple[Tensor, list[Values], list[Sample[L]]]]:
     """For each batch of the first `limit` samples: the images, the model's outputs, and what the images are of."""
     chosen = samples[:limit]

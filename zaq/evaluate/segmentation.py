@@ -7,11 +7,11 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
-from zaq.config import Card
+from zaq.config.card import Card
 from zaq.data import MASKS, listed, read_mask
+from zaq.engine.progress import Progress
 from zaq.errors import DataError
 from zaq.evaluate.models import Model, answers
-from zaq.progress import Progress
 
 __all__ = ["Overlap", "measure_segmentation"]
 
@@ -31,7 +31,9 @@ class Overlap:
     def of(cls, confusion: NDArray[np.int64], total: int) -> "Overlap":
         """From how often class i (row) was taken for class j (column)."""
         hits, union = np.diag(confusion), confusion.sum(0) + confusion.sum(1) - np.diag(confusion)
-        return cls(100 * float((hits / union.clip(1))[union > 0].mean()), 100 * float(hits.sum() / confusion.sum()), total)
+        return cls(
+            100 * float((hits / union.clip(1))[union > 0].mean()), 100 * float(hits.sum() / confusion.sum()), total
+        )
 
     def fields(self) -> dict[str, float]:
         return {"miou": self.miou, "pixel_accuracy": self.pixels, "total": self.total}
@@ -41,13 +43,22 @@ class Overlap:
 
 
 def measure_segmentation(
-    model: Model, data: str, card: Card, limit: int | None = None, progress: Progress | None = None, teacher: Model | None = None
+    model: Model,
+    data: str,
+    card: Card,
+    limit: int | None = None,
+    progress: Progress | None = None,
+    teacher: Model | None = None,
 ) -> Overlap:
-    """Of one output (N, classes, h, w), brought to the size of the model's input bilinearly; see `zaq.evaluate.models.Task`."""
+    """Of one output (N, classes, h, w), brought to the size of the model's input bilinearly; see
+    `zaq.evaluate.models.Task`.
+    """
     confusion, total = np.zeros((0, 0), np.int64), 0
     for _, found, samples in answers(model, listed(data, card, MASKS), card, BATCH, limit, progress, data):
         if len(found) != 1 or found[0].ndim != 4:
-            raise DataError(f"mIoU needs one output (N, classes, H, W); this model has {[list(o.shape) for o in found]}.")
+            raise DataError(
+                f"mIoU needs one output (N, classes, H, W); this model has {[list(o.shape) for o in found]}."
+            )
         classes = found[0].shape[1]
         if not total:
             confusion = np.zeros((classes, classes), np.int64)

@@ -66,7 +66,9 @@ def _through(replaced: dict[str, str], name: str) -> str:
 
 
 def pack(model: ModelProto) -> None:
-    """Store weights of 4 bits and fewer as INT4 or UINT4, and cast them on load (in place). Raises BitsError if there are none."""
+    """Store weights of 4 bits and fewer as INT4 or UINT4, and cast them on load (in place). Raises BitsError if there
+    are none.
+    """
     graph = model.graph
     tensors = {t.name: t for t in graph.initializer}
     packed = False
@@ -87,7 +89,9 @@ def pack(model: ModelProto) -> None:
         graph.node.insert(index, helper.make_node("Cast", [name], [unpacked], to=eight))
         packed = True
     if not packed:
-        raise BitsError("format packed: holds weights of 4 bits and fewer, and this model has none; choose --format qdq.")
+        raise BitsError(
+            "format packed: holds weights of 4 bits and fewer, and this model has none; choose --format qdq."
+        )
 
 
 def optimized(model: ModelProto, to_ort: bool = False) -> bytes:

@@ -37,7 +37,8 @@ def store_integers(model: ModelProto, float_biases: bool = False) -> None:
         integers = to_integers(weight, scale, zero_point, node.attribute[0].i)
         if len(chain) > 1 and chain[0] is not None:
             integers = integers.clip(*[constants[i] for i in chain[0].input[1:3]])
-        # Initializers of their own, even of a shared weight: onnxruntime's x64quantprecision mode rewrites them in place.
+        # Initializers of their own, even of a shared weight: onnxruntime's x64quantprecision mode rewrites them in
+        # place.
         name, zero = f"{node.output[0]}_quantized", f"{node.output[0]}_zero_point"
         integers, zero_point = _one_zero_point(integers, constants[node.input[2]], node.attribute[0].i)
         added[name], added[zero] = integers, zero_point
@@ -94,12 +95,17 @@ def avoid_overflow(model: ModelProto) -> None:
         if {activation.op_type, weight.op_type} != {"DequantizeLinear"} or weight.input[0] not in tensors:
             continue
         clip = makers.get(activation.input[0])
-        largest = int(numpy_helper.to_array(tensors[clip.input[2]])) if clip is not None and clip.op_type == "Clip" else 255
+        largest = (
+            int(numpy_helper.to_array(tensors[clip.input[2]])) if clip is not None and clip.op_type == "Clip" else 255
+        )
         integers = numpy_helper.to_array(tensors[weight.input[0]])
         depthwise = next((a.i for a in node.attribute if a.name == "group"), 1) == len(integers) > 1
         if constants[activation.input[2]].dtype == np.int8 or depthwise:
             continue
-        if integers.dtype != np.int8 or largest * _largest_pair(integers.T if node.op_type == "MatMul" else integers) <= INT16_MAX:
+        if (
+            integers.dtype != np.int8
+            or largest * _largest_pair(integers.T if node.op_type == "MatMul" else integers) <= INT16_MAX
+        ):
             continue
         for name in (weight.input[0], weight.input[2]):
             shifted = (numpy_helper.to_array(tensors[name]).astype(np.int16) + 128).astype(np.uint8)
@@ -141,8 +147,8 @@ def to_integers(x: NDArray[Any], scale: NDArray[Any], zero: NDArray[Any], axis: 
 def _one_zero_point(integers: NDArray[Any], zero: NDArray[Any], axis: int) -> tuple[NDArray[Any], NDArray[Any]]:
     """Weights whose channels have different zero points as int8 around 0, or as int16 where 8 bits do not hold that.
 
-    onnxruntime's QLinearConv takes one zero point a weight, whatever the file says. (No kernel takes int16: such a layer,
-    of a grid for comparison, computes in float. As floats its weight would be quantized anew, to int8, on load.)
+    onnxruntime's QLinearConv takes one zero point a weight, whatever the file says. (No kernel takes int16: such a
+    layer, of a grid for comparison, computes in float. As floats its weight would be quantized anew, to int8, on load.)
     """
     if not zero.ndim or (zero == zero.flat[0]).all():
         return integers, zero

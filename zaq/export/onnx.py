@@ -23,12 +23,12 @@ from onnx import ModelProto, helper
 from onnxscript import opset18
 from torch.fx import GraphModule
 
+from zaq.config.targets import TARGETS, Target
 from zaq.export.forms import lower_opset, optimized, pack, require_form, strip
 from zaq.export.integers import avoid_overflow, store_integers
 from zaq.export.program import program_of
 from zaq.export.rewrites import clip_integers, count_values, move_integers, pool_globally, requantize_by_table
-from zaq.graph import quiet
-from zaq.targets import TARGETS, Target
+from zaq.ir.capture import quiet
 
 __all__ = ["in_form", "to_onnx", "translate", "write_onnx"]
 
@@ -77,8 +77,8 @@ def in_form(
     opset: int | None = None,
     target: Target = HERE,
 ) -> bytes:
-    """A translated program as a file of one of `forms.FORMS`; `metadata` goes into its properties under `zaq.` names, as
-    JSON. opset None: the lowest that holds it.
+    """A translated program as a file of one of `forms.FORMS`; `metadata` goes into its properties under `zaq.` names,
+    as JSON. opset None: the lowest that holds it.
 
     The input is (batch, C, H, W) float32, normalised; the batch is dynamic, the outputs are those of the model.
     Raises BitsError for a form that does not exist or cannot hold the bits, SourceError for an opset that cannot.

@@ -5,16 +5,17 @@ import copy
 import torch
 from torch.fx import GraphModule, Node
 
-from zaq.graph import export_program
-from zaq.nodes import attribute, set_parameter
+from zaq.ir.capture import export_program
+from zaq.ir.nodes import attribute, set_parameter
 from zaq.quant.fake_quantize import BiasQuantize
 
 __all__ = ["deployable", "program_of"]
 
 
 def program_of(student: GraphModule) -> torch.export.ExportedProgram:
-    """What is shipped, as a program: the checkpoint, and what the ONNX file is made from. It names no file of this machine,
-    and no address in its memory, so that the same student makes the same bytes."""
+    """What is shipped, as a program: the checkpoint, and what the ONNX file is made from. It names no file of this
+    machine, and no address in its memory, so that the same student makes the same bytes.
+    """
     exported = export_program(deployable(student))
     for node in exported.graph.nodes:
         for trace in ("stack_trace", "from_node"):

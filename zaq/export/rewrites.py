@@ -81,10 +81,14 @@ def clip_integers(model: ModelProto) -> None:
     drop_unread(model)
 
 
-def _clamp_before(graph: GraphProto, node: NodeProto, constants: Constants) -> tuple[NodeProto, dict[str, NDArray[Any]]] | None:
+def _clamp_before(
+    graph: GraphProto, node: NodeProto, constants: Constants
+) -> tuple[NodeProto, dict[str, NDArray[Any]]] | None:
     """The clamp that a node reads and is the only reader of, and its ends, by the operation that each is: Max, Min."""
     maker = next((n for n in graph.node if node.input[0] in n.output), None)
-    read = sum(node.input[0] == name for n in graph.node for name in n.input) + sum(node.input[0] == o.name for o in graph.output)
+    read = sum(node.input[0] == name for n in graph.node for name in n.input) + sum(
+        node.input[0] == o.name for o in graph.output
+    )
     if maker is None or read > 1 or not all(i in constants for i in maker.input[1:] if i):
         return None
     given = [constants[i] if i else None for i in maker.input[1:]]
@@ -100,7 +104,9 @@ def _clamp_before(graph: GraphProto, node: NodeProto, constants: Constants) -> t
 def _clip_behind(
     graph: GraphProto, node: NodeProto, ends: list[int], channels: list[tuple[str, NDArray[Any]]], dtype: np.dtype[Any]
 ) -> None:
-    """Clip the integers that a node writes: one pair of ends for all, and ends for each channel. An old Clip is replaced."""
+    """Clip the integers that a node writes: one pair of ends for all, and ends for each channel. An old Clip is
+    replaced.
+    """
     source, written = (node.input[0] if node.op_type == "Clip" else node.output[0]), node.output[0]
     steps = [("Clip", [np.array(e, dtype) for e in ends])] if ends else []
     steps += [(kind, [limit]) for kind, limit in channels]
@@ -132,7 +138,9 @@ def move_integers(model: ModelProto) -> None:
         behind = _readers(graph, after[0])
         clipped = [n.op_type for n in behind] == ["Clip"]
         end = _readers(graph, behind[0]) if clipped else behind
-        same = all((constants[a] == constants[b]).all() for a, b in zip(before.input[1:], after[0].input[1:], strict=True))
+        same = all(
+            (constants[a] == constants[b]).all() for a, b in zip(before.input[1:], after[0].input[1:], strict=True)
+        )
         if not same or {n.op_type for n in end} != {"DequantizeLinear"}:
             continue
         if clipped:
@@ -146,8 +154,8 @@ def move_integers(model: ModelProto) -> None:
 def requantize_by_table(model: ModelProto) -> None:
     """Put an operation that changes nothing between a tensor on one grid and a QuantizeLinear to another (in place).
 
-    Of DequantizeLinear, LeakyRelu and QuantizeLinear onnxruntime makes one look-up in a table of 256 integers; without an
-    operation between them it would write the tensor out in float.
+    Of DequantizeLinear, LeakyRelu and QuantizeLinear onnxruntime makes one look-up in a table of 256 integers; without
+    an operation between them it would write the tensor out in float.
     """
     graph = model.graph
     dequantized = {n.output[0] for n in graph.node if n.op_type == "DequantizeLinear"}

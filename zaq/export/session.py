@@ -20,17 +20,23 @@ def session(model: Path | bytes, threads: int = 0, optimized: Path | None = None
     """
     options = ort.SessionOptions()
     options.log_severity_level = 3
-    options.add_session_config_entry("session.qdqisint8allowed", "1")  # else x86 turns some int8 tensors into uint8, and not others
+    options.add_session_config_entry(
+        "session.qdqisint8allowed", "1"
+    )  # else x86 turns some int8 tensors into uint8, and not others
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     # Each session has threads of its own: none may go on spinning on a core that the next one's run needs.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     if optimized:
         options.optimized_model_filepath = str(optimized)
     try:
-        return ort.InferenceSession(model if isinstance(model, bytes) else str(model), options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(
+            model if isinstance(model, bytes) else str(model), options, providers=["CPUExecutionProvider"]
+        )
     except Exception as error:
         reason = str(error).strip().splitlines()[0]
-        raise SourceError(f"{'the model' if isinstance(model, bytes) else model}: onnxruntime cannot load it: {reason}") from error
+        raise SourceError(
+            f"{'the model' if isinstance(model, bytes) else model}: onnxruntime cannot load it: {reason}"
+        ) from error
 
 
 def run_session(run: ort.InferenceSession, images: Tensor) -> list[NDArray[np.float32]]:

@@ -11,16 +11,16 @@ from dataclasses import dataclass
 import torch
 
 from zaq.errors import BitsError, unknown
+from zaq.ir.nodes import attribute, set_parameter
 from zaq.methods.job import Job, Stage
 from zaq.methods.zeroq import ZeroQ
-from zaq.nodes import attribute, set_parameter
 from zaq.quant.aciq import allocate_bits, clip_range
-from zaq.quant.bias import correct_analytically
 from zaq.quant.fake_quantize import FakeQuantize
-from zaq.quant.moments import Clipped, moments
 from zaq.quant.op import along
 from zaq.quant.placement import make_room
 from zaq.quant.qparams import grid_of, quant_range
+from zaq.stats.bias import correct_analytically
+from zaq.stats.moments import Clipped, moments
 
 __all__ = ["ACIQ"]
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from zaq.errors import BitsError, SourceError, unknown
-from zaq.graph import with_taps
+from zaq.ir.taps import with_taps
 from zaq.methods.job import Job, Stage
 from zaq.methods.loop import Game, play
 from zaq.methods.training import cosine, distillation, frozen, rate, step, student_optimizer
@@ -76,7 +76,9 @@ class DeepInversion:
         """Images (N, C, H, W) of all classes in turn, in an order of their own, against the student if it competes."""
         stats = job.batch_norms()
         if not stats and job.classes is None:
-            raise SourceError("deepinversion needs batch norms or classes, and this model has neither; --method zaq does without.")
+            raise SourceError(
+                "deepinversion needs batch norms or classes, and this model has neither; --method zaq does without."
+            )
         steps, batches, _ = STEPS[job.effort]
         count = batches * job.batch if self.images is None else self.images
         labels = (torch.arange(count) % job.classes)[torch.randperm(count)] if job.classes else None

@@ -1,4 +1,5 @@
-"""Data-Free Quantization through weight equalization and bias correction (Nagel, van Baalen, Blankevoort, Welling; ICCV 2019).
+"""Data-Free Quantization through weight equalization and bias correction (Nagel, van Baalen, Blankevoort, Welling; ICCV
+2019).
 
 No image at all: channels are equalized over the whole graph, high biases absorbed, activation ranges read off batch
 norm's statistics, beta +- 6 gamma, and the bias that rounding puts into each layer is taken back. Made for one scale a
@@ -14,9 +15,9 @@ from zaq.methods.job import Job, Stage
 from zaq.methods.zeroq import ZeroQ
 from zaq.passes.absorb import absorb, absorb_constants
 from zaq.passes.equalize import equalize, relax_relu6
-from zaq.quant.bias import correct_analytically, correct_empirically
-from zaq.quant.moments import Clipped, moments
 from zaq.quant.placement import make_room
+from zaq.stats.bias import correct_analytically, correct_empirically
+from zaq.stats.moments import Clipped, moments
 
 __all__ = ["DFQ"]
 
@@ -74,7 +75,9 @@ class DFQ:
 
     def _set_ranges(self, job: Job, known: dict[str, Clipped]) -> None:
         tensors = job.placement.tensors
-        unknown = [name for name, q in job.placement.activations.items() if tensors[name] not in known and not q.guaranteed]
+        unknown = [
+            name for name, q in job.placement.activations.items() if tensors[name] not in known and not q.guaranteed
+        ]
         with job.calibrating("minmax"), torch.no_grad():
             job.student(job.noise())
         for name, quantizer in job.placement.activations.items():

@@ -2,9 +2,9 @@
 
     synthesis -> ranges -> SQuant -> block reconstruction -> distillation -> the adversarial game -> bias correction
 
-Images come from a generator and are refined (`synthesis`); of those too large for that a part starts from noise. A second
-generator, of another seed, draws those that every stage is judged on, half of them moved to where student and teacher
-differ. A stage after which the outputs differ more on them is taken back.
+Images come from a generator and are refined (`synthesis`); of those too large for that a part starts from noise. A
+second generator, of another seed, draws those that every stage is judged on, half of them moved to where student and
+teacher differ. A stage after which the outputs differ more on them is taken back.
 """
 
 import copy
@@ -14,7 +14,8 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-from zaq.graph import with_taps
+from zaq.ir.nodes import attribute
+from zaq.ir.taps import with_taps
 from zaq.methods.job import Job, Stage
 from zaq.methods.loop import Game, HeldOut, play
 from zaq.methods.mix import choose_bits
@@ -22,11 +23,10 @@ from zaq.methods.reconstruction import Reconstruction
 from zaq.methods.synthesis import Synthesis, shift
 from zaq.methods.training import cosine, frozen, rate, step, student_optimizer
 from zaq.methods.zaq import ZAQ
-from zaq.nodes import attribute
-from zaq.quant.bias import correct_empirically
 from zaq.quant.edges import HIGH
 from zaq.quant.placement import make_room
 from zaq.quant.rounding import into_cells, squant
+from zaq.stats.bias import correct_empirically
 from zaq.synth.distil import shifted
 from zaq.synth.generators import Generator
 from zaq.synth.leaves import Painter
@@ -47,7 +47,11 @@ class Plan:
     game: int
 
 
-PLANS = {"fast": Plan(24, 0, 256, 15, 0, 0), "default": Plan(120, 40, 512, 100, 200, 3), "best": Plan(240, 80, 1024, 300, 1500, 5)}
+PLANS = {
+    "fast": Plan(24, 0, 256, 15, 0, 0),
+    "default": Plan(120, 40, 512, 100, 200, 3),
+    "best": Plan(240, 80, 1024, 300, 1500, 5),
+}
 A_CLASS = 20  # refined images, or twice as many are drawn: the distillation sees no others
 ENOUGH = 16  # images a step of the distillation that may move weights: at eight it forgets what rounding has learned
 A_NOISE = 4  # of the images learned on that are too large to be refined every fourth starts from noise
@@ -56,17 +60,23 @@ STEPS_A_ROUND = 5  # of the distillation, between two looks at whether the loss 
 
 @dataclass(frozen=True)
 class Flagship:
-    """The stages' lengths (`None`: set by the effort; 0 leaves one out) and what the recipe adds to their own constants."""
+    """The stages' lengths (`None`: set by the effort; 0 leaves one out) and what the recipe adds to their own
+    constants.
+    """
 
     synthesis: int | None = None  # steps of the generator; the second one takes half
     refine: int | None = None  # steps of the images' own pixels
-    images: int | None = None  # that ranges and blocks, and the distillation where they were refined, are learned on; see `A_CLASS`
+    images: int | None = (
+        None  # that ranges and blocks, and the distillation where they were refined, are learned on; see `A_CLASS`
+    )
     squant: bool = True
     reconstruct: int | None = None  # steps a block
     polish: int | None = None  # steps of the distillation
     game: int | None = None  # rounds of ZAQ's
     correct: bool = True  # biases, behind every block that was learned and at the end
-    unpainted: float = 0.5  # part of the distillation's images that are dead leaves as they are, where none were refined
+    unpainted: float = (
+        0.5  # part of the distillation's images that are dead leaves as they are, where none were refined
+    )
     feature: float = 1.0  # weight of the feature maps in the distillation
     travel: float = 6.0  # steps of its grid that a weight may travel in the distillation ...
     fastest: float = 6e-3  # ... at no more than this a step: at 2e-2 four bits gain more, and a student of two is lost
@@ -83,7 +93,9 @@ class Flagship:
         plan = replace(PLANS[job.effort], **given)
         synthesis = Synthesis()
         generator, other = synthesis(job, plan.synthesis), synthesis(job, plan.synthesis // 2, "held-out synthesis")
-        sparse = self.images is None and synthesis.refines(job, plan.refine) and plan.images < A_CLASS * (job.classes or 0)
+        sparse = (
+            self.images is None and synthesis.refines(job, plan.refine) and plan.images < A_CLASS * (job.classes or 0)
+        )
         images = prepare(job, synthesis, generator, plan.images * (2 if sparse else 1), plan.refine, A_NOISE)
         others = prepare(job, synthesis, other, job.few, plan.refine, 2, "held-out refine")
         if job.qconfig.mixed:
@@ -92,7 +104,9 @@ class Flagship:
         job.calibrate(parts, len(parts))
         samples = self._attacked(job, others)
         job.samples, held_out = samples, HeldOut(job, samples, relative_discrepancy)
-        weights, activations = (any(q.bits < HIGH for q in some.values()) for some in (job.placement.weights, job.placement.activations))
+        weights, activations = (
+            any(q.bits < HIGH for q in some.values()) for some in (job.placement.weights, job.placement.activations)
+        )
         if self.squant and weights:
             attempt(job, "squant", held_out, lambda stage: round_weights(job))
         if plan.reconstruct and (weights or activations):  # at 8 bits there is nothing in a block to learn
@@ -120,7 +134,8 @@ class Flagship:
         return torch.cat([images[: len(images) // 2], *moved])
 
     def _polish(self, job: Job, generator: Painter, given: Tensor | None, steps: int, held_out: HeldOut) -> None:
-        """Distil outputs and feature maps end to end, on the images given or, without, on new ones every step (PLF; Li et al. 2024).
+        """Distil outputs and feature maps end to end, on the images given or, without, on new ones every step (PLF; Li
+        et al. 2024).
 
         Weights stay as they were rounded where a step sees too few images to choose better; ranges and biases do not.
         """
@@ -142,13 +157,17 @@ class Flagship:
                 q, found = student(images)
                 loss = relative_discrepancy(p, q)
                 if self.feature and wanted:
-                    gaps = [(b - a).pow(2).mean() / a.var().clamp(min=1e-12) for a, b in zip(wanted, found, strict=True)]
+                    gaps = [
+                        (b - a).pow(2).mean() / a.var().clamp(min=1e-12) for a, b in zip(wanted, found, strict=True)
+                    ]
                     loss = loss + self.feature * torch.stack(gaps).sum()
                 step(optimizer, loss)
                 total += float(loss.detach())
             return {"loss_q": total / STEPS_A_ROUND}
 
-        stage = play(job, Game(job.student, None, optimizer, None), rounds, one_round, cosine, held_out, "polish", checks=1)
+        stage = play(
+            job, Game(job.student, None, optimizer, None), rounds, one_round, cosine, held_out, "polish", checks=1
+        )
         stage.steps *= STEPS_A_ROUND
 
 
@@ -168,12 +187,17 @@ def attempt(job: Job, name: str, held_out: HeldOut, action: Callable[[Stage], No
     stage.kept = stage.loss_after < (stage.loss_before or 0.0)  # never where it is NaN
     if not stage.kept:
         job.student.load_state_dict(saved)
-        stage.note = "; ".join(filter(None, [stage.note, f"not kept: the held-out loss was {stage.loss_after:.4g} after it"]))
+        stage.note = "; ".join(
+            filter(None, [stage.note, f"not kept: the held-out loss was {stage.loss_after:.4g} after it"])
+        )
         stage.loss_after = stage.loss_before
 
 
-def prepare(job: Job, synthesis: Synthesis, generator: Generator, count: int, steps: int, noise: int, name: str = "refine") -> Tensor:
-    """Images (count, C, H, W), refined for `steps` steps; of those too large for that every `noise`-th starts from noise.
+def prepare(
+    job: Job, synthesis: Synthesis, generator: Generator, count: int, steps: int, noise: int, name: str = "refine"
+) -> Tensor:
+    """Images (count, C, H, W), refined for `steps` steps; of those too large for that every `noise`-th starts from
+    noise.
 
     One kind alone can be fitted at the cost of all else, and would not tell.
     """
@@ -181,7 +205,9 @@ def prepare(job: Job, synthesis: Synthesis, generator: Generator, count: int, st
     if synthesis.refines(job, steps):
         return synthesis.refine(job, images, steps, name)
     if synthesis.moves(job, steps):
-        images[::noise] = synthesis.from_noise(job, len(images[::noise]), max(steps // 2, 1), name)  # all of them teach no more
+        images[::noise] = synthesis.from_noise(
+            job, len(images[::noise]), max(steps // 2, 1), name
+        )  # all of them teach no more
     return images
 
 

@@ -2,8 +2,9 @@
 
     min CE(Q(x), y) + alpha T^2 KL(softmax(P(x) / T) || softmax(Q(x) / T))
 
-for real images x and labels y (Hinton et al. 2015; the same optimizer and grids as ZAQ, so that the data is the difference).
-It is the only method that is handed any, and the report of a run says so. What a run stores stays synthetic all the same.
+for real images x and labels y (Hinton et al. 2015; the same optimizer and grids as ZAQ, so that the data is the
+difference). It is the only method that is handed any, and the report of a run says so. What a run stores stays
+synthetic all the same.
 """
 
 from collections.abc import Iterator
@@ -35,7 +36,9 @@ class FineTune:
     temperature: float = 4.0
     labels: bool = True  # False: distillation alone
     steps: int | None = None
-    travel: float = 0.6  # steps of its grid that a weight may travel (0.2 had a held-out loss of 0.535 after 600 steps, this 0.511)
+    travel: float = (
+        0.6  # steps of its grid that a weight may travel (0.2 had a held-out loss of 0.535 after 600 steps, this 0.511)
+    )
     lr_student: float | None = None  # Adam, in steps of each channel's grid; None: from `travel`
     lr_bias: float = 5e-5
     learn_scales: bool = True
@@ -44,11 +47,17 @@ class FineTune:
     reads_data = True  # no field, hence no -s: it is what the method is
 
     def __call__(self, job: Job, batches: Iterator[tuple[Tensor, Tensor]] | None) -> None:
-        """Quantize `job.student` in place on batches of images (N, C, H, W) and labels (N,), of which the first are held out."""
+        """Quantize `job.student` in place on batches of images (N, C, H, W) and labels (N,), of which the first are
+        held out.
+        """
         if batches is None:
-            raise DataError("ft trains on real images and was handed none; name them with --data, or take --method zaq.")
+            raise DataError(
+                "ft trains on real images and was handed none; name them with --data, or take --method zaq."
+            )
         if job.classes is None:
-            raise BitsError("ft needs labels of whole images, and the model is no classifier; --method zaq needs neither.")
+            raise BitsError(
+                "ft needs labels of whole images, and the model is no classifier; --method zaq needs neither."
+            )
         job.notes.append(
             "trained on real images; held-out losses are on real training images. Only the samples stored for verification are noise."
         )
@@ -58,7 +67,9 @@ class FineTune:
         job.calibrate((next(batches)[0] for _ in range(CALIBRATION_BATCHES)), CALIBRATION_BATCHES)
         self._train(job, batches, STEPS[job.effort] if self.steps is None else self.steps, held_out)
 
-    def _train(self, job: Job, batches: Iterator[tuple[Tensor, Tensor]], steps: int, held_out: list[tuple[Tensor, Tensor]]) -> None:
+    def _train(
+        self, job: Job, batches: Iterator[tuple[Tensor, Tensor]], steps: int, held_out: list[tuple[Tensor, Tensor]]
+    ) -> None:
         rounds = -(-steps // STEPS_A_ROUND)
         optimizer = student_optimizer(job, self._rate(steps), self.lr_bias, self.learn_scales)
 
@@ -84,12 +95,18 @@ class FineTune:
         play(job, Game(job.student, None, optimizer, None), rounds, one_round, cosine, held_out_loss, "ft")
 
     def _rate(self, steps: int) -> float:
-        return self.lr_student if self.lr_student is not None else rate(self.travel, sum(cosine(i / steps) for i in range(steps)))
+        return (
+            self.lr_student
+            if self.lr_student is not None
+            else rate(self.travel, sum(cosine(i / steps) for i in range(steps)))
+        )
 
 
 def _checked(batch: tuple[Tensor, Tensor], job: Job) -> tuple[Tensor, Tensor]:
     images, labels = batch
     classes = job.classes or 0
     if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
-        raise DataError(f"a label of the images is {int(labels.max())}, and the model knows the classes 0..{classes - 1}.")
+        raise DataError(
+            f"a label of the images is {int(labels.max())}, and the model knows the classes 0..{classes - 1}."
+        )
     return images, labels

@@ -1,16 +1,16 @@
 """Generative Low-bitwidth Data Free Quantization (Xu, Li, Zhuang, Liu, Cao, Liang, Tan; ECCV 2020).
 
-A generator G learns to draw, for a label y, images that the float teacher P takes for y and that have the statistics its
-batch norms know; the quantized student Q learns from the same images:
+A generator G learns to draw, for a label y, images that the float teacher P takes for y and that have the statistics
+its batch norms know; the quantized student Q learns from the same images:
 
     G: min CE(P(x), y) + beta L_BNS,   x = G(z, y)
     Q: min CE(Q(x), y) + alpha T^2 KL(softmax(P(x) / T) || softmax(Q(x) / T))
 
-In the first epochs G learns alone; activation ranges are moving averages over what it draws there, and stay. The weights'
-grids reach from their least to their greatest value, before every forward. Where the released code
-(github.com/xushoukai/GDFQ) draws ImageNet's classes by conditional batch norm, this multiplies z by an embedding of y, as
-it does for CIFAR's. The code's Q also learns batch norm's gamma, which moves a channel's weights together and is left out
-here; its beta is the folded bias.
+In the first epochs G learns alone; activation ranges are moving averages over what it draws there, and stay. The
+weights' grids reach from their least to their greatest value, before every forward. Where the released code
+(github.com/xushoukai/GDFQ) draws ImageNet's classes by conditional batch norm, this multiplies z by an embedding of y,
+as it does for CIFAR's. The code's Q also learns batch norm's gamma, which moves a channel's weights together and is
+left out here; its beta is the folded bias.
 """
 
 import math
@@ -24,11 +24,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zaq.errors import BitsError, unknown
-from zaq.graph import TRANSPOSED, with_taps
+from zaq.ir.nodes import attribute
+from zaq.ir.ops import TRANSPOSED
+from zaq.ir.taps import with_taps
 from zaq.methods.job import Job, Stage
 from zaq.methods.loop import Game, play
 from zaq.methods.training import distillation, step
-from zaq.nodes import attribute
 from zaq.passes.fold import BatchNormStats
 from zaq.quant.placement import make_room
 from zaq.synth.generators import DCGAN
@@ -59,10 +60,11 @@ class Plan:
     width: int
 
 
-# effort: for small images, for ImageNet's. `best` is the paper's. What is hundreds of times shorter takes longer steps. They
-# were chosen on the shipped ResNet-20 at w4a4 by synthetic losses: in 60 steps of 1e-4, 3e-4, 1e-3 and 3e-3 a student's
-# held-out KL went from 3.41 to 1.12, 1.10, 4.09 and 4.31, and a generator of width 32 came to a cross-entropy of 2.6, 1.9 and
-# 2.5 in 120 steps of 1e-3, 3e-3 and 1e-2. Those for ImageNet's follow from them; nothing was measured there.
+# effort: for small images, for ImageNet's. `best` is the paper's. What is hundreds of times shorter takes longer steps.
+# They were chosen on the shipped ResNet-20 at w4a4 by synthetic losses: in 60 steps of 1e-4, 3e-4, 1e-3 and 3e-3 a
+# student's held-out KL went from 3.41 to 1.12, 1.10, 4.09 and 4.31, and a generator of width 32 came to a cross-entropy
+# of 2.6, 1.9 and 2.5 in 120 steps of 1e-3, 3e-3 and 1e-2. Those for ImageNet's follow from them; nothing was measured
+# there.
 PLANS = {
     "fast": (Plan(32, 5, 0, 0.01, 3e-4, 3e-3, 32), Plan(32, 5, 0, 0.125, 3e-6, 3e-3, 32)),
     "default": (Plan(110, 5, 0, 0.01, 3e-4, 3e-3, 32), Plan(110, 5, 0, 0.125, 3e-6, 3e-3, 32)),
@@ -76,14 +78,20 @@ class GDFQ:
 
     alpha: float = 1.0  # weight of the distillation ...
     temperature: float = 20.0
-    reduction: str = "batchmean"  # ... a mean over samples (code: "mean", over classes too: its weight is T^2 / K = 40, 4, 0.4)
+    reduction: str = (
+        "batchmean"  # ... a mean over samples (code: "mean", over classes too: its weight is T^2 / K = 40, 4, 0.4)
+    )
     beta: float = 0.1  # weight of the batch norms' statistics
     epochs: int | None = None  # 400 at `best`
     iterations: int | None = None  # of an epoch; 200 at `best`
     batch: int | None = None  # 200 (ImageNet: 16) at `best`
     warm_up: float | None = None  # part of the epochs before the student starts: 4 (ImageNet: 50) of 400
     calibration: float = 0.01  # part of the epochs in which ranges are read: 4 of 400
-    milestones: tuple[float, ...] = (1 / 4, 1 / 2, 3 / 4)  # parts of the epochs after which every step is ten times smaller
+    milestones: tuple[float, ...] = (
+        1 / 4,
+        1 / 2,
+        3 / 4,
+    )  # parts of the epochs after which every step is ten times smaller
     lr_student: float | None = None  # 1e-4 (ImageNet: 1e-6) at `best`
     momentum: float = 0.9  # Nesterov's
     weight_decay: float = 1e-4
@@ -97,10 +105,15 @@ class GDFQ:
 
     def __call__(self, job: Job) -> None:
         """Quantize `job.student` in place: G learns alone while ranges are read, then both learn."""
-        lacks = {"is no classifier": job.classes is None, "has no batch norm that could be folded": not job.batch_norms()}
+        lacks = {
+            "is no classifier": job.classes is None,
+            "has no batch norm that could be folded": not job.batch_norms(),
+        }
         if any(lacks.values()):
             missing = " and ".join(what for what, lacking in lacks.items() if lacking)
-            raise BitsError(f"gdfq draws images from classes and batch-norm statistics; the model {missing}. --method zaq needs neither.")
+            raise BitsError(
+                f"gdfq draws images from classes and batch-norm statistics; the model {missing}. --method zaq needs neither."
+            )
         plan = self._plan(job)
         generator = DCGAN(job.card, self.latent, plan.width, job.classes, doublings=2, eps=0.8, tanh=True)
         optimizer = torch.optim.Adam(generator.parameters(), plan.lr_generator, (0.5, 0.999))
@@ -157,12 +170,16 @@ class GDFQ:
 
         @torch.no_grad()
         def held_out_loss() -> float:
-            return float(torch.stack([distillation(job.student(x), job.teacher(x), self.temperature) for x in held_out]).mean())
+            return float(
+                torch.stack([distillation(job.student(x), job.teacher(x), self.temperature) for x in held_out]).mean()
+            )
 
         play(job, game, rounds, one_round, schedule, held_out_loss, "gdfq")
 
     def _drawing(self, job: Job, generator: DCGAN, optimizer: torch.optim.Optimizer, batch: int) -> Draw:
-        """A step of G as a function: draws, learns from it, and returns images, labels, the teacher's logits, and losses."""
+        """A step of G as a function: draws, learns from it, and returns images, labels, the teacher's logits, and
+        losses.
+        """
         stats = job.batch_norms()
         teacher = with_taps(job.teacher, list(stats))
 
@@ -207,7 +224,8 @@ class FoldedSGD(torch.optim.SGD):
 
         w <- w - lr (dL/dw + decay w)    is, times g,    w' <- w' - lr (g^2 dL/dw' + decay w')
 
-    The gradient takes g^2, the decay nothing; momentum is linear in both. `gains`: a parameter -> g^2, which broadcasts.
+    The gradient takes g^2, the decay nothing; momentum is linear in both. `gains`: a parameter -> g^2, which
+    broadcasts.
     """
 
     def __init__(self, groups: list[dict[str, Any]], gains: dict[nn.Parameter, Tensor], **options: Any) -> None:
@@ -242,8 +260,9 @@ def statistics_loss(features: list[Tensor], stats: list[BatchNormStats]) -> Tens
 
         mean over layers of   mean_c (mu_c - mean_c)^2 + mean_c (sigma_c^2 - var_c)^2
 
-    mu and sigma^2 (biased) over batch and space. features: the folded outputs y = gamma (x - mean) / s + beta, (N, C, ...),
-    s = sqrt(var + eps); so x - mean = (y - beta) s / gamma. In a dead channel, with next to no gamma, y knows nothing of x.
+    mu and sigma^2 (biased) over batch and space. features: the folded outputs y = gamma (x - mean) / s + beta, (N, C,
+    ...), s = sqrt(var + eps); so x - mean = (y - beta) s / gamma. In a dead channel, with next to no gamma, y knows
+    nothing of x.
     """
     losses = []
     for feature, stat in zip(features, stats, strict=True):

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from zaq.config import Card, QConfig
-from zaq.graph import output_nodes, shape_of, taps, with_taps
-from zaq.nodes import attribute
+from zaq.config.bits import QConfig
+from zaq.config.card import Card
+from zaq.engine.progress import Progress
+from zaq.ir.nodes import attribute, output_nodes, shape_of
+from zaq.ir.taps import taps, with_taps
 from zaq.passes.fold import BatchNormStats
-from zaq.progress import Progress
 from zaq.quant.placement import Placement, make_room, place
 
 __all__ = ["NO_BATCH_NORM", "Job", "Log", "Stage"]
@@ -137,7 +138,9 @@ class Job:
         self.stages.append(Stage("calibrate", count))
 
     def noise(self, count: int | None = None) -> Tensor:
-        """Standard normal images where pixels lie (a batch, or `count`): what tools that ask for data are fed without any."""
+        """Standard normal images where pixels lie (a batch, or `count`): what tools that ask for data are fed without
+        any.
+        """
         return self.in_bounds(torch.randn(self.batch if count is None else count, *self.card.input))
 
     def in_bounds(self, images: Tensor) -> Tensor:

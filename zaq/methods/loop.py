@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from zaq.graph import with_taps
+from zaq.ir.taps import with_taps
 from zaq.methods.job import Job, Stage
 from zaq.quant.placement import make_room
 
@@ -85,9 +85,9 @@ def play(
 ) -> Stage:
     """Play `rounds` rounds and keep the state with the least held-out synthetic loss, the one before the game included.
 
-    `schedule` maps progress in [0, 1) to a factor on the learning rates; `checks`: how often the held-out loss is looked at.
-    A loss that is not finite puts the last good round back and goes on with a tenth of the step, twice; then the game
-    ends with what it has. So does Ctrl-C.
+    `schedule` maps progress in [0, 1) to a factor on the learning rates; `checks`: how often the held-out loss is
+    looked at. A loss that is not finite puts the last good round back and goes on with a tenth of the step, twice; then
+    the game ends with what it has. So does Ctrl-C.
     """
     stage = Stage(name, 0, loss_before=held_out())
     best = good = game.save()

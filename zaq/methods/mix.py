@@ -4,10 +4,10 @@ from dataclasses import replace
 
 from torch import Tensor
 
+from zaq.ir.nodes import attribute
 from zaq.methods.job import Job, Stage
-from zaq.nodes import attribute
-from zaq.quant.mixed import allocate, sensitivities, sizes
 from zaq.quant.placement import place
+from zaq.stats.mixed import allocate, sensitivities, sizes
 
 __all__ = ["choose_bits"]
 
@@ -25,9 +25,13 @@ def choose_bits(job: Job, images: Tensor, search: bool = True) -> None:
     target = config.target_size
     if config.average_bits is not None:
         weights = {name: attribute(job.teacher, name).numel() for name in fewest}
-        target = biases + sum(int(n * config.average_bits / 8) + 4 * len(fewest[name].scale) for name, n in weights.items())
+        target = biases + sum(
+            int(n * config.average_bits / 8) + 4 * len(fewest[name].scale) for name, n in weights.items()
+        )
     assert target is not None
-    allocate({name: dict.fromkeys(choices, 0.0) for name, choices in size.items()}, size, target, biases)  # what cannot be reached, at once
+    allocate(
+        {name: dict.fromkeys(choices, 0.0) for name, choices in size.items()}, size, target, biases
+    )  # what cannot be reached, at once
     omega = sensitivities(job.teacher, fewest, images, search, job.batch, job.progress)
     choice = allocate(omega, size, target, biases)
     job.frontier = choice.frontier

@@ -1,12 +1,13 @@
-"""Block reconstruction: rounding and steps learned block by block, each from the quantized prefix to the teacher's output.
+"""Block reconstruction: rounding and steps learned block by block, each from the quantized prefix to the teacher's
+output.
 
     min over V, s_w, s_x, b of  E ||Q_k(x^) - P_k(x)||^2 + lambda sum (1 - |2 h(V) - 1|^beta)
 
 x is what enters block k in the teacher, x^ what the blocks before it make of it in the student (BRECQ; Li et al. 2021).
 Half of the values that enter or pass a quantizer are the exact ones, at random (QDrop; Wei et al. 2022); weight scales
 move with the rounding (Genie-M; Jeon et al. 2023), activation scales as LSQ's. When a block is learned, its biases take
-back what the means of its layers are still off by (DFQ; Nagel et al. 2019): the blocks behind it learn from what it then
-writes, and steps as few as ours move no bias that far.
+back what the means of its layers are still off by (DFQ; Nagel et al. 2019): the blocks behind it learn from what it
+then writes, and steps as few as ours move no bias that far.
 """
 
 import math
@@ -18,16 +19,15 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from zaq.graph import input_node
+from zaq.ir.nodes import attribute, input_node
 from zaq.methods.job import Job, Stage
 from zaq.methods.training import StepAdam, cosine, rate, step
-from zaq.nodes import attribute
-from zaq.quant.bias import correct_empirically
-from zaq.quant.blocks import Block, between, blocks
 from zaq.quant.edges import HIGH
 from zaq.quant.fake_quantize import FakeQuantize
 from zaq.quant.placement import make_room
 from zaq.quant.rounding import LearnedRounding, into_cells
+from zaq.stages.blocks import Block, between, blocks
+from zaq.stats.bias import correct_empirically
 
 __all__ = ["Reconstruction"]
 
@@ -42,7 +42,9 @@ class Reconstruction:
     drop: float = 0.5  # QDrop's probability
     lr_rounding: float = 1e-2  # Adam, of V (AdaRound: 1e-2, BRECQ 1e-3 over 20,000 steps), or so much that ...
     travel: float = 3.0  # ... V can move this far in the steps there are
-    lr_scale: float = 1e-1  # Adam, in steps of each grid (in proportion to the batch where it is smaller), or so little that ...
+    lr_scale: float = (
+        1e-1  # Adam, in steps of each grid (in proportion to the batch where it is smaller), or so little that ...
+    )
     travel_scale: float = 5.0  # ... an end of the range moves no farther than this
     lr_bias: float = 1e-4
     weight: float = 0.1  # lambda (BRECQ: 0.01, Genie-M: 1)
@@ -75,7 +77,9 @@ class Reconstruction:
                     index = torch.randint(len(pair[0]), (min(self.batch, job.batch),))
                     exact, noisy = (x[index] for x in pair)
                     x = torch.where(torch.rand_like(exact) < self.drop, exact, noisy) if self.drop else noisy
-                    gaps = [w * (q - y[index]).pow(2).mean() for q, y, w in zip(student(x), wanted, weights, strict=True)]
+                    gaps = [
+                        w * (q - y[index]).pow(2).mean() for q, y, w in zip(student(x), wanted, weights, strict=True)
+                    ]
                     loss = torch.stack(gaps).sum()
                     job.log("reconstruct", stage.steps, loss=float(loss.detach()))
                     step(optimizer, loss + self._push(roundings, i / steps))
@@ -94,7 +98,9 @@ class Reconstruction:
         return self.weight * torch.stack([r.regularization(beta) for r in roundings]).sum()
 
     def _optimizer(self, job: Job, student: GraphModule, roundings: list[LearnedRounding], steps: int) -> StepAdam:
-        """Over what a block holds: its roundings first, at a constant rate; then scales, in steps of their grid; biases."""
+        """Over what a block holds: its roundings first, at a constant rate; then scales, in steps of their grid;
+        biases.
+        """
         lr_scale = self.lr_scale * min(self.batch, job.batch) / self.batch
         quantizers = [r.quantizer for r in roundings] + [m for m in student.modules() if isinstance(m, FakeQuantize)]
         units: dict[nn.Parameter, Tensor] = {}
@@ -154,7 +160,8 @@ class _Source:
 
 @contextmanager
 def learned(job: Job, student: GraphModule, drop: float) -> Iterator[list[LearnedRounding]]:
-    """Inside, a block's weights are rounded as is being learned; afterwards they lie where nearest rounding does the same.
+    """Inside, a block's weights are rounded as is being learned; afterwards they lie where nearest rounding does the
+    same.
 
     Weights of 8 bits stay as they are: so small a step leaves nothing to learn.
     """
@@ -162,7 +169,9 @@ def learned(job: Job, student: GraphModule, drop: float) -> Iterator[list[Learne
     for name, quantizer in job.placement.weights.items():
         path = next((p for p, m in student.named_modules() if m is quantizer), None)
         if path is not None and quantizer.bits < HIGH:
-            placed.append((path, LearnedRounding(quantizer, attribute(job.student, name)), attribute(job.student, name)))
+            placed.append(
+                (path, LearnedRounding(quantizer, attribute(job.student, name)), attribute(job.student, name))
+            )
             student.set_submodule(path, placed[-1][1])
     for quantizer in job.placement.activations.values():
         quantizer.drop = 0.0 if quantizer.guaranteed else drop

@@ -2,8 +2,8 @@
 
     L_G = sum_l [mean and deviation of layer l against its batch norm] + beta mean (1 - p_y)^gamma CE(P(G(x, y)), y)
 
-Batch-norm matching as ZeroQ's, (1 - p_y)^gamma as HAST's (Li et al. 2023, eq. 5): what is sure already is left alone, so
-that images stay near the borders between classes. A teacher without batch norm excites its last feature map instead
+Batch-norm matching as ZeroQ's, (1 - p_y)^gamma as HAST's (Li et al. 2023, eq. 5): what is sure already is left alone,
+so that images stay near the borders between classes. A teacher without batch norm excites its last feature map instead
 (ZAQ's L_a); one without classes either leaves the generator as it is, and the adversarial stage to make what it can.
 
 Images start from dead leaves, not from noise: those of a generator that starts from noise are too much alike, and what
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from zaq.graph import with_taps
+from zaq.ir.taps import with_taps
 from zaq.methods.job import Job, Stage
 from zaq.methods.training import cosine, descend
 from zaq.synth.distil import distil, shifted
@@ -37,14 +37,18 @@ DRAWS_A_CLASS = 100  # that it takes to learn one; a short training draws from f
 class Synthesis:
     """Constants of the generator and its training."""
 
-    lr: float = 1e-2  # Adam, falling as a cosine (Genie: 1e-2). At 3e-3 short trainings end nearer, and teach students less
+    lr: float = (
+        1e-2  # Adam, falling as a cosine (Genie: 1e-2). At 3e-3 short trainings end nearer, and teach students less
+    )
     beta: float = 1.0  # weight of the classes
     gamma: float = 2.0  # how much less a sure sample counts (HAST: 2 on CIFAR)
     width: int = 32
     lr_pixels: float = 0.03  # Adam, of what is refined
     lr_noise: float = 0.1  # of what starts from noise
     together: int = 128  # images that are refined at once, to the statistics of all of them
-    largest: int = 64  # pixels a side that are refined: those of 224 fit the statistics with patterns, and teach a student less
+    largest: int = (
+        64  # pixels a side that are refined: those of 224 fit the statistics with patterns, and teach a student less
+    )
     swing: bool = True
 
     def __call__(self, job: Job, steps: int, name: str = "synthesis") -> Painter:
@@ -55,7 +59,11 @@ class Synthesis:
             generator.drawn = torch.randperm(job.classes)[:learned].sort().values
         if job.classes is None and not job.batch_norms():
             job.stages.append(
-                Stage(name, 0, note="the teacher has neither batch norm nor classes: images are dead leaves, painted at random")
+                Stage(
+                    name,
+                    0,
+                    note="the teacher has neither batch norm nor classes: images are dead leaves, painted at random",
+                )
             )
         else:
             self._train(job, generator, steps, name)
@@ -64,8 +72,9 @@ class Synthesis:
     def refine(self, job: Job, images: Tensor, steps: int, name: str = "refine") -> Tensor:
         """Images (N, C, H, W) whose pixels have gone `steps` steps down the same loss, each batch with random classes.
 
-        One generator cannot give every image what the teacher's batch norms remember; their pixels can take it. Images stay
-        as they are, the same tensor, where no batch norm is known or they are too large, and those left when Ctrl-C comes.
+        One generator cannot give every image what the teacher's batch norms remember; their pixels can take it. Images
+        stay as they are, the same tensor, where no batch norm is known or they are too large, and those left when
+        Ctrl-C comes.
         """
         if not self.refines(job, steps) or job.interrupted:
             return images
@@ -90,7 +99,9 @@ class Synthesis:
         return torch.cat(parts)
 
     def from_noise(self, job: Job, count: int, steps: int, name: str) -> Tensor:
-        """Images (count, C, H, W) that noise becomes on the same way (ZeroQ), of any size: another kind than those a generator draws."""
+        """Images (count, C, H, W) that noise becomes on the same way (ZeroQ), of any size: another kind than those a
+        generator draws.
+        """
         free = replace(self, lr_pixels=self.lr_noise, together=job.batch, largest=max(job.card.input[1:]))
         return free.refine(job, job.noise(count), steps, name)
 

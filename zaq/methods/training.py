@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from zaq.ir.nodes import attribute
 from zaq.methods.job import Job, Stage
-from zaq.nodes import attribute
 from zaq.quant.op import along
 
 __all__ = ["StepAdam", "cosine", "descend", "distillation", "frozen", "rate", "step", "student_optimizer"]
@@ -36,7 +36,9 @@ class StepAdam(torch.optim.Adam):
             p.sub_(before[p]).mul_(unit).add_(before[p])
 
 
-def student_optimizer(job: Job, lr: float, lr_bias: float, learn_scales: bool = True, weights: bool = True) -> torch.optim.Optimizer:
+def student_optimizer(
+    job: Job, lr: float, lr_bias: float, learn_scales: bool = True, weights: bool = True
+) -> torch.optim.Optimizer:
     """StepAdam over a calibrated student: weights and scales at `lr` steps of their grid, biases at `lr_bias`.
 
     Without `weights`, these and their scales stay as they are.
@@ -64,15 +66,17 @@ def cosine(progress: float) -> float:
 
 
 def rate(travel: float, steps: float, fastest: float = FASTEST) -> float:
-    """The learning rate at which a weight may travel `travel` steps of its grid. Adam moves it by about the rate at every
-    step, so their sum is the way: `steps` is the sum of the schedule's factors. Never above `fastest`."""
+    """The learning rate at which a weight may travel `travel` steps of its grid. Adam moves it by about the rate at
+    every step, so their sum is the way: `steps` is the sum of the schedule's factors. Never above `fastest`.
+    """
     return min(fastest, travel / max(steps, 1))
 
 
 def distillation(q: Tensor, p: Tensor, temperature: float, reduction: str = "batchmean") -> Tensor:
     """T^2 KL(softmax(P / T) || softmax(Q / T)) of a student's and a teacher's logits, (N, K) each (Hinton et al. 2015).
 
-    "batchmean" is a mean over samples. "mean" is what torch calls so: over classes as well, so that the weight is T^2 / K.
+    "batchmean" is a mean over samples. "mean" is what torch calls so: over classes as well, so that the weight is T^2 /
+    K.
     """
     kl = F.kl_div((q / temperature).log_softmax(1), (p / temperature).softmax(1), reduction="batchmean")
     return temperature**2 * (kl / q.shape[1] if reduction == "mean" else kl)
@@ -85,7 +89,9 @@ def step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
     optimizer.step()
 
 
-def descend(job: Job, name: str, steps: int, optimizer: torch.optim.Optimizer, losses: Callable[[int], dict[str, Tensor]]) -> None:
+def descend(
+    job: Job, name: str, steps: int, optimizer: torch.optim.Optimizer, losses: Callable[[int], dict[str, Tensor]]
+) -> None:
     """Go down the sum of what `losses` returns at each step, logged by name: a stage of its own, in the report.
 
     A loss that is not finite ends it before it is taken, Ctrl-C with what was learnt.

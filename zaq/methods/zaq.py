@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zaq.errors import BitsError, unknown
-from zaq.graph import with_taps
+from zaq.ir.taps import with_taps
 from zaq.methods.job import Job
 from zaq.methods.loop import Game, HeldOut, play
 from zaq.methods.training import descend, frozen, rate, step, student_optimizer
@@ -111,7 +111,11 @@ class ZAQ:
                 p, features_p = teacher(images)
             q, features_q = student(images)
             gaps = relation_gaps(features_p, features_q, self.relation) if features_p and self.alpha else torch.zeros(1)
-            return output_discrepancy(p, q), (self._weights(game, gaps) * gaps).sum(), features_p[-1] if features_p else p[0]
+            return (
+                output_discrepancy(p, q),
+                (self._weights(game, gaps) * gaps).sum(),
+                features_p[-1] if features_p else p[0],
+            )
 
         def one_round(game: Game) -> dict[str, float]:
             losses = {}

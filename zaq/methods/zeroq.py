@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from zaq.errors import SourceError
-from zaq.graph import with_taps
+from zaq.ir.taps import with_taps
 from zaq.methods.job import Job, Stage
 from zaq.methods.mix import choose_bits
 from zaq.synth.distil import distil
@@ -60,7 +60,10 @@ class ZeroQ:
 
         def losses(x: Tensor) -> dict[str, Tensor]:
             features = teacher(x)[1]
-            return {"layers": sample_statistics_loss(features, list(stats.values())), "input": sample_statistics_loss([x], [pixels])}
+            return {
+                "layers": sample_statistics_loss(features, list(stats.values())),
+                "input": sample_statistics_loss([x], [pixels]),
+            }
 
         count = self.batch if job.effort == "best" else min(self.batch, job.batch)
         start = self.noise * (torch.rand(count, *job.card.input) - 0.5)

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from zaq.graph import CLAMPS, CONVS, LINEARS, activations
-from zaq.nodes import add_to_bias, bias_of, channel_limits, groups_of, has_bias, set_limits, weight_of
+from zaq.ir.nodes import activations, add_to_bias, bias_of, channel_limits, groups_of, has_bias, set_limits, weight_of
+from zaq.ir.ops import CLAMPS, CONVS, LINEARS
 from zaq.passes.channels import columns
 from zaq.passes.equalize import DEAD
 
@@ -24,7 +24,8 @@ __all__ = ["absorb", "absorb_constants"]
 
 
 def absorb_constants(gm: GraphModule) -> tuple[GraphModule, int]:
-    """A copy in which channels that training has switched off are zero, as are the weights that read them; and their number.
+    """A copy in which channels that training has switched off are zero, as are the weights that read them; and their
+    number.
 
     Batch norm can drive a layer's weights to nothing in a channel: what it writes is its bias, a constant. Whatever
     reads a channel of zeros does not matter, but may be the largest weight of its tensor. Where the constant is not
@@ -33,14 +34,23 @@ def absorb_constants(gm: GraphModule) -> tuple[GraphModule, int]:
     gm, absorbed = copy.deepcopy(gm), 0
     for node in list(activations(gm)):
         layer = node.args[0] if node.target in CLAMPS else None
-        if not isinstance(layer, Node) or layer.target not in CONVS | LINEARS or len(layer.users) > 1 or not has_bias(layer):
+        if (
+            not isinstance(layer, Node)
+            or layer.target not in CONVS | LINEARS
+            or len(layer.users) > 1
+            or not has_bias(layer)
+        ):
             continue
         weight, bias = weight_of(gm, layer), bias_of(gm, layer)
         low, high = channel_limits(node)
         constant = bias.detach().double().maximum(low.double()).minimum(high.double())
         reach = weight.detach().abs().flatten(1).amax(1)
         off = reach <= DEAD * reach.max()
-        readers = [r for r in node.users if r.target in CONVS | LINEARS and len(constant) == weight_of(gm, r).shape[1] * groups_of(r)]
+        readers = [
+            r
+            for r in node.users
+            if r.target in CONVS | LINEARS and len(constant) == weight_of(gm, r).shape[1] * groups_of(r)
+        ]
         if len(readers) < len(node.users) or not all(_takes_a_shift(r) for r in readers):
             off &= constant == 0
         if len(readers) < len(node.users) or not bool(off.any()):
@@ -50,7 +60,9 @@ def absorb_constants(gm: GraphModule) -> tuple[GraphModule, int]:
         weight.data[off] = 0
         if "bn" in layer.meta:
             stats = layer.meta["bn"]
-            layer.meta["bn"] = replace(stats, mean=torch.where(off, bias.detach(), stats.mean), std=torch.where(off, 0.0, stats.std))
+            layer.meta["bn"] = replace(
+                stats, mean=torch.where(off, bias.detach(), stats.mean), std=torch.where(off, 0.0, stats.std)
+            )
         for reader in readers:
             read = weight_of(gm, reader)
             index = columns(reader, read)

@@ -17,8 +17,20 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from zaq.graph import CLAMPS, CONVS, LINEARS, MOVES, PADS, POOLS, activations, input_node, output_nodes, shape_of
-from zaq.nodes import attribute, channel_limits, channel_padding, groups_of, renumbers, set_limits, set_parameter
+from zaq.ir.nodes import (
+    activations,
+    attribute,
+    channel_limits,
+    channel_padding,
+    groups_of,
+    input_node,
+    output_nodes,
+    renumbers,
+    set_limits,
+    set_parameter,
+    shape_of,
+)
+from zaq.ir.ops import CLAMPS, CONVS, LINEARS, MOVES, PADS, POOLS
 
 __all__ = ["Channels", "Region", "carriers", "columns", "layers", "regions", "rescale", "rows"]
 
@@ -66,10 +78,13 @@ class Region:
 
 
 def carriers(gm: GraphModule) -> tuple[Channels, list[str]]:
-    """The channels of a folded graph, joined where they must share a scale; and a sentence for each operation that lets none
-    through."""
+    """The channels of a folded graph, joined where they must share a scale; and a sentence for each operation that lets
+    none through.
+    """
     channels, reasons = Channels(), []
-    uses = [str(n.args[1].target) for n in activations(gm) if n.target in CONVS | LINEARS and isinstance(n.args[1], Node)]
+    uses = [
+        str(n.args[1].target) for n in activations(gm) if n.target in CONVS | LINEARS and isinstance(n.args[1], Node)
+    ]
     for node in [input_node(gm), *activations(gm)]:
         shape = shape_of(node)
         if shape is None or len(shape) not in (1, 3):
@@ -142,7 +157,11 @@ def _join_product(channels: Channels, node: Node, sources: list[Node]) -> str | 
 
 def layers(gm: GraphModule, channels: Channels) -> list[Node]:
     """The layers between channels, in the order of execution."""
-    return [n for n in activations(gm) if n.target in CONVS | LINEARS and n in channels.of and n.all_input_nodes[0] in channels.of]
+    return [
+        n
+        for n in activations(gm)
+        if n.target in CONVS | LINEARS and n in channels.of and n.all_input_nodes[0] in channels.of
+    ]
 
 
 def rescale(gm: GraphModule, channels: Channels, scale: Tensor) -> None:

@@ -2,8 +2,8 @@
 
     W1_i' = W1_i / s_i,  b1_i' = b1_i / s_i,  W2_:i' = W2_:i s_i,      s_i = sqrt(r1_i / r2_i)         (eq. 11)
 
-with r1_i the range of the weights that write channel i and r2_i of those that read it, over all channels that can carry a
-scale (see `channels`). Of several writers or readers the geometric mean counts.
+with r1_i the range of the weights that write channel i and r2_i of those that read it, over all channels that can carry
+a scale (see `channels`). Of several writers or readers the geometric mean counts.
 """
 
 import copy
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from zaq.nodes import groups_of, weight_of
+from zaq.ir.nodes import groups_of, weight_of
 from zaq.passes.channels import carriers, columns, layers, rescale, rows
 
 __all__ = ["DEAD", "equalize", "relax_relu6"]
@@ -23,7 +23,8 @@ DEAD = 1e-5  # of its layer's largest weight: a channel whose weights are smalle
 
 
 def equalize(gm: GraphModule, iterations: int = 20) -> tuple[GraphModule, list[str]]:
-    """A copy of a folded graph whose channels have alike ranges before and behind each region, and what stayed as it was.
+    """A copy of a folded graph whose channels have alike ranges before and behind each region, and what stayed as it
+    was.
 
     Raises nothing: what cannot carry a scale has 1.
     """
@@ -42,11 +43,23 @@ def equalize(gm: GraphModule, iterations: int = 20) -> tuple[GraphModule, list[s
     return gm, reasons
 
 
-def _step(layers: list[Node], weights: dict[Node, Tensor], read: dict[Node, Tensor], written: dict[Node, Tensor], scale: Tensor) -> Tensor:
+def _step(
+    layers: list[Node],
+    weights: dict[Node, Tensor],
+    read: dict[Node, Tensor],
+    written: dict[Node, Tensor],
+    scale: Tensor,
+) -> Tensor:
     """One pass of eq. 11 over all regions at once (in place); the largest change of a scale's logarithm."""
-    writers, readers = torch.zeros(2, 3, len(scale), dtype=torch.double)  # each: sum of log ranges, count, count of the living
+    writers, readers = torch.zeros(
+        2, 3, len(scale), dtype=torch.double
+    )  # each: sum of log ranges, count, count of the living
     for node in layers:
-        weight = weights[node].abs() * scale[read[node]][columns(node, weights[node])] / rows(scale[written[node]], weights[node])
+        weight = (
+            weights[node].abs()
+            * scale[read[node]][columns(node, weights[node])]
+            / rows(scale[written[node]], weights[node])
+        )
         _add(writers, written[node], weight.flatten(1).amax(1))
         _add(readers, read[node], _per_input(node, weight))
     both = (writers[1] > 0) & (readers[1] > 0) & (writers[2] + readers[2] > 0)
@@ -58,8 +71,9 @@ def _step(layers: list[Node], weights: dict[Node, Tensor], read: dict[Node, Tens
 
 
 def _add(sums: Tensor, index: Tensor, ranges: Tensor) -> None:
-    """Add up logarithms. A dead channel has no range of its own: it takes the mean of its layer's, so that whatever stands
-    on its other side comes down, or up, to what is usual there."""
+    """Add up logarithms. A dead channel has no range of its own: it takes the mean of its layer's, so that whatever
+    stands on its other side comes down, or up, to what is usual there.
+    """
     alive = ranges > DEAD * ranges.max()
     logs = torch.where(alive, ranges.clamp(min=1e-30).log(), 0.0)
     logs = torch.where(alive, logs, logs.sum() / alive.sum().clamp(min=1))

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from zaq.graph import BATCH_NORMS, CONVS, LINEARS, TRANSPOSED, WEIGHTED, source_line
-from zaq.nodes import attribute, groups_of, set_parameter
+from zaq.ir.nodes import attribute, groups_of, set_parameter, source_line
+from zaq.ir.ops import BATCH_NORMS, CONVS, LINEARS, TRANSPOSED, WEIGHTED
 
 __all__ = ["BatchNormStats", "fold"]
 
@@ -34,7 +34,9 @@ class BatchNormStats:
 
 
 def fold(gm: GraphModule) -> tuple[GraphModule, list[str]]:
-    """A copy of the graph with every batch norm and layer scale folded that can be, and a sentence for each norm that cannot."""
+    """A copy of the graph with every batch norm and layer scale folded that can be, and a sentence for each norm that
+    cannot.
+    """
     gm = copy.deepcopy(gm)
     skipped = []
     for node in list(gm.graph.nodes):
@@ -110,7 +112,9 @@ def _fold_one(gm: GraphModule, bn: Node) -> None:
 
 
 def _scaled_layer(gm: GraphModule, node: Node) -> Node | None:
-    """The layer whose channels a node multiplies by a constant each (a layer scale), through what only moves its result."""
+    """The layer whose channels a node multiplies by a constant each (a layer scale), through what only moves its
+    result.
+    """
     operands = sorted(node.all_input_nodes, key=lambda n: n.op == "get_attr") if node.target is aten.mul.Tensor else []
     if [n.op == "get_attr" for n in operands] != [False, True]:
         return None
@@ -152,7 +156,9 @@ def _fold_scale(gm: GraphModule, node: Node, layer: Node) -> None:
     for argument in layer.args[1:3]:
         if isinstance(argument, Node):
             value = attribute(gm, str(argument.target))
-            set_parameter(gm, str(argument.target), (value.detach().double() * _per_output(layer, gain, value)).to(value.dtype))
+            set_parameter(
+                gm, str(argument.target), (value.detach().double() * _per_output(layer, gain, value)).to(value.dtype)
+            )
     node.replace_all_uses_with(source)
     gm.graph.erase_node(node)
     if "bn" in layer.meta:

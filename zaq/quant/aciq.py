@@ -25,10 +25,16 @@ def alpha_laplace(bits: int) -> float:
 
 
 def alpha_gauss(bits: int) -> float:
-    """alpha / sigma with the least MSE: the root of 2x erfc(x/sqrt 2) - 2 sqrt(2/pi) e^(-x^2/2) + 2x / (3 4^M), by bisection."""
+    """alpha / sigma with the least MSE: the root of 2x erfc(x/sqrt 2) - 2 sqrt(2/pi) e^(-x^2/2) + 2x / (3 4^M), by
+    bisection.
+    """
 
     def derivative(x: float) -> float:
-        return 2 * x * math.erfc(x / math.sqrt(2)) - 2 * math.sqrt(2 / math.pi) * math.exp(-x * x / 2) + 2 * x / (3 * math.pow(4, bits))
+        return (
+            2 * x * math.erfc(x / math.sqrt(2))
+            - 2 * math.sqrt(2 / math.pi) * math.exp(-x * x / 2)
+            + 2 * x / (3 * math.pow(4, bits))
+        )
 
     low, high = 0.0, 20.0
     for _ in range(100):
@@ -38,12 +44,18 @@ def alpha_gauss(bits: int) -> float:
 
 
 def clip_range(
-    mean: float, deviation: float, bits: int, low: float, high: float, distribution: str = "laplace", signed: bool = False
+    mean: float,
+    deviation: float,
+    bits: int,
+    low: float,
+    high: float,
+    distribution: str = "laplace",
+    signed: bool = False,
 ) -> tuple[float, float]:
     """The part of [low, high] to quantize. `deviation`: mean |x - mean| for laplace, the standard deviation for gauss.
 
-    Where nothing lies below zero (after ReLU) half the distribution takes all the steps, as if it had one bit more; not on
-    a `signed` grid, half of whose steps lie below zero all the same.
+    Where nothing lies below zero (after ReLU) half the distribution takes all the steps, as if it had one bit more; not
+    on a `signed` grid, half of whose steps lie below zero all the same.
     """
     alpha_of = {"laplace": alpha_laplace, "gauss": alpha_gauss}[distribution]
     if low >= 0:
@@ -54,7 +66,8 @@ def clip_range(
 
 
 def allocate_bits(deviation: Tensor, bits: int, least: int = 1, most: int = 8) -> Tensor:
-    """Bits for each channel, (C,) int64, whose mean is `bits`: the number of steps grows with deviation^(2/3) (ACIQ, eq. 11).
+    """Bits for each channel, (C,) int64, whose mean is `bits`: the number of steps grows with deviation^(2/3) (ACIQ,
+    eq. 11).
 
     Bits are whole; what rounding leaves over goes to the channels that it robbed most.
     """

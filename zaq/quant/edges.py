@@ -15,26 +15,27 @@
 | weight, one scale per output channel                   | weight bits; first and last layer: `first_last` |
 | bias                                                   | int32, in steps of s_x s_w   |
 
-A tensor has one quantizer, shared by all its readers, at the bits of the most demanding one; but what a merge reads at 8
-bits and a layer at fewer, as the residual stream of a network, has two: the layer reads its own, coarser rounding of the
-8 bits. Networks of 2 to 4 bits lose most of what they lose where the stream itself is that coarse, and no integer kernel
-adds numbers of fewer than 8 bits. `shared` has one for all, at the fewest bits.
+A tensor has one quantizer, shared by all its readers, at the bits of the most demanding one; but what a merge reads at
+8 bits and a layer at fewer, as the residual stream of a network, has two: the layer reads its own, coarser rounding of
+the 8 bits. Networks of 2 to 4 bits lose most of what they lose where the stream itself is that coarse, and no integer
+kernel adds numbers of fewer than 8 bits. `shared` has one for all, at the fewest bits.
 
 `gdfq`: what a ReLU writes, and the weights of all layers; `brecq`: the inputs of all layers but the first. Both leave
 the rest in float: they are here to compare with what was published, not to be deployed. (Biases are float there. Here
 they are int32 where the layer's input is quantized, which costs nothing, and which onnxruntime would do unasked.)
 
-A clamp behind a kernel is part of it: the quantizer stands behind the clamp. A linear layer or a product whose result no
-integer kernel reads (GELU, softmax, the graph's output) writes floats, as those kernels can. An addition between layer
-norms, the residual stream of a transformer, stays in float with them: it would be rounded for no other kernel's sake.
+A clamp behind a kernel is part of it: the quantizer stands behind the clamp. A linear layer or a product whose result
+no integer kernel reads (GELU, softmax, the graph's output) writes floats, as those kernels can. An addition between
+layer norms, the residual stream of a transformer, stays in float with them: it would be rounded for no other kernel's
+sake.
 """
 
 import torch
 from torch.fx import GraphModule, Node
 
-from zaq.config import QConfig
-from zaq.graph import CLAMPS, CONVS, LINEARS, MATMULS, MERGES, PADS, POOLS, WEIGHTED, activations, input_node, output_nodes
-from zaq.nodes import moves, pad_value
+from zaq.config.bits import QConfig
+from zaq.ir.nodes import activations, input_node, moves, output_nodes, pad_value
+from zaq.ir.ops import CLAMPS, CONVS, LINEARS, MATMULS, MERGES, PADS, POOLS, WEIGHTED
 
 __all__ = ["HIGH", "activation_bits", "ends", "is_product", "joins_a_convolution", "left_in_float", "weighted_layers"]
 
@@ -43,7 +44,11 @@ HIGH = 8  # bits of what is not read by a convolution or linear layer
 
 def weighted_layers(gm: GraphModule) -> list[Node]:
     """The convolutions and linear layers on the input's way whose weight is a parameter."""
-    return [n for n in activations(gm) if n.target in WEIGHTED and isinstance(n.args[1], Node) and n.args[1].op == "get_attr"]
+    return [
+        n
+        for n in activations(gm)
+        if n.target in WEIGHTED and isinstance(n.args[1], Node) and n.args[1].op == "get_attr"
+    ]
 
 
 def activation_bits(gm: GraphModule, qconfig: QConfig) -> tuple[dict[Node, int], dict[Node, int]]:
@@ -65,7 +70,9 @@ def activation_bits(gm: GraphModule, qconfig: QConfig) -> tuple[dict[Node, int],
         if node in layers:
             assert isinstance(node.args[0], Node)
             if preset.reads:
-                ask(reads, node.args[0], qconfig.first_last if qconfig.first_last and node in last else qconfig.act_bits)
+                ask(
+                    reads, node.args[0], qconfig.first_last if qconfig.first_last and node in last else qconfig.act_bits
+                )
             if preset.merges and node.target not in LINEARS:
                 ask(writes, _behind_clamp(node), HIGH)
         elif node in products:
@@ -88,10 +95,14 @@ def activation_bits(gm: GraphModule, qconfig: QConfig) -> tuple[dict[Node, int],
 
 
 def _read_by_kernels(gm: GraphModule, live: set[Node]) -> set[Node]:
-    """The nodes whose result an integer kernel reads, behind clamps, moves, merges and poolings; and those that leave the graph."""
+    """The nodes whose result an integer kernel reads, behind clamps, moves, merges and poolings; and those that leave
+    the graph.
+    """
     layers, outputs, found = set(weighted_layers(gm)), set(output_nodes(gm)), set[Node]()
     for node in reversed(gm.graph.nodes):
-        passes = {u for u in node.users if u in found and (moves(u) or u.target in CLAMPS or _is_merge_or_pool(u, live))}
+        passes = {
+            u for u in node.users if u in found and (moves(u) or u.target in CLAMPS or _is_merge_or_pool(u, live))
+        }
         if node in outputs or passes or any(u in layers or is_product(u, live) for u in node.users):
             found.add(node)
     return found
@@ -106,7 +117,11 @@ def _is_merge_or_pool(node: Node, live: set[Node]) -> bool:
     """Adding or multiplying a constant is no integer kernel; averaging over channels is none either."""
     if node.target is torch.ops.aten.mean.dim:
         dims = node.args[1]
-        return isinstance(dims, list) and node.meta["val"].dim() == 4 and sorted(d % 4 for d in dims if isinstance(d, int)) == [2, 3]
+        return (
+            isinstance(dims, list)
+            and node.meta["val"].dim() == 4
+            and sorted(d % 4 for d in dims if isinstance(d, int)) == [2, 3]
+        )
     both = sum(n in live for n in node.all_input_nodes) > 1
     return node.target in POOLS or node.target is torch.ops.aten.cat.default or (node.target in MERGES and both)
 

@@ -48,7 +48,9 @@ class FakeQuantize(FakeQuantizeBase):
         self.pairs = False  # of 8 bits, read beside 8-bit activations: see `make_room`
         self.drop = 0.0  # part of the values that pass unrounded while a block is learned (QDrop; Wei et al. 2022)
         self.guaranteed = False  # a range that the graph itself guarantees, which nothing should learn away
-        self.observer: ObserverBase | None = observer(quant_min=self.quant_min, quant_max=self.quant_max) if observer else None
+        self.observer: ObserverBase | None = (
+            observer(quant_min=self.quant_min, quant_max=self.quant_max) if observer else None
+        )
         # Plain attributes beside torch.ao's buffers: reading a buffer would be a data-dependent branch in torch.export.
         self.observing, self.quantizing = True, True
         self.disable_observer()
@@ -104,7 +106,9 @@ class FakeQuantize(FakeQuantizeBase):
         self.set_qparams(*grid_of(self.quant_min)(ends[0], ends[1], self.quant_min, self.quant_max))
 
     def fit_weight(self, weight: Tensor, search: bool = True) -> None:
-        """Set the grid to a weight: with the least error (p = 2.4), or with `search=False` from its least to its greatest value."""
+        """Set the grid to a weight: with the least error (p = 2.4), or with `search=False` from its least to its
+        greatest value.
+        """
         grid = grid_of(self.quant_min)
         rows = weight.detach().transpose(0, self.axis).flatten(1) if self.axis >= 0 else weight.detach().reshape(1, -1)
         low, high = rows.amin(1), rows.amax(1)
@@ -117,8 +121,8 @@ class FakeQuantize(FakeQuantizeBase):
     def make_room(self, weight: Tensor) -> None:
         """Coarsen the grid where two products could overflow the 16 bits in which x86 without VNNI adds them in pairs.
 
-        255 (|w_i| + |w_i+1|) <= 32767 for neighbours of one sign, in both orders in which kernels lay a weight out. Most
-        channels need a third more, where the usual remedy, weights of 7 bits, takes twice.
+        255 (|w_i| + |w_i+1|) <= 32767 for neighbours of one sign, in both orders in which kernels lay a weight out.
+        Most channels need a third more, where the usual remedy, weights of 7 bits, takes twice.
         """
         if self.pairs:
             needed = largest_pair(weight.detach()) / LARGEST_PAIR
@@ -135,7 +139,9 @@ class FakeQuantize(FakeQuantizeBase):
 
 
 def largest_pair(weight: Tensor) -> Tensor:
-    """Per output channel, the largest sum of two neighbours of one sign: along (C, H, W) or (H, W, C). (O, ...) -> (O,)."""
+    """Per output channel, the largest sum of two neighbours of one sign: along (C, H, W) or (H, W, C). (O, ...) ->
+    (O,).
+    """
     orders = [weight.flatten(1)] + ([weight.permute(0, 2, 3, 1).flatten(1)] if weight.dim() == 4 else [])
     parts = [F.pad(part, (0, 1)) for rows in orders for part in (rows.clamp(min=0), (-rows).clamp(min=0))]
     return torch.stack([(p[:, 1:] + p[:, :-1]).amax(1) for p in parts]).amax(0)

@@ -21,7 +21,9 @@ class RangeObserver(ObserverBase):
     low: Tensor
     high: Tensor
 
-    def __init__(self, quant_min: int = 0, quant_max: int = 255, limits: tuple[float, float] | None = None, **_: Any) -> None:
+    def __init__(
+        self, quant_min: int = 0, quant_max: int = 255, limits: tuple[float, float] | None = None, **_: Any
+    ) -> None:
         super().__init__(dtype=torch.quint8)
         self.quant_min, self.quant_max = quant_min, quant_max
         self.limits = limits or (-torch.inf, torch.inf)
@@ -99,7 +101,9 @@ class LaplaceObserver(RangeObserver):
         if not count:
             return low, high
         bits = round(math.log2(self.quant_max - self.quant_min + 1))
-        found = clip_range(mean / count, deviation / count, bits, float(low), float(high), self.DISTRIBUTION, self.quant_min < 0)
+        found = clip_range(
+            mean / count, deviation / count, bits, float(low), float(high), self.DISTRIBUTION, self.quant_min < 0
+        )
         return torch.tensor(found[0]), torch.tensor(found[1])
 
 

@@ -37,7 +37,9 @@ def along(values: Tensor, x: Tensor, axis: int) -> Tensor:
 
 
 def _ends(zero_point: Tensor, x: Tensor, axis: int, quant_min: int, quant_max: int) -> tuple[Any, Any]:
-    """The least and the greatest integer counted from the zero point: numbers where reading one does not make a GPU wait."""
+    """The least and the greatest integer counted from the zero point: numbers where reading one does not make a GPU
+    wait.
+    """
     zero = int(zero_point) if axis < 0 and not x.is_cuda else along(zero_point, x, axis).to(x.dtype)
     return quant_min - zero, quant_max - zero
 

@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 from torch import nn
 from torch.fx import GraphModule, Node
 
-from zaq.config import Card, QConfig
-from zaq.graph import LINEARS, TRANSPOSED, activations, input_node
-from zaq.nodes import attribute, groups_of, moves
+from zaq.config.bits import QConfig
+from zaq.config.card import Card
+from zaq.ir.nodes import activations, attribute, groups_of, input_node, moves
+from zaq.ir.ops import LINEARS, TRANSPOSED
 from zaq.quant.edges import HIGH, activation_bits, ends, is_product, joins_a_convolution, left_in_float, weighted_layers
 from zaq.quant.fake_quantize import BiasQuantize, FakeQuantize
 from zaq.quant.ranges import Bounds, bounds
@@ -46,7 +47,9 @@ def place(gm: GraphModule, qconfig: QConfig, card: Card, search: bool = True) ->
     for node, width in bits.items():
         for name, here in ((node.name, width), (f"{node.name}{READ}", coarser.get(node))):
             if here is not None:
-                quantizer = _activation_quantizer(here, known.get(node.name, Bounds()), qconfig.activations == "symmetric")
+                quantizer = _activation_quantizer(
+                    here, known.get(node.name, Bounds()), qconfig.activations == "symmetric"
+                )
                 quantizers[name] = placed.activations[name] = quantizer
                 placed.tensors[name] = node.name
         _insert_after(gm, node)

@@ -28,7 +28,9 @@ def affine_qparams(low: Tensor, high: Tensor, quant_min: int, quant_max: int) ->
     scale = ((high - low) / (quant_max - quant_min)).clamp(min=SMALLEST_SCALE)
     zero_point = (quant_min - low / scale).round().clamp(quant_min, quant_max)
     above, below = (quant_max - zero_point).clamp(min=0.5), (zero_point - quant_min).clamp(min=0.5)
-    scale = torch.where(zero_point < quant_max, high / above, scale).maximum(torch.where(zero_point > quant_min, -low / below, scale * 0))
+    scale = torch.where(zero_point < quant_max, high / above, scale).maximum(
+        torch.where(zero_point > quant_min, -low / below, scale * 0)
+    )
     return scale.clamp(min=SMALLEST_SCALE).float(), zero_point.int()
 
 
@@ -50,7 +52,9 @@ def grid_of(quant_min: int) -> Grid:
 SHRINK: dict[Grid, tuple[float, float]] = {affine_qparams: (1.0, 0.01), symmetric_qparams: (1.2, 0.2)}
 
 
-def search_range(rows: Tensor, low: Tensor, high: Tensor, quant_min: int, quant_max: int, grid: Grid) -> tuple[Tensor, Tensor]:
+def search_range(
+    rows: Tensor, low: Tensor, high: Tensor, quant_min: int, quant_max: int, grid: Grid
+) -> tuple[Tensor, Tensor]:
     """Per row of `rows` (R, n), the part of [low, high] (R,), both ends shrunk alike, with the least sum |x^ - x|^2.4.
 
     A few rows at a time, so that they stay in the processor's cache: four times as fast.
@@ -61,7 +65,9 @@ def search_range(rows: Tensor, low: Tensor, high: Tensor, quant_min: int, quant_
     return torch.cat([f[0] for f in found]), torch.cat([f[1] for f in found])
 
 
-def _search_rows(rows: Tensor, low: Tensor, high: Tensor, quant_min: int, quant_max: int, grid: Grid) -> tuple[Tensor, Tensor]:
+def _search_rows(
+    rows: Tensor, low: Tensor, high: Tensor, quant_min: int, quant_max: int, grid: Grid
+) -> tuple[Tensor, Tensor]:
     best, kept = torch.full_like(low, torch.inf), (low, high)
     for ratio in torch.linspace(*SHRINK[grid], CANDIDATES):
         scale, zero_point = grid(low * ratio, high * ratio, quant_min, quant_max)

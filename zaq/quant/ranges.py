@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch.fx import GraphModule, Node
 
-from zaq.config import Card
-from zaq.graph import CLAMPS, MOVES, PADS, POOLS, activations, input_node
-from zaq.nodes import clamp_limits, pad_value
+from zaq.config.card import Card
+from zaq.ir.nodes import activations, clamp_limits, input_node, pad_value
+from zaq.ir.ops import CLAMPS, MOVES, PADS, POOLS
 
 __all__ = ["Bounds", "bounds"]
 

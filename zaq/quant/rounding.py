@@ -64,7 +64,8 @@ class LearnedRounding(nn.Module):
 
         w~ = s clamp(floor(w / s0) + h(V), ...),   h(V) = clamp(sigmoid(V) (zeta - gamma) + gamma, 0, 1)
 
-    with the base floor(w / s0) held while s moves; V starts where h(V) is what floor cut off. Stands in a weight's place.
+    with the base floor(w / s0) held while s moves; V starts where h(V) is what floor cut off. Stands in a weight's
+    place.
     """
 
     def __init__(self, quantizer: FakeQuantize, weight: Tensor) -> None:
@@ -102,4 +103,8 @@ def into_cells(quantizer: FakeQuantize, weight: Tensor, codes: Tensor) -> None:
 def _position(quantizer: FakeQuantize, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """A weight in steps of its grid, counted from the zero point, and the least and the greatest code there."""
     zero = along(quantizer.zero_point, weight, quantizer.axis)
-    return weight / along(quantizer.scale.detach(), weight, quantizer.axis), quantizer.quant_min - zero, quantizer.quant_max - zero
+    return (
+        weight / along(quantizer.scale.detach(), weight, quantizer.axis),
+        quantizer.quant_min - zero,
+        quantizer.quant_max - zero,
+    )

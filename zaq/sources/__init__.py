@@ -66,7 +66,9 @@ def load(
     for option, value in options.items():
         if value and option not in SOURCES[kind].takes:
             takers = ", ".join(k for k, v in SOURCES.items() if option in v.takes)
-            raise SourceError(f"{spec}: --{option.replace('_', '-')} means nothing to this kind of source; it goes with {takers}.")
+            raise SourceError(
+                f"{spec}: --{option.replace('_', '-')} means nothing to this kind of source; it goes with {takers}."
+            )
     return SOURCES[kind].read(Request(spec, name, path, overrides or {}, arch, kwargs or {}, random_weights))
 
 
@@ -75,7 +77,9 @@ def _kind(spec: str) -> tuple[str, str, Path | None]:
     if is_file(spec):
         path = Path(spec)
         if not path.exists():
-            raise SourceError(f"{spec}: there is no such file. A model is a .pt2 file, or {DEFAULT}, or spelt {', '.join(SOURCES)}.")
+            raise SourceError(
+                f"{spec}: there is no such file. A model is a .pt2 file, or {DEFAULT}, or spelt {', '.join(SOURCES)}."
+            )
         suffix = path.suffix.lower()
         if suffix not in SOURCES or path.is_dir():
             files = ", ".join(s for s in SOURCES if s.startswith("."))

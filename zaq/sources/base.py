@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from zaq.config import Card
+from zaq.config.card import Card
 from zaq.errors import SourceError
-from zaq.graph import quiet, trace
+from zaq.ir.capture import quiet, trace
 from zaq.sources.operators import define_missing_operators
 
 __all__ = ["SAVE_IT", "Request", "Source", "file_hash", "first_line", "require", "source_of"]
@@ -27,7 +27,8 @@ SAVE_IT = (
 
 @dataclass(frozen=True)
 class Source:
-    """A model as a functional graph, what is known of its input, and the hash of the file or the weights it was read from.
+    """A model as a functional graph, what is known of its input, and the hash of the file or the weights it was read
+    from.
 
     `notes` are what a report of it has to say, such as that its weights are random.
     """
@@ -63,12 +64,19 @@ class Request:
 
 
 def source_of(
-    request: Request, name: str, model: nn.Module, known: dict[str, Any], sha256: str | None = None, notes: Iterable[str] = ()
+    request: Request,
+    name: str,
+    model: nn.Module,
+    known: dict[str, Any],
+    sha256: str | None = None,
+    notes: Iterable[str] = (),
 ) -> Source:
     """A module traced at the shape that its card says. Raises SourceError where none does."""
     card = request.card(known)
     if len(card.input) != 3:
-        raise SourceError(f"{request.spec}: what it takes is not known; say it: --input-shape 3,224,224 (channels, height, width).")
+        raise SourceError(
+            f"{request.spec}: what it takes is not known; say it: --input-shape 3,224,224 (channels, height, width)."
+        )
     model = model.cpu().float()
     graph = trace(model, torch.zeros(2, *card.input))
     return Source(name, graph, card, sha256 or hash_of(model.state_dict()), tuple(notes))
@@ -96,8 +104,14 @@ def require(library: str, extra: str, spec: str) -> Any:
             define_missing_operators()
             return importlib.import_module(library)
     except ImportError as error:
-        why = "" if isinstance(error, ModuleNotFoundError) and error.name == library else f" (its import fails: {first_line(error)})"
-        raise SourceError(f"{spec}: {library} is needed{why}: pip install 'zaq[{extra}]', or '.[{extra}]' in a checkout.") from error
+        why = (
+            ""
+            if isinstance(error, ModuleNotFoundError) and error.name == library
+            else f" (its import fails: {first_line(error)})"
+        )
+        raise SourceError(
+            f"{spec}: {library} is needed{why}: pip install 'zaq[{extra}]', or '.[{extra}]' in a checkout."
+        ) from error
 
 
 def first_line(error: BaseException) -> str:

@@ -81,7 +81,12 @@ def convert(model: onnx.ModelProto, batch: int) -> GraphModule:
 def _take_bias(gm: GraphModule, node: Node, layer: nn.Linear) -> None:
     """The bias of a linear layer that ONNX has as MatMul and Add."""
     user = next(iter(node.users))
-    if len(node.users) > 1 or user.op != "call_module" or len(user.args) != 2 or "Add" not in str(gm.get_submodule(str(user.target))):
+    if (
+        len(node.users) > 1
+        or user.op != "call_module"
+        or len(user.args) != 2
+        or "Add" not in str(gm.get_submodule(str(user.target)))
+    ):
         return
     (other,) = [a for a in user.args if a is not node] or [None]
     value = gm.get_buffer(str(other.target)) if isinstance(other, Node) and other.op == "get_attr" else None
@@ -149,7 +154,9 @@ class Pad(nn.Module):
         pairs = [self.amounts.get(i, self.amounts.get(i - x.dim(), (0, 0))) for i in range(x.dim())]
         while len(pairs) > 1 and pairs[0] == (0, 0):
             pairs.pop(0)
-        return F.pad(x, [a for pair in reversed(pairs) for a in pair], self.mode, self.value if self.mode == "constant" else None)
+        return F.pad(
+            x, [a for pair in reversed(pairs) for a in pair], self.mode, self.value if self.mode == "constant" else None
+        )
 
 
 class Resize(nn.Module):
@@ -178,7 +185,9 @@ def _given(node: OnnxNode, graph: OnnxGraph, index: int, name: str = "", default
     try:
         value = get_const_value(node.input_values[index], graph)
     except KeyError as error:
-        raise NotImplementedError(f"{node.operation_type} that is told {node.input_values[index]!r} by values") from error
+        raise NotImplementedError(
+            f"{node.operation_type} that is told {node.input_values[index]!r} by values"
+        ) from error
     return value.tolist() if isinstance(value, Tensor) else value
 
 
@@ -208,7 +217,9 @@ def _pad(node: OnnxNode, graph: OnnxGraph) -> nn.Module:
     axes, half = _given(node, graph, 3, default=range(len(pads) // 2)), len(pads) // 2
     amounts = dict(zip(axes, zip(pads[:half], pads[half:], strict=True), strict=True))
     value = _given(node, graph, 2, "value", 0.0)
-    return Pad(amounts, PAD_MODES[node.attributes.get("mode", "constant")], value[0] if isinstance(value, list) else value)
+    return Pad(
+        amounts, PAD_MODES[node.attributes.get("mode", "constant")], value[0] if isinstance(value, list) else value
+    )
 
 
 def _reduce(node: OnnxNode, graph: OnnxGraph) -> nn.Module:
@@ -225,10 +236,17 @@ def _resize(node: OnnxNode, graph: OnnxGraph) -> nn.Module:
     rounding = node.attributes.get("nearest_mode", "round_prefer_floor")
     names = {("linear", 1): "linear", ("linear", 2): "bilinear", ("cubic", 2): "bicubic"}
     if before[:2] == after[:2] and mode == "nearest":
-        whole = all(b % a == 0 for a, b in zip(before, after, strict=True)) and rounding in ("floor", "round_prefer_floor")
+        whole = all(b % a == 0 for a, b in zip(before, after, strict=True)) and rounding in (
+            "floor",
+            "round_prefer_floor",
+        )
         if (where, rounding) == ("asymmetric", "floor") or (where == "half_pixel" and whole):
             return Resize(after[2:], "nearest", None)
-    elif before[:2] == after[:2] and (mode, rank) in names and where in ("half_pixel", "pytorch_half_pixel", "align_corners"):
+    elif (
+        before[:2] == after[:2]
+        and (mode, rank) in names
+        and where in ("half_pixel", "pytorch_half_pixel", "align_corners")
+    ):
         return Resize(after[2:], names[mode, rank], where == "align_corners")
     raise NotImplementedError(f"Resize of mode {mode}, {where}, {rounding}")
 
@@ -261,7 +279,9 @@ OURS: dict[str, Converter | Callable[[OnnxNode, OnnxGraph], nn.Module | None]] =
     "Reshape": _reshape, "Squeeze": _reshape, "Unsqueeze": _reshape, "Flatten": _reshape, "Expand": _expand, "Slice": _slice,
     "Split": _split, "Pad": _pad, "Resize": _resize, "Gather": _gather, "MatMul": _matmul, "Gelu": _gelu,
 }  # fmt: skip
-REDUCTIONS = {f"Reduce{name}" for name in ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "SumSquare")}
+REDUCTIONS = {
+    f"Reduce{name}" for name in ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "SumSquare")
+}
 
 
 def _register(schema: defs.OpSchema, make: Any) -> None:
@@ -271,7 +291,11 @@ def _register(schema: defs.OpSchema, make: Any) -> None:
     def converter(node: OnnxNode, graph: OnnxGraph) -> OperationConverterResult:
         module = make(node, graph)
         if module is None:
-            return theirs(node, graph) if theirs else get_converter(node.operation_type, schema.since_version - 1)(node, graph)
+            return (
+                theirs(node, graph)
+                if theirs
+                else get_converter(node.operation_type, schema.since_version - 1)(node, graph)
+            )
         return OperationConverterResult(module, OnnxMapping(node.input_values[:1], node.output_values))
 
     REGISTRY[description] = converter

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from zaq.errors import SourceError, unknown
-from zaq.graph import quiet
+from zaq.ir.capture import quiet
 from zaq.sources.base import Request, Source, first_line, source_of
 
 __all__ = ["called", "found", "read_factory", "seeded"]
@@ -31,7 +31,9 @@ def called(spec: str, factory: Callable[..., Any], kwargs: dict[str, Any]) -> nn
         with seeded():
             model = factory(**kwargs)
     except Exception as error:  # somebody else's code may raise anything
-        raise SourceError(f"{spec}: the call with ({arguments}) failed: {type(error).__name__}: {first_line(error)}") from error
+        raise SourceError(
+            f"{spec}: the call with ({arguments}) failed: {type(error).__name__}: {first_line(error)}"
+        ) from error
     if not isinstance(model, nn.Module):
         raise SourceError(f"{spec}: returns {type(model).__name__}; a torch.nn.Module is expected.")
     return model
@@ -52,8 +54,9 @@ def found(spec: str, module: str, name: str) -> Callable[..., Any]:
     try:
         owner = importlib.import_module(module)
     except Exception as error:  # a module's code may raise anything
-        missing = isinstance(error, ModuleNotFoundError) and error.name is not None and f"{module}.".startswith(f"{error.name}.")
-        why = f"there is no module {error.name!r}, installed or in {here}" if missing else f"importing {module} failed: {first_line(error)}"  # type: ignore[attr-defined]
+        why = f"importing {module} failed: {first_line(error)}"
+        if isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}."):
+            why = f"there is no module {error.name!r}, installed or in {here}"
         raise SourceError(f"{spec}: {why}.") from error
     finally:
         sys.path.remove(here)

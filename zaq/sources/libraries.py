@@ -64,7 +64,9 @@ def timm_model(name: str, kwargs: dict[str, Any], random: bool, source: str = "t
         known["notes"].append("timm squeezes images for this network; zaq eval resizes their shorter side and crops")
     trained = (model.pretrained_cfg or {}).get("num_classes")
     if not random and kwargs.get("num_classes") not in (None, 0, trained):
-        known["notes"].append(f"its classifier of {kwargs['num_classes']} classes is random: the weights are for {trained}")
+        known["notes"].append(
+            f"its classifier of {kwargs['num_classes']} classes is random: the weights are for {trained}"
+        )
     return model, known
 
 
@@ -94,7 +96,11 @@ def torchvision_model(name: str, kwargs: dict[str, Any], random: bool) -> Made:
     if hasattr(preset, "mean"):
         known |= {"mean": tuple(preset.mean), "std": tuple(preset.std), "interpolation": preset.interpolation.value}
     if hasattr(preset, "crop_size"):
-        known |= {"crop": preset.crop_size[0], "resize": preset.resize_size[0], "input": (3, preset.crop_size[0], preset.crop_size[0])}
+        known |= {
+            "crop": preset.crop_size[0],
+            "resize": preset.resize_size[0],
+            "input": (3, preset.crop_size[0], preset.crop_size[0]),
+        }
     return model, known
 
 
@@ -111,7 +117,9 @@ def _near(what: str, name: str, names: list[str]) -> str:
 
 @contextmanager
 def _downloading(spec: str, library: str) -> Iterator[None]:
-    """What a library says against making a network, or getting its weights, as a sentence. Nothing it loads is unpickled."""
+    """What a library says against making a network, or getting its weights, as a sentence. Nothing it loads is
+    unpickled.
+    """
     before = os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
     try:
@@ -119,7 +127,9 @@ def _downloading(spec: str, library: str) -> Iterator[None]:
             yield
     except OSError as error:  # of urllib and of the hub: no network, no such repository, nothing in the cache
         if "404" in str(error) or "Repository Not Found" in str(error):
-            raise SourceError(f"{spec}: there is no such model on the hub, or it is private: {first_line(error)}") from error
+            raise SourceError(
+                f"{spec}: there is no such model on the hub, or it is private: {first_line(error)}"
+            ) from error
         alone = "" if spec.startswith("hf-hub:") else ", or take the architecture alone with --random-weights"
         raise SourceError(
             f"{spec}: is not in the cache and cannot be downloaded ({first_line(error).rstrip('.')}). Try where there is a network{alone}."
@@ -134,7 +144,9 @@ def _downloading(spec: str, library: str) -> Iterator[None]:
 
 @contextmanager
 def _hub_or_its_cache() -> Iterator[None]:
-    """Where nothing answers, the hub's client tries every file for half a minute: ask once, and else read its cache alone."""
+    """Where nothing answers, the hub's client tries every file for half a minute: ask once, and else read its cache
+    alone.
+    """
     hub = require("huggingface_hub", "timm", "hf-hub")
     before = hub.constants.HF_HUB_OFFLINE
     try:

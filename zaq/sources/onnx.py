@@ -15,13 +15,21 @@ from onnx.onnx_cpp2py_export.checker import ValidationError
 from torch.utils import _pytree as pytree
 
 from zaq.errors import SourceError
-from zaq.graph import quiet
+from zaq.ir.capture import quiet
 from zaq.sources.base import Request, Source, first_line, require, source_of
 
 __all__ = ["read_onnx"]
 
 FLOW = {"If", "Loop", "Scan", "SequenceMap"}
-QUANTIZED = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger"}
+QUANTIZED = {
+    "QuantizeLinear",
+    "DequantizeLinear",
+    "DynamicQuantizeLinear",
+    "QLinearConv",
+    "QLinearMatMul",
+    "ConvInteger",
+    "MatMulInteger",
+}
 # Stands for the batch while sizes are computed: a prime that no layer is wide.
 BATCH = 7919
 CLOSE = 1e-3  # of the greatest output: float sums in another order differ by a hundredth of that
@@ -44,7 +52,9 @@ def read_onnx(request: Request) -> Source:
         raise SourceError(f"{path}: is no valid ONNX file: {first_line(error)}") from error
     missing = unconverted(model)
     if missing:
-        raise SourceError(f"{path}: holds operations that onnx2torch cannot read: {', '.join(missing)}. Export the model itself as .pt2.")
+        raise SourceError(
+            f"{path}: holds operations that onnx2torch cannot read: {', '.join(missing)}. Export the model itself as .pt2."
+        )
     try:
         with quiet():
             module = convert(model, BATCH)
@@ -64,7 +74,9 @@ def _opened(path: Path) -> tuple[onnx.ModelProto, str]:
         outside = [t for t in model.graph.initializer if uses_external_data(t)]
         load_external_data_for_model(model, str(path.parent))
     except (OSError, ValidationError) as error:
-        raise SourceError(f"{path}: its weights lie in another file that cannot be read: {first_line(error)}") from error
+        raise SourceError(
+            f"{path}: its weights lie in another file that cannot be read: {first_line(error)}"
+        ) from error
     except Exception as error:  # protobuf's DecodeError, from whichever protobuf is installed
         raise SourceError(f"{path}: this is no ONNX file ({first_line(error)}).") from error
     for tensor in outside:
@@ -81,10 +93,14 @@ def _require_readable(path: Path, model: onnx.ModelProto) -> None:
         found = _names(plain & QUANTIZED or {name for _, name in kinds if name.startswith("QLinear")})
         raise SourceError(f"{path}: is quantized already ({found}); zaq starts from the float model.")
     if plain & FLOW:
-        raise SourceError(f"{path}: holds control flow ({_names(plain & FLOW)}), which has no integer form; export the part without it.")
+        raise SourceError(
+            f"{path}: holds control flow ({_names(plain & FLOW)}), which has no integer form; export the part without it."
+        )
     custom = {f"{domain}.{name}" for domain, name in kinds if domain not in ("", "ai.onnx")}
     if custom:
-        raise SourceError(f"{path}: holds operations that are not ONNX's own: {_names(custom)}. Export it without them, or as .pt2.")
+        raise SourceError(
+            f"{path}: holds operations that are not ONNX's own: {_names(custom)}. Export it without them, or as .pt2."
+        )
 
 
 def _names(names: Iterable[str]) -> str:
@@ -102,13 +118,19 @@ def _input_shape(request: Request, model: onnx.ModelProto) -> tuple[int, ...]:
     dims = [d.dim_value or None for d in kind.shape.dim]
     if kind.elem_type != onnx.TensorProto.FLOAT:
         kinds = onnx.TensorProto.DataType.Name(kind.elem_type).lower()
-        raise SourceError(f"{request.path}: its input {inputs[0].name!r} is {kinds}; a batch of images in float32 is expected.")
+        raise SourceError(
+            f"{request.path}: its input {inputs[0].name!r} is {kinds}; a batch of images in float32 is expected."
+        )
     known = request.card().input
     if kind.HasField("shape") and len(dims) != 4:
-        raise SourceError(f"{request.path}: its input {inputs[0].name!r} has {len(dims)} dimensions; images (N, C, H, W) are expected.")
+        raise SourceError(
+            f"{request.path}: its input {inputs[0].name!r} has {len(dims)} dimensions; images (N, C, H, W) are expected."
+        )
     if None in dims[1:] or not dims:
         if not known:
-            raise SourceError(f"{request.path}: the size of its input {inputs[0].name!r} is left open; say it: --input-shape C,H,W.")
+            raise SourceError(
+                f"{request.path}: the size of its input {inputs[0].name!r} is left open; say it: --input-shape C,H,W."
+            )
         return tuple(d or k for d, k in zip(dims[1:] or known, known, strict=True))
     return tuple(d for d in dims[1:] if d)
 
@@ -155,14 +177,18 @@ def _require_equal(path: Path, content: bytes, source: Source) -> None:
     for value, expected in zip(found, file.run(None, {start.name: x.numpy()}), strict=True):
         wrong = (value - torch.from_numpy(expected)).abs().max() / max(float(np.abs(expected).max()), 1e-12)
         if not float(wrong) < CLOSE:
-            raise SourceError(f"{path}: onnx2torch reads another network out of it (outputs differ by {100 * float(wrong):.2g} %).")
+            raise SourceError(
+                f"{path}: onnx2torch reads another network out of it (outputs differ by {100 * float(wrong):.2g} %)."
+            )
 
 
 def _free_reshapes(model: onnx.ModelProto, batch: int) -> None:
     """Where a file fixes its batch, a reshape to (batch, ...) of what has that batch keeps whatever it has: 0 says so."""
     shapes = {v.name: v.type.tensor_type.shape.dim for v in onnx.shape_inference.infer_shapes(model).graph.value_info}
     constants = {t.name: t for t in model.graph.initializer}
-    constants |= {n.output[0]: a.t for n in model.graph.node if n.op_type == "Constant" for a in n.attribute if a.name == "value"}
+    constants |= {
+        n.output[0]: a.t for n in model.graph.node if n.op_type == "Constant" for a in n.attribute if a.name == "value"
+    }
     for i, node in enumerate(n for n in model.graph.node if n.op_type == "Reshape" and n.input[1] in constants):
         sizes = onnx.numpy_helper.to_array(constants[node.input[1]]).copy()
         source = shapes.get(node.input[0])

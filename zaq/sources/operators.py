@@ -1,8 +1,8 @@
-"""torchvision beside a torch it was not compiled for: PyPI's build imports beside its own torch alone, not beside a CPU one,
-and timm and onnx2torch import it.
+"""torchvision beside a torch it was not compiled for: PyPI's build imports beside its own torch alone, not beside a CPU
+one, and timm and onnx2torch import it.
 
-What its import asks for is defined here, in Python: `nms` as torchvision documents it. Everything else of torchvision that
-zaq meets (networks, transforms) is Python anyway. Where torchvision's own library loads, nothing is done.
+What its import asks for is defined here, in Python: `nms` as torchvision documents it. Everything else of torchvision
+that zaq meets (networks, transforms) is Python anyway. Where torchvision's own library loads, nothing is done.
 """
 
 import importlib.util
@@ -17,7 +17,9 @@ KEPT: list[torch.library.Library] = []  # operators live as long as the library 
 
 
 def define_missing_operators() -> None:
-    """Make `import torchvision` and `torchvision.ops.nms` work where torchvision is installed without a library that loads."""
+    """Make `import torchvision` and `torchvision.ops.nms` work where torchvision is installed without a library that
+    loads.
+    """
     found = importlib.util.find_spec("torchvision")
     if KEPT or found is None or not found.origin:
         return

@@ -1,4 +1,6 @@
-"""Models as torch.export files. No part of one is unpickled, and no expression in one evaluated that is more than a size."""
+"""Models as torch.export files. No part of one is unpickled, and no expression in one evaluated that is more than a
+size.
+"""
 
 import ast
 import io
@@ -11,7 +13,8 @@ import torch
 from torch.fx import GraphModule
 
 from zaq.errors import SourceError
-from zaq.graph import from_exported, input_node, quiet
+from zaq.ir.capture import from_exported, quiet
+from zaq.ir.nodes import input_node
 from zaq.sources.base import SAVE_IT, Request, Source, file_hash
 
 __all__ = ["read_program", "read_program_source", "read_pt2"]
@@ -70,7 +73,18 @@ def _refuse_pickles(path: Path) -> None:
 
 def _is_size(expression: str) -> bool:
     """Whether a symbolic size, which torch hands to sympy's evaluator, is made of nothing but symbols and arithmetic."""
-    plain = (ast.Expression, ast.Call, ast.keyword, ast.BinOp, ast.UnaryOp, ast.Compare, ast.Load, ast.operator, ast.unaryop, ast.cmpop)
+    plain = (
+        ast.Expression,
+        ast.Call,
+        ast.keyword,
+        ast.BinOp,
+        ast.UnaryOp,
+        ast.Compare,
+        ast.Load,
+        ast.operator,
+        ast.unaryop,
+        ast.cmpop,
+    )
     try:
         nodes = list(ast.walk(ast.parse(expression.strip(), mode="eval")))
     except SyntaxError:
@@ -92,13 +106,17 @@ def _require_plain_tensors(path: Path, name: str, data: bytes) -> None:
         if data:
             torch.load(io.BytesIO(data), weights_only=True)
     except Exception as error:
-        raise SourceError(f"{path}: {name} holds more than tensors and would have to be unpickled. {SAVE_IT}") from error
+        raise SourceError(
+            f"{path}: {name} holds more than tensors and would have to be unpickled. {SAVE_IT}"
+        ) from error
 
 
 def _require_plain_json(path: Path, name: str, data: bytes) -> None:
     def check(value: object) -> None:
         if isinstance(value, dict):
-            pickled = value.get("use_pickle") or str(value.get("path_name", "")).startswith(("custom_obj", "opaque_obj"))
+            pickled = value.get("use_pickle") or str(value.get("path_name", "")).startswith(
+                ("custom_obj", "opaque_obj")
+            )
             if pickled:
                 raise SourceError(f"{path}: {name} refers to pickled objects, which zaq does not load. {SAVE_IT}")
             expression = value.get("expr_str")

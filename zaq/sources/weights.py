@@ -15,7 +15,7 @@ from zaq.errors import SourceError, unknown
 from zaq.sources.base import SAVE_IT, Request, Source, file_hash, first_line, source_of
 from zaq.sources.factory import called, found
 from zaq.sources.libraries import ARCHITECTURES
-from zaq.zoo import ARCHITECTURES as ZOO
+from zaq.sources.zoo import ARCHITECTURES as ZOO
 
 __all__ = ["read_weights", "read_zoo", "refuse_pickle"]
 
@@ -77,7 +77,9 @@ def _state(path: Path) -> dict[str, Tensor]:
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             if any(n.endswith("constants.pkl") or "/code/" in n for n in archive.namelist()):
-                raise SourceError(f"{path}: is a TorchScript archive, which cannot be traced; take the module it was made from. {SAVE_IT}")
+                raise SourceError(
+                    f"{path}: is a TorchScript archive, which cannot be traced; take the module it was made from. {SAVE_IT}"
+                )
     try:
         return _bare(path, torch.load(path, map_location="cpu", weights_only=True))
     except SourceError:
@@ -93,15 +95,21 @@ def _bare(path: Path, state: Any) -> dict[str, Tensor]:
     while isinstance(state, Mapping) and any(isinstance(state.get(k), Mapping) for k in WRAPPERS):
         state = next(state[k] for k in WRAPPERS if isinstance(state.get(k), Mapping))
     if not isinstance(state, Mapping) or not state or not all(isinstance(v, Tensor) for v in state.values()):
-        raise SourceError(f"{path}: holds no weights by name (a state dict); torch.save(model.state_dict(), ...) makes such a file.")
+        raise SourceError(
+            f"{path}: holds no weights by name (a state dict); torch.save(model.state_dict(), ...) makes such a file."
+        )
     names = {str(k): v for k, v in state.items()}
     while prefix := next((p for p in PREFIXES if all(k.startswith(p) for k in names)), ""):
         names = {k.removeprefix(prefix): v for k, v in names.items()}
     return names
 
 
-def _architecture(where: str, arch: str, kwargs: dict[str, Any], card: dict[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
-    """A network of random weights, and what is known of its input: its size, for how it is normalised is the weights' matter."""
+def _architecture(
+    where: str, arch: str, kwargs: dict[str, Any], card: dict[str, Any]
+) -> tuple[nn.Module, dict[str, Any]]:
+    """A network of random weights, and what is known of its input: its size, for how it is normalised is the weights'
+    matter.
+    """
     kind, colon, name = arch.partition(":")
     if kind in ARCHITECTURES and colon:
         model, known = ARCHITECTURES[kind](name, kwargs, True)
@@ -109,7 +117,9 @@ def _architecture(where: str, arch: str, kwargs: dict[str, Any], card: dict[str,
     if colon:
         return called(where, found(where, kind, name), kwargs), {}
     if arch not in ZOO:
-        raise SourceError(f"{where}: " + unknown("arch", arch, [*ZOO, "timm:NAME", "torchvision:NAME", "package.module:factory"]))
+        raise SourceError(
+            f"{where}: " + unknown("arch", arch, [*ZOO, "timm:NAME", "torchvision:NAME", "package.module:factory"])
+        )
     classes = {"classes": card["classes"]} if "classes" in card else {}
     return called(where, ZOO[arch], classes | kwargs), {"input": (3, 32, 32)}
 
@@ -121,7 +131,9 @@ def _fill(path: Path, arch: str, model: nn.Module, state: dict[str, Tensor]) -> 
         "missing": [k for k in wanted if k not in state and not k.endswith("num_batches_tracked")],
         "unexpected": [k for k in state if k not in wanted],
         "of another shape": [
-            f"{k} {tuple(state[k].shape)} for {tuple(wanted[k].shape)}" for k in wanted if k in state and state[k].shape != wanted[k].shape
+            f"{k} {tuple(state[k].shape)} for {tuple(wanted[k].shape)}"
+            for k in wanted
+            if k in state and state[k].shape != wanted[k].shape
         ],
     }
     told = [f"{len(v)} {k}: {', '.join(v[:SHOWN])}{', ...' if len(v) > SHOWN else ''}" for k, v in wrong.items() if v]

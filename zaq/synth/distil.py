@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from zaq.progress import Progress
+from zaq.engine.progress import Progress
 
 __all__ = ["Distilled", "distil", "shifted"]
 
@@ -46,7 +46,9 @@ def distil(
     optimizer = torch.optim.Adam([x], lr, betas)
     plateau = None
     if patience is not None:
-        plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=patience, factor=0.1, min_lr=SMALLEST_LR)
+        plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
+            optimizer, patience=patience, factor=0.1, min_lr=SMALLEST_LR
+        )
     good, done, note, interrupted = images, 0, "", False
     try:
         for i in (progress or Progress()).track(name, steps):

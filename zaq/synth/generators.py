@@ -5,12 +5,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from zaq.config import Card
+from zaq.config.card import Card
 
 __all__ = ["DCGAN", "GENERATORS", "Generator", "natural"]
 
 BASE = 8  # pixels a side before the first upsampling, at most
-NATURAL_REACH = 1.5  # standard deviations from the middle of a pixel's range to its end, at least, where std is the data's
+NATURAL_REACH = (
+    1.5  # standard deviations from the middle of a pixel's range to its end, at least, where std is the data's
+)
 
 
 class Generator(nn.Module):
@@ -84,7 +86,11 @@ class DCGAN(Generator):
                 layers.append(nn.Upsample(scale_factor=2))
             layers += [nn.Conv2d(width, out, 3, padding=1), nn.BatchNorm2d(out, eps), nn.LeakyReLU(0.2)]
             width = out
-        layers += [nn.Conv2d(width, channels, 3, padding=1), *([nn.Tanh()] if tanh else []), nn.BatchNorm2d(channels, affine=False)]
+        layers += [
+            nn.Conv2d(width, channels, 3, padding=1),
+            *([nn.Tanh()] if tanh else []),
+            nn.BatchNorm2d(channels, affine=False),
+        ]
         self.body = nn.Sequential(*layers)
         nn.Module.to(self, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -103,8 +109,9 @@ class DCGAN(Generator):
 
 
 def natural(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """Images of mean 0 and variance 1 as a model reads them. Mean and std of most cards are those of photographs, so that
-    such images need nothing; a card whose std is not (pixels from 0 to 1) shifts and shrinks them."""
+    """Images of mean 0 and variance 1 as a model reads them. Mean and std of most cards are those of photographs, so
+    that such images need nothing; a card whose std is not (pixels from 0 to 1) shifts and shrinks them.
+    """
     middle, reach = (high + low) / 2, (high - low) / 2
     x = torch.where(reach >= NATURAL_REACH, x, middle + x * reach / NATURAL_REACH)
     return x.maximum(low).minimum(high)

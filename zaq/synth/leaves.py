@@ -1,7 +1,7 @@
 """Images that begin as dead leaves: opaque shapes of all sizes that lie over each other.
 
-Photographs have the statistics they have because things occlude things (Ruderman 1997; Lee, Mumford and Huang 2001), and
-networks that only ever saw such drawings know photographs well (Baradad et al. 2021). They are of no class and cost
+Photographs have the statistics they have because things occlude things (Ruderman 1997; Lee, Mumford and Huang 2001),
+and networks that only ever saw such drawings know photographs well (Baradad et al. 2021). They are of no class and cost
 little, and no two are alike, where a generator that starts from noise soon draws the same few images of each class. The
 `Painter` makes of them what the teacher's batch norms remember, and the class that is asked for.
 """
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zaq.config import Card
+from zaq.config.card import Card
 from zaq.synth.generators import Generator, natural
 
 __all__ = ["Painter", "dead_leaves"]
@@ -24,7 +24,9 @@ SIDE = 32  # pixels a side, at most twice that, that a painter's convolutions wo
 
 
 def dead_leaves(n: int, shape: tuple[int, ...], leaves: int = LEAVES) -> Tensor:
-    """n images (n, C, H, W) of mean 0 and deviation 1 or so: discs and boxes, shaded, striped and grained, small ones last."""
+    """n images (n, C, H, W) of mean 0 and deviation 1 or so: discs and boxes, shaded, striped and grained, small ones
+    last.
+    """
     channels, height, width = shape
 
     def some(power: float = 1.0, values: int = 1) -> Tensor:
@@ -55,8 +57,9 @@ def dead_leaves(n: int, shape: tuple[int, ...], leaves: int = LEAVES) -> Tensor:
 
 
 class ConditionalBatchNorm2d(nn.BatchNorm2d):
-    """Batch norm whose scale and shift are learned for each class (Dumoulin et al. 2017): ten times as soon as an embedding
-    that the latent is multiplied by."""
+    """Batch norm whose scale and shift are learned for each class (Dumoulin et al. 2017): ten times as soon as an
+    embedding that the latent is multiplied by.
+    """
 
     SPREAD = 0.1  # of the scales and shifts at the start, so that classes differ from the first step on
 
@@ -66,7 +69,8 @@ class ConditionalBatchNorm2d(nn.BatchNorm2d):
         nn.init.normal_(self.scale.weight, 1.0, self.SPREAD)
         nn.init.normal_(self.shift.weight, 0.0, self.SPREAD)
 
-    def forward(self, x: Tensor, labels: Tensor) -> Tensor:  # type: ignore[override]  # (N, C, H, W), (N,) -> (N, C, H, W)
+    # (N, C, H, W), (N,) -> (N, C, H, W)
+    def forward(self, x: Tensor, labels: Tensor) -> Tensor:  # type: ignore[override]
         scale, shift = (table(labels)[:, :, None, None] for table in (self.scale, self.shift))
         y: Tensor = super().forward(x) * scale + shift
         return y
@@ -84,7 +88,12 @@ class Painter(Generator):
         channels = card.input[0]
         self.shrunk = 2 ** max(int(math.log2(min(card.input[1:]) / SIDE)), 0)
         self.convs, self.norms = nn.ModuleList(), nn.ModuleList()
-        for i, o, stride in ((channels, width, 1), (width, 2 * width, 2), (2 * width, 2 * width, 1), (2 * width, width, 1)):
+        for i, o, stride in (
+            (channels, width, 1),
+            (width, 2 * width, 2),
+            (2 * width, 2 * width, 1),
+            (2 * width, width, 1),
+        ):
             self.convs.append(nn.Conv2d(i, o, 3, stride, padding=1))
             self.norms.append(ConditionalBatchNorm2d(o, classes) if classes else nn.BatchNorm2d(o))
         self.last = nn.Conv2d(width, channels, 3, padding=1)

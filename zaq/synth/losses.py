@@ -34,8 +34,8 @@ DEAD = 1e-3  # part of a layer's largest |gamma| below which a channel tells not
 def output_discrepancy(p: list[Tensor], q: list[Tensor]) -> Tensor:
     """D_o = E ||P(x) - Q(x)||_1 (ZAQ, eq. 3): summed over the classes or channels, averaged over all else.
 
-    p, q: the outputs of teacher and student, each (N, K, ...). Several are averaged, each in units of its spread over the
-    teacher's samples, times the mean of these units: boxes in pixels do not drown class scores beside them.
+    p, q: the outputs of teacher and student, each (N, K, ...). Several are averaged, each in units of its spread over
+    the teacher's samples, times the mean of these units: boxes in pixels do not drown class scores beside them.
     """
     if len(p) == 1:
         return _gap(p[0], q[0])
@@ -49,7 +49,9 @@ def relative_discrepancy(p: list[Tensor], q: list[Tensor]) -> Tensor:
 
 
 def _spreads(p: list[Tensor]) -> Tensor:
-    """What the samples of each output differ by from their mean; what hardly varies beside others has no unit of its own."""
+    """What the samples of each output differ by from their mean; what hardly varies beside others has no unit of its
+    own.
+    """
     spreads = torch.stack([_gap(a, a.mean(0, keepdim=True)) for a in p]).detach()
     return spreads.clamp(min=1e-3 * float(spreads.max()) + 1e-12)
 
@@ -138,9 +140,11 @@ def standard(channels: int) -> BatchNormStats:
 
 
 def _before(mean: Tensor, var: Tensor, stat: BatchNormStats) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Statistics of a folded layer's output y, (..., C), in the units of batch norm's input x = (y - beta) / gamma s + m.
+    """Statistics of a folded layer's output y, (..., C), in the units of batch norm's input x = (y - beta) / gamma s +
+    m.
 
-    Returns (mean gap, variance, running variance, alive): the first up to gamma's sign, all 0 in channels whose gamma is.
+    Returns (mean gap, variance, running variance, alive): the first up to gamma's sign, all 0 in channels whose gamma
+    is.
     """
     alive = stat.std > DEAD * stat.std.max()
     gain = torch.where(alive, stat.running_std / stat.std.clamp(min=1e-30), 0.0)
@@ -200,4 +204,6 @@ def jensen_shannon(p: Tensor, q: Tensor, temperature: float = 3.0) -> Tensor:
     """
     log_p, log_q = F.log_softmax(p / temperature, 1), F.log_softmax(q / temperature, 1)
     log_m = torch.logaddexp(log_p, log_q) - math.log(2)
-    return sum((F.kl_div(log_m, of, reduction="batchmean", log_target=True) / 2 for of in (log_p, log_q)), torch.zeros(()))
+    return sum(
+        (F.kl_div(log_m, of, reduction="batchmean", log_target=True) / 2 for of in (log_p, log_q)), torch.zeros(())
+    )

@@ -1,4 +1,5 @@
-"""Swing convolutions: a strided convolution that looks at another pixel every time (Genie; Jeon et al. 2023, section 3.2).
+"""Swing convolutions: a strided convolution that looks at another pixel every time (Genie; Jeon et al. 2023, section
+3.2).
 
 A convolution of stride 2 never sees three quarters of the offsets, and images drawn against one show it: a pattern that
 only those offsets would give away. Shifting what it reads at random makes them whole.
@@ -9,7 +10,8 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 from torch.nn import functional as F
 
-from zaq.graph import CONVS, shape_of
+from zaq.ir.nodes import shape_of
+from zaq.ir.ops import CONVS
 
 __all__ = ["with_swing"]
 
@@ -22,7 +24,13 @@ def with_swing(gm: GraphModule) -> GraphModule:
     for node, copy in copied.items():
         stride = node.args[3] if node.target in CONVS and len(node.args) > 3 else None
         source, shape = copy.args[0] if copy.args else None, shape_of(node)
-        if isinstance(source, Node) and isinstance(stride, list) and shape is not None and len(shape) == 3 and max(stride) > 1:
+        if (
+            isinstance(source, Node)
+            and isinstance(stride, list)
+            and shape is not None
+            and len(shape) == 3
+            and max(stride) > 1
+        ):
             with graph.inserting_before(copy):
                 copy.args = (graph.call_function(_shifted, (source,)), *copy.args[1:])
     return GraphModule(gm, graph)

@@ -1,0 +1,63 @@
+"""Clipped normal distributions against draws, and statistics carried through graphs against what the graphs do."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from zoo import SHAPE, ZOO, images, traced
+
+from zaq.config.card import Card
+from zaq.ir.taps import with_taps
+from zaq.passes.fold import fold
+from zaq.stats.moments import Clipped, moments
+
+CARD = Card(input=SHAPE, mean=(0.5,) * 3, std=(0.25,) * 3)
+
+
+def integral(mu: float, sigma: float, low: float, high: float) -> tuple[float, float]:
+    """Mean and variance of clip(N(mu, sigma^2)) by summing over a fine grid."""
+    x = torch.linspace(mu - 12 * sigma, mu + 12 * sigma, 400001, dtype=torch.double)
+    p = torch.exp(-(((x - mu) / sigma) ** 2) / 2)
+    p, y = p / p.sum(), x.clamp(low, high)
+    mean = (p * y).sum()
+    return float(mean), float((p * (y - mean) ** 2).sum())
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.floats(-5, 5), st.floats(0.05, 4), st.floats(-3, 3), st.floats(0.1, 8))
+def test_moments_of_a_clipped_normal(mu: float, sigma: float, low: float, width: float) -> None:
+    for ends in ((low, low + width), (0.0, torch.inf), (-torch.inf, low)):
+        clipped = Clipped.normal(torch.tensor([mu]), torch.tensor([sigma])).clip(*map(torch.tensor, ends))
+        mean, variance = integral(mu, sigma, *ends)
+        assert float(clipped.mean) == pytest.approx(mean, abs=1e-4)
+        assert float(clipped.variance) == pytest.approx(variance, abs=1e-3 * sigma**2)
+
+
+def test_relu_is_the_papers_formula() -> None:
+    """gamma phi(-beta / gamma) + beta (1 - Phi(-beta / gamma))   (DFQ, eq. 19)"""
+    beta, gamma = torch.randn(50).double(), torch.rand(50).double() + 0.1
+    normal = torch.distributions.Normal(0.0, 1.0)
+    expected = gamma * normal.log_prob(-beta / gamma).exp() + beta * (1 - normal.cdf(-beta / gamma))
+    found = Clipped.normal(beta, gamma).clip(torch.tensor(0.0), torch.tensor(torch.inf)).mean
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", sorted(set(ZOO) - {"transposed", "signed", "shared_weight"}))
+def test_every_tensor_of_a_batch_normed_net_is_known(name: str) -> None:
+    folded, _ = fold(traced(name))
+    known = moments(folded, CARD)
+    nodes = [n for n in folded.graph.nodes if n.name in known]
+    assert nodes and all(torch.isfinite(k.mean).all() and (k.variance >= 0).all() for k in known.values())
+    for node, value in zip(nodes, with_taps(folded, [n.name for n in nodes])(images(2))[1], strict=True):
+        assert len(known[node.name].mu) == value.shape[1], node.name
+
+
+def test_a_layer_without_batch_norm_adds_up_its_inputs() -> None:
+    """On independent inputs of the assumed distribution, the carried mean and deviation are those that come out."""
+    folded, _ = fold(traced("no_batch_norm"))
+    known = moments(folded, CARD)
+    x = torch.randn(4000, *SHAPE, generator=torch.Generator().manual_seed(0)).clamp(-2, 2)
+    with torch.no_grad():
+        found = with_taps(folded, ["conv2d"])(x)[1][0]
+    torch.testing.assert_close(found.mean((0, 2, 3)).double(), known["conv2d"].mean, atol=0.01, rtol=0.02)
+    torch.testing.assert_close(found.std((0, 2, 3)).double(), known["conv2d"].variance.sqrt(), atol=0.01, rtol=0.02)

@@ -1,0 +1,1 @@
+"""Frozen choices: bits and placements, cards, and what each runtime takes."""

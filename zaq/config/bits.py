@@ -1,0 +1,147 @@
+"""Bits of weights and activations, and which tensors have them: the choices of a run as frozen records."""
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from zaq.config.targets import Target, target_of
+from zaq.errors import BitsError, unknown
+
+__all__ = ["ACTIVATION_GRIDS", "EFFORTS", "PLACEMENTS", "WEIGHT_GRIDS", "Preset", "QConfig"]
+
+EFFORTS = ("fast", "default", "best")
+
+
+# How a weight's grid lies: a scale for each output channel or one for all; symmetric (signed), or affine with a zero
+# point. `per_conv_channel`: per channel for convolutions, one scale for a linear layer.
+WEIGHT_GRIDS = ("per_channel", "per_channel_affine", "per_tensor", "per_tensor_affine", "per_conv_channel")
+# How an activation's lies, one scale a tensor: affine, unsigned with a zero point; or symmetric, signed with zero point
+# 0.
+ACTIVATION_GRIDS = ("affine", "symmetric")
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Which tensors a protocol quantizes, and its usual choices for the rest."""
+
+    image: int | None  # bits of the input; None: float
+    reads: bool  # what a convolution or linear layer reads
+    merges: bool  # operands and results of add, mul, cat, average pooling; what a convolution writes
+    twice: bool  # what a merge reads at 8 bits and a layer at fewer is quantized for each; else once, at the fewer
+    clamps: bool  # what a ReLU or its like writes, and nothing else
+    second: int | None  # bits of what the first layer writes, where it differs
+    weights: str
+    first_last: int | None
+
+
+# `integer` runs on integer kernels, and so does `shared`, whose residual stream has the bits that layers read it at,
+# too. The other two are the protocols of the literature, for comparison only: `gdfq` that of ZeroQ, GDFQ, Qimera,
+# IntraQ, ..., SynQ and ZAQ's code, `brecq` that of BRECQ, QDrop, Genie.
+PLACEMENTS = {
+    "integer": Preset(8, True, True, True, False, None, "per_channel", 8),
+    "shared": Preset(8, True, True, False, False, None, "per_channel", 8),
+    "gdfq": Preset(None, False, False, False, True, None, "per_channel_affine", None),
+    "brecq": Preset(None, True, False, False, False, 8, "per_channel_affine", 8),
+}
+
+
+@dataclass(frozen=True)
+class QConfig:
+    """Bits of weights and activations, of the first and the last layer (None: the same), and where they go.
+
+    `layer_bits` names weights with bits of their own. `target_size` (bytes of all weights) or `average_bits` (of a
+    weight) asks for a search of them. `target` is the runtime the file is for (`zaq.config.targets`); what it does not
+    take is refused.
+    """
+
+    weight_bits: int
+    act_bits: int
+    first_last: int | None = 8
+    placement: str = "integer"
+    weights: str = "per_channel"
+    layer_bits: dict[str, int] = field(default_factory=dict)
+    target_size: int | None = None
+    average_bits: float | None = None
+    activations: str = "affine"
+    target: str = "onnxruntime"
+
+    def __post_init__(self) -> None:
+        for what, bits in (("weight", self.weight_bits), ("activation", self.act_bits), *self.layer_bits.items()):
+            if not 2 <= bits <= 8:
+                raise BitsError(f"bits: {what}s of {bits} bits; 2 to 8 are supported, as in w4a4 or w8a8.")
+        if self.first_last is not None and not 2 <= self.first_last <= 8:
+            raise BitsError(f"first-last: {self.first_last} bits; 2 to 8 are supported, or 'same'.")
+        if self.average_bits is not None and not 2 <= self.average_bits <= 8:
+            raise BitsError(
+                f"bits: weights of {self.average_bits} bits on average; 2.0 to 8.0 are supported, as in w4.0a4."
+            )
+        if self.placement not in PLACEMENTS:
+            raise BitsError("placement: " + unknown("placement", self.placement, PLACEMENTS))
+        if self.weights not in WEIGHT_GRIDS:
+            raise BitsError("weights: " + unknown("weight grid", self.weights, WEIGHT_GRIDS))
+        if self.activations not in ACTIVATION_GRIDS:
+            raise BitsError("activations: " + unknown("activation grid", self.activations, ACTIVATION_GRIDS))
+        runtime = target_of(self.target)
+        if not self.preset.merges and self.target != "onnxruntime":
+            raise BitsError(
+                f"target {self.target} goes with placement integer; {self.placement} is for comparison, not for devices."
+            )
+        runtime.check(self.activations, self.weights, min(self.act_bits, self.first_last or self.act_bits))
+
+    @classmethod
+    def parse(
+        cls,
+        text: str,
+        first_last: int | str | None = "",
+        placement: str = "integer",
+        weights: str | None = None,
+        target_size: int | None = None,
+        activations: str | None = None,
+        target: str = "onnxruntime",
+    ) -> "QConfig":
+        """`w4a4` and the like. Weights whose bits are searched: `mixed` or `mixeda6` (activations 8 bits, or 6) in a
+        size, `w4.0a4` with 4.0 on average, the first and the last layer included.
+
+        first_last "" and grids None: as the placement, or the target, has them. Raises BitsError for anything else.
+        """
+        if placement not in PLACEMENTS:
+            raise BitsError("placement: " + unknown("placement", placement, PLACEMENTS))
+        preset = PLACEMENTS[placement]
+        end = preset.first_last if isinstance(first_last, str) else first_last
+        runtime = target_of(target)
+        grids: dict[str, Any] = {
+            "weights": weights or (preset.weights if preset.weights in runtime.weights else runtime.weights[0]),
+            "activations": activations or runtime.activations[0],
+            "target": target,
+        }
+        mixed = re.fullmatch(r"mixed(?:a(\d+))?", text.strip().lower())
+        if mixed:
+            if target_size is None:
+                raise BitsError("bits: 'mixed' needs a size to reach: --target-size 0.3MB.")
+            return cls(8, int(mixed[1] or 8), end, placement, target_size=target_size, **grids)
+        if target_size is not None:
+            raise BitsError(f"target-size goes with --bits mixed, not with {text}.")
+        match = re.fullmatch(r"w(\d+)(\.\d+)?a(\d+)", text.strip().lower())
+        if not match:
+            raise BitsError(f"bits: {text!r} is not of the form w<bits>a<bits>, as in w4a4 or w8a8.")
+        if match[2]:
+            return cls(8, int(match[3]), end, placement, average_bits=float(match[1] + match[2]), **grids)
+        return cls(int(match[1]), int(match[3]), end, placement, **grids)
+
+    @property
+    def preset(self) -> Preset:
+        return PLACEMENTS[self.placement]
+
+    @property
+    def runtime(self) -> Target:
+        return target_of(self.target)
+
+    @property
+    def mixed(self) -> bool:
+        """Whether the bits of each weight are to be found."""
+        return self.target_size is not None or self.average_bits is not None
+
+    def __str__(self) -> str:
+        if self.average_bits is not None:
+            return f"w{self.average_bits}a{self.act_bits}"
+        return f"w{self.weight_bits}a{self.act_bits}" if self.target_size is None else f"mixeda{self.act_bits}"

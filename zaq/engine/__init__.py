@@ -1,0 +1,1 @@
+"""What runs stages: progress, the journal, the runner."""

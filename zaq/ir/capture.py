@@ -1,0 +1,157 @@
+"""A model as one functional graph. The only user of torch.export."""
+
+import copy
+import traceback
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Graph, GraphModule, Node
+from torch.fx.graph import CodeGen
+from torch.utils import _pytree as pytree
+
+from zaq.errors import SourceError, TraceError
+from zaq.ir.nodes import input_node
+from zaq.ir.spelling import DECOMPOSED, one_spelling
+
+__all__ = ["export_program", "from_exported", "quiet", "trace"]
+
+
+def trace(model: nn.Module, example_input: Tensor | dict[str, Tensor]) -> GraphModule:
+    """Capture a model as a functional graph in eval mode; the batch stays dynamic, H and W are the example's.
+
+    The graph returns one tensor, or a tuple of the tensors in whatever structure the model returns.
+
+    The model is copied, never changed. `example_input` is the tensor (N, C, H, W) that `forward` takes first, or a
+    dict of keyword arguments. Raises TraceError, naming the line of the model that cannot be captured.
+    """
+    model = _unwrap(model)
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TraceError(
+            "a TorchScript module cannot be traced; load the original nn.Module and save it with torch.export.save("
+            "torch.export.export(model.eval(), (example,), dynamic_shapes=({0: torch.export.Dim.AUTO},)), 'model.pt2')."
+        )
+    args, kwargs = ((), example_input) if isinstance(example_input, dict) else ((example_input,), {})
+    args, kwargs = pytree.tree_map(_two_samples, (args, kwargs))
+    batch = {0: torch.export.Dim.AUTO}
+    shapes: Any = {name: batch for name in kwargs} if kwargs else (batch,)
+    model = copy.deepcopy(model).eval()
+    try:
+        with quiet():
+            exported = torch.export.export(model, args, kwargs, dynamic_shapes=shapes)
+    except Exception as error:
+        raise TraceError(f"{type(model).__name__} cannot be traced: {_reason(error)}") from error
+    return from_exported(exported)
+
+
+def from_exported(exported: torch.export.ExportedProgram) -> GraphModule:
+    """The functional graph of an exported program: in-place operations and aliases resolved, guards dropped.
+
+    Raises TraceError if the program was exported with a fixed batch or takes anything but one image batch.
+    """
+    with quiet(), torch.no_grad():
+        module = _functional(exported).module(check_guards=False)
+    graph = module.graph
+    for node in reversed(graph.nodes):
+        target = str(node.target)
+        if node.op in ("call_module", "call_function") and ("_guards_fn" in target or "_assert" in target):
+            graph.erase_node(node)
+    with quiet(), torch.no_grad():
+        one_spelling(module)
+    inputs = [n for n in graph.nodes if n.op == "placeholder" and n.users]
+    if len(inputs) != 1 or not isinstance(inputs[0].meta.get("val"), Tensor):
+        names = ", ".join(n.name for n in inputs) or "none"
+        raise TraceError(f"the model must take one tensor, a batch of images; it takes: {names}.")
+    _flatten_outputs(graph)
+    result = GraphModule(module, graph)  # ep.module() refuses train() and eval(); a plain GraphModule takes them
+    result.requires_grad_(True)
+    _require_finite(result)
+    _require_any_batch(result)
+    return result
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """torch.export warns of torch's own internals (deprecated tree specs and the like); users can do nothing about it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def export_program(gm: GraphModule) -> torch.export.ExportedProgram:
+    """A graph as an exported program again, with a dynamic batch."""
+    example = torch.zeros(2, *[int(d) for d in input_node(gm).meta["val"].shape[1:]])
+    with quiet(), torch.no_grad():
+        return torch.export.export(gm, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+
+
+def _functional(exported: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """The program without in-place operations, whose results would be read before they are there. It takes as long as
+    tracing did, so a program that has none stays what it is.
+    """
+    targets = {n.target for n in exported.graph.nodes if isinstance(n.target, torch._ops.OpOverload)}
+    if not any(t._schema.is_mutable or t in DECOMPOSED for t in targets):
+        return exported
+    table = torch.export.default_decompositions()
+    functional: torch.export.ExportedProgram = exported.run_decompositions(
+        {op: table[op] for op in targets.intersection(DECOMPOSED)}
+    )
+    return functional
+
+
+def _flatten_outputs(graph: Graph) -> None:
+    """One tensor in; one tensor out, or a tuple of the tensors in the user's structure."""
+    end = next(iter(reversed(graph.nodes)))
+    leaves = [n for n in pytree.tree_leaves(end.args) if isinstance(n, Node)]
+    end.args = (leaves[0] if len(leaves) == 1 else tuple(leaves),)
+    graph.set_codegen(CodeGen())
+
+
+def _two_samples(x: Tensor) -> Tensor:
+    """torch.export takes a batch of one for a constant, so show it two."""
+    return x if x.shape[0] > 1 else torch.cat([x, x])
+
+
+def _unwrap(model: nn.Module) -> nn.Module:
+    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        return _unwrap(model.module)
+    original = getattr(model, "_orig_mod", None)  # torch.compile
+    return _unwrap(original) if isinstance(original, nn.Module) else model
+
+
+def _reason(error: BaseException) -> str:
+    """What torch.export says, shortened, with the last line of code that is not torch's own."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if "/torch/" not in f.filename]
+    ours = __file__
+    users = [f for f in frames if f.filename != ours]
+    where = f" at {users[-1].filename}:{users[-1].lineno}: {users[-1].line}" if users else ""
+    text = str(error).strip().splitlines() or [type(error).__name__]
+    kind = "its control flow depends on the data" if "data-dependent" in str(error) else text[0]
+    return f"{kind}{where}. Rewrite that line without a branch on tensor values, or export a part of the model."
+
+
+def _require_any_batch(gm: GraphModule) -> None:
+    """A program may name its batch in its input, or only in a reshape on the way: try one of another size."""
+    shape = input_node(gm).meta["val"].shape
+    fixed = isinstance(shape[0], int)
+    if not fixed:
+        try:
+            with torch.no_grad():
+                gm(torch.zeros(3, *[int(d) for d in shape[1:]]))
+        except (RuntimeError, IndexError):
+            fixed = True
+    if fixed:
+        raise TraceError(
+            f"the batch of input {input_node(gm).name!r} is fixed to {int(shape[0]) if isinstance(shape[0], int) else 2} samples; "
+            "export it with dynamic_shapes=({0: torch.export.Dim.AUTO},), and without a reshape that names the batch size."
+        )
+
+
+def _require_finite(gm: GraphModule) -> None:
+    for name, value in gm.state_dict().items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            count = int((~torch.isfinite(value)).sum())
+            raise SourceError(f"{name} holds {count} NaN or infinite values of {value.numel()}; the model is broken.")

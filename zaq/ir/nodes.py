@@ -1,0 +1,182 @@
+"""The nodes of a graph: which there are, and what they hold: shapes, parameters, weights and biases, the ends of clips."""
+
+import math
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+from torch.utils import _pytree as pytree
+
+from zaq.ir.ops import LINEARS, MOVES, PADS
+
+__all__ = [
+    "activations", "add_to_bias", "attribute", "bias_of", "channel_limits", "channel_padding", "clamp_limits", "groups_of",
+    "has_bias", "input_node", "moves", "output_nodes", "pad_value", "renumbers", "set_limits", "set_parameter", "shape_of",
+    "source_line", "weight_of",
+]  # fmt: skip
+
+aten = torch.ops.aten
+# Of the operations that move values, those that may put them under another channel's number.
+RENUMBERS = {
+    aten.slice.Tensor, aten.select.int, aten.permute.default, aten.transpose.int, aten.expand.default, aten.roll.default,
+    aten.channel_shuffle.default, aten.pixel_shuffle.default,
+}  # fmt: skip
+
+
+def shape_of(node: Node) -> tuple[int, ...] | None:
+    """The shape of one sample at a node, without the batch; None where the node holds no batch of samples."""
+    value = node.meta.get("val")
+    if not isinstance(value, Tensor) or value.dim() < 2 or not value.is_floating_point():
+        return None
+    return tuple(int(d) for d in value.shape[1:]) if all(isinstance(d, int) for d in value.shape[1:]) else None
+
+
+def input_node(gm: GraphModule) -> Node:
+    node: Node = next(n for n in gm.graph.nodes if n.op == "placeholder" and n.users)
+    return node
+
+
+def output_nodes(gm: GraphModule) -> list[Node]:
+    return [n for n in pytree.tree_leaves(next(iter(reversed(gm.graph.nodes))).args) if isinstance(n, Node)]
+
+
+def activations(gm: GraphModule) -> Iterator[Node]:
+    """The nodes whose value depends on the input, in the order of execution."""
+    seen: set[Node] = {input_node(gm)}
+    for node in gm.graph.nodes:
+        if node.op in ("call_function", "call_module") and seen.intersection(node.all_input_nodes):
+            seen.add(node)
+            yield node
+
+
+def source_line(node: Node) -> str:
+    """Where in the user's model a node was written, for messages: `net.py:12: x = ...`; else the node's name."""
+    frames = re.findall(r'File "([^"]+)", line (\d+), in \S+\n\s*(.+)', str(node.meta.get("stack_trace") or ""))
+    users = [f for f in frames if "/torch/" not in f[0]]
+    return "{}:{}: {}".format(*users[-1]) if users else node.name
+
+
+def attribute(gm: GraphModule, target: str) -> Tensor:
+    """The parameter or buffer that a get_attr node names."""
+    value: Any = gm
+    for part in target.split("."):
+        value = getattr(value, part)
+    return value  # type: ignore[no-any-return]
+
+
+def set_parameter(gm: GraphModule, target: str, value: Tensor) -> None:
+    """Put a parameter under a dotted name, whose owner must exist."""
+    owner, _, name = target.rpartition(".")
+    setattr(gm.get_submodule(owner), name, nn.Parameter(value))
+
+
+def weight_of(gm: GraphModule, node: Node) -> Tensor:
+    """The weight of a layer, behind the quantizer that may stand before it."""
+    return attribute(gm, _parameter(node, 1))
+
+
+def bias_of(gm: GraphModule, node: Node) -> Tensor:
+    """The bias of a layer that has one (`has_bias`)."""
+    return attribute(gm, _parameter(node, 2))
+
+
+def groups_of(node: Node) -> int:
+    """The number of groups of a convolution, transposed or not; 1 of a linear layer."""
+    groups = node.args[6] if node.target not in LINEARS and len(node.args) > 6 else 1
+    assert isinstance(groups, int)
+    return groups
+
+
+def has_bias(node: Node) -> bool:
+    """Whether a layer has a bias that is a parameter."""
+    return len(node.args) > 2 and isinstance(node.args[2], Node) and node.args[2].op in ("get_attr", "call_module")
+
+
+@torch.no_grad()
+def add_to_bias(gm: GraphModule, node: Node, shift: Tensor) -> None:
+    """Add (C,) to the bias of a layer that has one."""
+    bias = bias_of(gm, node)
+    bias.copy_(bias.double() + shift)  # in place: graphs that share the parameter see it too
+
+
+def channel_limits(node: Node) -> tuple[Tensor, Tensor]:
+    """The ends of a clamp node as tensors: scalars, or (C,) where equalization gave every channel its own."""
+    if "limits" in node.meta:
+        low, high = node.meta["limits"]
+        return low, high
+    low, high = clamp_limits(node)
+    return torch.tensor(low), torch.tensor(high)
+
+
+def clamp_limits(node: Node) -> tuple[float, float]:
+    """The ends a clamp node was given: (0, inf) for ReLU, (0, 6) for ReLU6; infinite where an end is computed.
+
+    Where every channel has its own ends, the widest.
+    """
+    if "limits" in node.meta:
+        return float(node.meta["limits"][0].min()), float(node.meta["limits"][1].max())
+    if node.target is aten.relu.default:
+        return 0.0, math.inf
+    default = (-1.0, 1.0) if node.target is aten.hardtanh.default else (None, None)
+    given = [*node.args[1:3], *default[len(node.args) - 1 :]]
+    low, high = (given[i] if i < len(given) else None for i in (0, 1))
+    return (
+        float(low) if isinstance(low, int | float) else -math.inf,
+        float(high) if isinstance(high, int | float) else math.inf,
+    )
+
+
+def set_limits(gm: GraphModule, node: Node, low: Tensor, high: Tensor) -> None:
+    """Give a clamp node ends for each channel, (C,) each; infinite ones are left out."""
+    ends: list[Node | None] = []
+    for end, values in (("low", low), ("high", high)):
+        if not bool(values.isfinite().any()):
+            ends.append(None)
+            continue
+        name = f"{node.name}_{end}"
+        gm.register_buffer(name, values.float().view(1, -1, *[1] * (node.meta["val"].dim() - 2)))
+        with gm.graph.inserting_before(node):
+            ends.append(gm.graph.get_attr(name))
+    node.target, node.args = aten.clamp.Tensor, (node.args[0], *ends)
+    node.meta["limits"] = (low.float(), high.float())
+
+
+def channel_padding(node: Node) -> tuple[int, int] | None:
+    """How many channels of zeros a padding puts before and behind, as in ResNet's shortcut A."""
+    amounts, value = (node.args[1], node.args[-1]) if node.target in PADS and len(node.args) > 1 else (None, None)
+    if not isinstance(amounts, list) or len(amounts) != 6 or (isinstance(value, int | float) and value != 0):
+        return None
+    before, behind = amounts[4:]
+    return (before, behind) if isinstance(before, int) and isinstance(behind, int) else None
+
+
+def pad_value(node: Node) -> float | None:
+    """What a padding (of `PADS`) puts around a tensor; None if it repeats or mirrors the tensor's own values."""
+    choices = node.args[2:]
+    if any(isinstance(c, str) and c != "constant" for c in choices):
+        return None
+    return next((float(c) for c in choices if isinstance(c, int | float)), 0.0)
+
+
+def moves(node: Node) -> bool:
+    """Whether a node only moves values and makes no new ones but zero: what is quantized before it is quantized after."""
+    return node.target in MOVES or (node.target in PADS and not pad_value(node))
+
+
+def renumbers(node: Node) -> bool:
+    """Whether a node may put values under another channel's number; a slice of rows or columns does not."""
+    rows = (
+        node.target is aten.slice.Tensor and len(node.args) > 1 and isinstance(node.args[1], int) and node.args[1] > 1
+    )
+    return node.target in RENUMBERS and not rows
+
+
+def _parameter(node: Node, argument: int) -> str:
+    source = node.args[argument]
+    while isinstance(source, Node) and source.op == "call_module":
+        source = source.args[0]
+    assert isinstance(source, Node)
+    return str(source.target)

@@ -1,0 +1,34 @@
+"""Taps: the tensors inside a graph that teacher and student are compared at, as extra outputs of it."""
+
+from torch.fx import Graph, GraphModule, Node
+
+from zaq.ir.nodes import activations, output_nodes, shape_of
+from zaq.ir.ops import MOVES, PADS, POOLS
+
+__all__ = ["taps", "with_taps"]
+
+
+def taps(gm: GraphModule) -> list[str]:
+    """Where teacher and student are compared: the last feature map of each spatial resolution, by node name."""
+    last: dict[tuple[int, ...], str] = {}
+    for node in activations(gm):
+        shape = shape_of(node)
+        if shape is None or len(shape) != 3 or shape[1] * shape[2] == 1 or node.target in MOVES | PADS | POOLS:
+            continue
+        last.pop(shape[1:], None)  # keep the order of execution
+        last[shape[1:]] = node.name
+    return list(last.values())
+
+
+def with_taps(gm: GraphModule, names: list[str]) -> GraphModule:
+    """The same modules and parameters under a graph that returns ([outputs], [values of the named nodes]).
+
+    A name that a fake-quantize follows is read before it. Raises KeyError for a name the graph does not have.
+    """
+    graph = Graph()
+    copied: dict[Node, Node] = {}
+    graph.graph_copy(gm.graph, copied)
+    by_name = {node.name: copied[node] for node in gm.graph.nodes if node in copied}
+    outputs = [copied[n] for n in output_nodes(gm)]
+    graph.output((outputs, [by_name[name] for name in names]))
+    return GraphModule(gm, graph)

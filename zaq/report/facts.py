@@ -1,0 +1,138 @@
+"""What happened, as facts: the report of a run, from which JSON, tables and the page are made."""
+
+import dataclasses
+import platform
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from zaq.ir.nodes import attribute, input_node
+from zaq.ir.taps import with_taps
+from zaq.methods.job import Job
+from zaq.stats.mixed import packed_bytes
+
+__all__ = ["SCHEMA", "describe", "method_dict", "onnx_metadata"]
+
+SCHEMA = 1
+
+
+def method_dict(method: Any) -> dict[str, Any]:
+    """A method's name and its constants."""
+    constants = dataclasses.asdict(method) if dataclasses.is_dataclass(method) and not isinstance(method, type) else {}
+    return {"name": getattr(method, "name", type(method).__name__.lower()), **constants}
+
+
+def describe(job: Job, options: dict[str, Any], minutes: float) -> dict[str, Any]:
+    """The report: options, stages, every tensor's grid, per-layer SQNR, notes."""
+    from zaq import __version__
+
+    return {
+        "schema": SCHEMA,
+        "zaq": __version__,
+        "torch": torch.__version__,
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "options": options,
+        "minutes": round(minutes, 2),
+        "interrupted": job.interrupted,
+        "stages": [dataclasses.asdict(s) for s in job.stages],
+        "notes": job.notes,
+        "in_float": job.placement.in_float,
+        "layer_bits": job.qconfig.layer_bits,
+        "frontier": job.frontier,
+        "weight_bytes": packed_bytes(job.teacher, job.placement.weights),
+        "tensors": _tensors(job),
+        "agreement": _agreement(job),
+    }
+
+
+def onnx_metadata(options: dict[str, Any]) -> dict[str, Any]:
+    """What goes into a file's properties, from a run's options."""
+    from zaq import __version__
+
+    return {
+        "version": __version__,
+        "bits": options["bits"],
+        "first_last": options["qconfig"]["first_last"],
+        "placement": options["qconfig"]["placement"],
+        "target": options.get("target", "onnxruntime"),
+        "real_images_read": options["data"],
+        "method": options["method"],
+        "effort": options["effort"],
+        "seed": options["seed"],
+        "source": options["source"],
+        "card": options["card"],
+    }
+
+
+@torch.no_grad()
+def _tensors(job: Job) -> list[dict[str, Any]]:
+    """Every quantized tensor: what it is, its grid, and how well the grid holds it (SQNR in dB on synthetic samples)."""
+    tensors = job.placement.tensors
+    rows = []
+    values: tuple[list[Tensor], list[Tensor]] | None = None
+    if job.samples is not None:
+        inner = [n for n in dict.fromkeys(tensors.values()) if not _is_input(job, n)]
+        some = job.samples[: job.batch]
+        values = with_taps(job.teacher, inner)(some)[1], with_taps(job.student, inner)(some)[1]
+    for name, quantizer in job.placement.activations.items():
+        low, high = quantizer.limits()
+        row = {
+            "name": name,
+            "kind": "activation",
+            "bits": quantizer.bits,
+            "scale": quantizer.scale[0].item(),
+            "zero_point": int(quantizer.zero_point[0]),
+            "low": low,
+            "high": high,
+        }
+        if values is not None and tensors[name] in inner:
+            p, q = (v[inner.index(tensors[name])] for v in values)
+            row |= {"seen_low": float(p.min()), "seen_high": float(p.max()), "sqnr": sqnr(p, quantizer(q))}
+        rows.append(row)
+    for name, quantizer in job.placement.weights.items():
+        weight = attribute(job.student, name)
+        rows.append(
+            {
+                "name": name,
+                "kind": "weight",
+                "bits": quantizer.bits,
+                "integers": [quantizer.quant_min, quantizer.quant_max],
+                "scale": quantizer.scale.tolist(),
+                "zero_point": 0,
+                "seen_low": float(weight.min()),
+                "seen_high": float(weight.max()),
+                "elements": weight.numel(),
+                "sqnr": sqnr(attribute(job.teacher, name), quantizer(weight)),
+            }
+        )
+    return rows
+
+
+def sqnr(signal: Tensor, quantized: Tensor) -> float:
+    """Signal to quantization noise, 10 log10(E[x^2] / E[(x - x^)^2]), in dB; 200 where they are equal."""
+    noise = float((signal - quantized).pow(2).mean())
+    power = float(signal.pow(2).mean())
+    return (
+        round(10 * float(torch.log10(torch.tensor(power / noise))), 2) if noise > 1e-20 * max(power, 1e-20) else 200.0
+    )
+
+
+@torch.no_grad()
+def _agreement(job: Job) -> dict[str, Any]:
+    """How the student compares with its teacher on synthetic samples it was not trained on."""
+    if job.samples is None:
+        return {}
+    p, q = (
+        torch.cat([pytree.tree_leaves(m(x))[0] for x in job.samples.split(job.batch)])
+        for m in (job.teacher, job.student)
+    )
+    found: dict[str, Any] = {"samples": len(job.samples), "output_sqnr": sqnr(p, q)}
+    if job.classes:
+        found["top1_agreement"] = float((p.argmax(1) == q.argmax(1)).float().mean())
+    return found
+
+
+def _is_input(job: Job, name: str) -> bool:
+    return name == input_node(job.teacher).name

@@ -1,0 +1,1 @@
+"""The steps that methods are lists of, and the blocks they learn."""

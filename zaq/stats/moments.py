@@ -1,0 +1,164 @@
+"""What batch norm knows of every tensor's distribution, carried through the graph without any data.
+
+A channel is taken for a normal distribution N(mu, sigma^2) clipped to [low, high]: batch norm gives mu = beta and
+sigma = |gamma|, a ReLU clips at 0, an addition adds means and variances. With a = (low - mu) / sigma, b = (high - mu) /
+sigma, phi and Phi the density and the distribution of N(0, 1) and Z = Phi(b) - Phi(a),
+
+    E[clip(x)]   = mu Z + sigma (phi(a) - phi(b)) + low Phi(a) + high (1 - Phi(b))
+    E[clip(x)^2] = (mu^2 + sigma^2) Z + 2 mu sigma (phi(a) - phi(b)) + sigma^2 (a phi(a) - b phi(b))
+                   + low^2 Phi(a) + high^2 (1 - Phi(b))
+
+(DFQ, Nagel et al. 2019, appendix C, for both ends; with low = 0, high = inf: gamma phi(-beta/gamma) + beta (1 -
+Phi(-beta/gamma)).)
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+from torch.nn import functional as F
+
+from zaq.config.card import Card
+from zaq.ir.nodes import (
+    activations,
+    attribute,
+    channel_limits,
+    channel_padding,
+    groups_of,
+    input_node,
+    renumbers,
+    shape_of,
+)
+from zaq.ir.ops import CLAMPS, MOVES, PADS, POOLS, TRANSPOSED, WEIGHTED
+
+__all__ = ["Clipped", "moments"]
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Clipped:
+    """A normal distribution clipped to [low, high], for each channel; every field (C,), in double precision."""
+
+    mu: Tensor
+    sigma: Tensor
+    low: Tensor
+    high: Tensor
+
+    @classmethod
+    def normal(cls, mu: Tensor, sigma: Tensor) -> "Clipped":
+        mu, sigma = mu.detach().double(), sigma.detach().double().clamp(min=1e-12)
+        return cls(mu, sigma, torch.full_like(mu, -math.inf), torch.full_like(mu, math.inf))
+
+    def clip(self, low: Tensor, high: Tensor) -> "Clipped":
+        """Clipped again, (C,) or scalar ends."""
+        return Clipped(self.mu, self.sigma, self.low.maximum(low.double()), self.high.minimum(high.double()))
+
+    def reach(self, deviations: float) -> tuple[Tensor, Tensor]:
+        """mu +- deviations sigma, inside the ends; (C,) each."""
+        low, high = self.mu - deviations * self.sigma, self.mu + deviations * self.sigma
+        return low.maximum(self.low).minimum(self.high), high.minimum(self.high).maximum(self.low)
+
+    @property
+    def mean(self) -> Tensor:
+        return self._moments()[0]
+
+    @property
+    def variance(self) -> Tensor:
+        mean, square = self._moments()
+        return (square - mean**2).clamp(min=0)
+
+    def _moments(self) -> tuple[Tensor, Tensor]:
+        a, b = (self.low - self.mu) / self.sigma, (self.high - self.mu) / self.sigma
+        pdf_a, pdf_b = (torch.exp(-(v**2) / 2) / math.sqrt(2 * math.pi) for v in (a, b))
+        below, above = torch.special.ndtr(a), torch.special.ndtr(-b)
+        inside = 1 - below - above
+        low, high = (torch.where(p > 0, v, 0.0) for v, p in ((self.low, below), (self.high, above)))
+        edge_a, edge_b = (torch.where(v.isfinite(), v, 0.0) * p for v, p in ((a, pdf_a), (b, pdf_b)))
+        mean = self.mu * inside + self.sigma * (pdf_a - pdf_b) + low * below + high * above
+        square = (
+            (self.mu**2 + self.sigma**2) * inside
+            + 2 * self.mu * self.sigma * (pdf_a - pdf_b)
+            + self.sigma**2 * (edge_a - edge_b)
+            + low**2 * below
+            + high**2 * above
+        )
+        return mean, square
+
+
+def moments(gm: GraphModule, card: Card) -> dict[str, Clipped]:
+    """The distribution of each tensor of a folded graph, by node name; nothing is said of those that cannot be known.
+
+    The image is taken for standard normal inside its bounds, as it is normalised to be. A layer without batch norm
+    adds up what its inputs have, as if they were independent.
+    """
+    found: dict[Node, Clipped] = {}
+    source = input_node(gm)
+    if len(card.input) == 3:
+        low, high = (v.flatten() for v in card.bounds())
+        found[source] = Clipped.normal(torch.zeros(card.input[0]), torch.ones(card.input[0])).clip(low, high)
+    for node in activations(gm):
+        known = _after(gm, node, [found.get(n) for n in node.all_input_nodes if n.op != "get_attr"])
+        if known is not None:
+            found[node] = known
+    return {node.name: known for node, known in found.items()}
+
+
+def _after(gm: GraphModule, node: Node, inputs: list[Clipped | None]) -> Clipped | None:
+    if node.target in WEIGHTED and "bn" in node.meta:
+        return Clipped.normal(node.meta["bn"].mean, node.meta["bn"].std)
+    parts = [p for p in inputs if p is not None]
+    if not parts or len(parts) < len(inputs):
+        return None
+    first = parts[0]
+    if node.target in WEIGHTED:
+        return _after_layer(gm, node, first)
+    if node.target in CLAMPS:
+        return first.clip(*channel_limits(node))
+    if node.target is aten.add.Tensor and len(parts) == 2 and len(parts[0].mu) == len(parts[1].mu):
+        total = Clipped.normal(parts[0].mean + parts[1].mean, (parts[0].variance + parts[1].variance).sqrt())
+        return total.clip(parts[0].low + parts[1].low, parts[0].high + parts[1].high)
+    if node.target is aten.cat.default and node.args[1:] == (1,):
+        return Clipped(*(torch.cat([getattr(p, f) for p in parts]) for f in ("mu", "sigma", "low", "high")))
+    if node.target in MOVES | PADS | POOLS:
+        return _after_move(node, first)
+    return None
+
+
+def _after_move(node: Node, known: Clipped) -> Clipped | None:
+    """Channels stay where they are; flattening a map repeats each of them."""
+    shape, padding = shape_of(node), channel_padding(node)
+    if renumbers(node):
+        return None
+    if padding:
+        fields = (known.mu, known.sigma, known.low, known.high)
+        return Clipped(*(F.pad(v, padding, value=fill) for v, fill in zip(fields, (0.0, 1e-12, 0.0, 0.0), strict=True)))
+    if shape is None or shape[0] == len(known.mu):
+        return known
+    if (
+        len(shape) == 1
+        and shape[0] % len(known.mu) == 0
+        and node.target in (aten.flatten.using_ints, aten.reshape.default)
+    ):
+        return Clipped(
+            *(v.repeat_interleave(shape[0] // len(known.mu)) for v in (known.mu, known.sigma, known.low, known.high))
+        )
+    return None
+
+
+def _after_layer(gm: GraphModule, node: Node, known: Clipped) -> Clipped | None:
+    weight = attribute(gm, str(node.args[1].target)).detach().double() if isinstance(node.args[1], Node) else None
+    groups = groups_of(node)
+    if weight is None or node.target in TRANSPOSED or weight.shape[1] * groups != len(known.mu):
+        return None
+    bias = node.args[2] if len(node.args) > 2 else None
+    start = (
+        attribute(gm, str(bias.target)).detach().double() if isinstance(bias, Node) and bias.op == "get_attr" else 0.0
+    )
+    kernel = weight.flatten(2).sum(2) if weight.dim() > 2 else weight  # (O, I / groups)
+    power = weight.pow(2).flatten(2).sum(2) if weight.dim() > 2 else weight**2
+    rows = len(weight) // groups
+    mean, variance = (v.view(groups, -1).repeat_interleave(rows, 0) for v in (known.mean, known.variance))
+    return Clipped.normal((kernel * mean).sum(1) + start, (power * variance).sum(1).sqrt())

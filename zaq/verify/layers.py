@@ -1,0 +1,138 @@
+"""Layer by layer: the file in onnxruntime and the checkpoint in torch, against the integer referee.
+
+What is compared is what each quantizer writes, as integers. A layer that parts hands its difference on, so the first
+one that does is the one to look at.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from onnx import helper
+from torch import Tensor
+from torch.fx import GraphModule
+
+from zaq.errors import SourceError
+from zaq.export.onnx import INPUT
+from zaq.export.session import session
+from zaq.ir.nodes import attribute, output_nodes
+from zaq.ir.taps import with_taps
+from zaq.verify.integer import Execution, execute
+
+__all__ = ["SAMPLES", "Layer", "Shares", "compare_layers", "summary"]
+
+
+SAMPLES = 16  # as many show what a layer does; the referee is no fast path
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Of the elements of two integer tensors: equal, one step apart, further apart; and apart but not because of a tie."""
+
+    equal: float
+    one_step: float
+    worse: float
+    unexplained: float = 0.0
+
+    def __str__(self) -> str:
+        return f"{100 * self.equal:.4f} % equal, {100 * self.worse:.4f} % off by more than one step"
+
+    @classmethod
+    def of(cls, a: NDArray[np.int64], b: NDArray[np.int64], ties: NDArray[np.bool_]) -> "Shares":
+        """`ties`: what may be rounded either way, so that it explains a difference of one step."""
+        apart = np.abs(a - b)
+        unexplained = (apart > 1) | ((apart == 1) & ~ties)
+        return cls(
+            float((apart == 0).mean()), float((apart == 1).mean()), float((apart > 1).mean()), float(unexplained.mean())
+        )
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What a quantizer writes, in the file and in the checkpoint, against the referee."""
+
+    node: str  # the quantizer's, in the checkpoint's graph
+    name: str
+    bits: int
+    file: Shares
+    checkpoint: Shares
+
+    def __str__(self) -> str:
+        file, checkpoint = (
+            f"{100 * s.equal:.4f} % equal, {100 * s.worse:.4f} % off by more than one step"
+            for s in (self.file, self.checkpoint)
+        )
+        return f"{self.name} ({self.bits} bits): file {file}; checkpoint {checkpoint}"
+
+
+def compare_layers(path: Path, checkpoint: GraphModule, samples: Tensor) -> tuple[list[Layer], Execution]:
+    """Every quantized tensor of the graph, in order, for `samples` (N, C, H, W); and what the referee found.
+
+    `path` is a file in the qdq or packed form. Raises SourceError where it does not hold the checkpoint's tensors.
+    """
+    referee = execute(checkpoint, samples)
+    names = list(referee.integers)
+    with torch.no_grad():
+        values = with_taps(checkpoint, names)(samples)[1]
+    nodes = {n.name: n for n in checkpoint.graph.nodes}
+    found = _written(path, checkpoint, names, samples)
+    layers = []
+    for name, value in zip(names, values, strict=True):
+        if name not in found:
+            continue
+        scale, zero_point, _, low, high = nodes[name].args[1:]
+        step, zero = (attribute(checkpoint, a.target) for a in (scale, zero_point))
+        simulated = ((value / step).round().long() + zero).numpy()
+        expected, ties = referee.integers[name].numpy(), referee.ties[name].numpy()
+        bits = (high - low).bit_length()
+        label = str(scale.target).removeprefix("quant.").removesuffix(".scale")
+        layers.append(
+            Layer(name, label, bits, Shares.of(found[name], expected, ties), Shares.of(simulated, expected, ties))
+        )
+    return layers, referee
+
+
+def summary(layers: list[Layer], every: bool = False) -> list[str]:
+    """Lines for a terminal: how many layers are equal to the referee's in all elements, and the first that is not."""
+    lines = []
+    for who in ("file", "checkpoint"):
+        apart = [x for x in layers if getattr(x, who).equal < 1]
+        where = f"; they part first at {apart[0].name}: {getattr(apart[0], who)}" if apart else ""
+        lines.append(
+            f"{who} against integer arithmetic: {len(layers) - len(apart)} of {len(layers)} quantized tensors equal{where}"
+        )
+    return lines + ([str(layer) for layer in layers] if every else [])
+
+
+def _written(path: Path, checkpoint: GraphModule, names: list[str], samples: Tensor) -> dict[str, NDArray[np.int64]]:
+    """The integers that stand before the DequantizeLinear of each quantizer in the file, by the quantizer's node.
+
+    A quantizer repeated behind what only moves values may be gone (`integers.move_integers`), and so may one of two
+    that quantize the same. Both have the scale of another that is there.
+    """
+    model = onnx.load(path)
+    outputs = dict(zip((n.name for n in output_nodes(checkpoint)), (o.name for o in model.graph.output), strict=True))
+    dequantized = {n.output[0]: n for n in model.graph.node if n.op_type == "DequantizeLinear"}
+    kinds = {t.name: t.data_type for t in model.graph.initializer}
+    scales = {n.name: attribute(checkpoint, n.args[1].target).item() for n in checkpoint.graph.nodes if n.name in names}
+    held = {scales[name] for name in names if outputs.get(name, name) in dequantized}
+    tensors: dict[str, str] = {}
+    for name in names:
+        node = dequantized.get(outputs.get(name, name))
+        if node is None and scales[name] in held:
+            continue
+        if node is None:
+            raise SourceError(
+                f"{path}: holds no tensor {name!r}; it was not exported from this checkpoint in the qdq or packed form."
+            )
+        tensors[name] = node.input[0]
+        if node.input[0] not in {o.name for o in model.graph.output}:
+            model.graph.output.append(helper.make_tensor_value_info(node.input[0], kinds[node.input[2]], None))
+    if not tensors:
+        return {}
+    run = session(model.SerializeToString())
+    values = run.run(list(tensors.values()), {INPUT: samples.contiguous().numpy()})
+    return {name: value.astype(np.int64) for name, value in zip(tensors, values, strict=True)}
