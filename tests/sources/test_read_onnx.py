@@ -148,6 +148,42 @@ def saved(
     return path
 
 
+@pytest.mark.parametrize("name", ['Conv"), {}, getattr(self, "Conv', 'Conv")\r{}\rdef f(): #'])
+def test_what_a_node_is_called_is_not_compiled(name: str, tmp_path: Path) -> None:
+    """torch.fx pastes it into the source of `forward`; onnx2torch takes the dots out, which code does well without."""
+    marker = tmp_path / "marker"
+    statement = f"open({str(marker)!r}, 'w').close()"
+    code = f"exec(bytes({list(statement.encode())}))"
+    path = saved(tmp_path / "net.onnx", helper.make_node("Relu", ["c"], ["y"], name=name.format(code)))
+    source = load(str(path))
+    assert not marker.exists() and source.graph(torch.ones(2, 3, 8, 8)).shape == (2, 4, 8, 8)
+
+
+def test_parts_keep_the_names_of_nodes(tmp_path: Path) -> None:
+    """As far as they are no code, and nothing that a module has already."""
+    names = ("/stem/Relu", "forward", "", "/stem.Relu")
+    nodes = [helper.make_node("Relu", ["c" if i == 0 else f"r{i}"], [f"r{i + 1}"], name=n) for i, n in enumerate(names)]
+    path = saved(tmp_path / "net.onnx", *nodes, helper.make_node("Sigmoid", ["r4"], ["y"], name="squash me"))
+    model = onnx.load(path)
+    from zaq.sources.converters import _renamed
+
+    assert [n.name for n in _renamed(model).graph.node] == [
+        "Conv", "stem_Relu", "forward_2", "Relu", "stem_Relu_4", "squash_me",
+    ]  # fmt: skip
+    assert model.graph.node[1].name == "/stem/Relu" and load(str(path)).graph(torch.ones(2, 3, 8, 8)).shape[1] == 4
+
+
+def test_onnx2torch_is_left_as_it_is(tmp_path: Path) -> None:
+    """Its registry is the whole process's: what zaq registers is there while zaq reads, and not behind it."""
+    from onnx2torch.node_converters.registry import _CONVERTER_REGISTRY as REGISTRY
+
+    before = dict(REGISTRY)
+    assert all("onnx2torch" in converter.__module__ for converter in before.values())
+    model = build("mean_head")
+    require_same(exported(model, tmp_path / "net.onnx", opset_version=18), model)
+    assert before == REGISTRY
+
+
 def branch() -> onnx.NodeProto:
     result = [helper.make_tensor_value_info("r", TensorProto.FLOAT, None)]
     then, otherwise = (
