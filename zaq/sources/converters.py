@@ -46,8 +46,9 @@ def _converters(model: onnx.ModelProto) -> dict[OperationDescription, Any]:
         schema = defs.get_schema(name, opsets[domain], domain)
         known = [d.version for d in table if d[:2] == (domain, name) and d.version <= schema.since_version]
         before = defs.get_schema(name, max(known), domain) if known else None
-        same = before is not None and _alike(node, schema, before)
-        converter = table[OperationDescription(domain, name, before.since_version)] if same else None
+        converter = None
+        if before is not None and _alike(node, schema, before):
+            converter = table[OperationDescription(domain, name, before.since_version)]
         key = OperationDescription(domain, name, schema.since_version)
         found[key] = converter and found.get(key, converter)
     return found
