@@ -59,6 +59,8 @@ def read_mask(sample: Sample[Path], card: Card) -> NDArray[np.uint8]:
 
 
 def _opened(path: Path, mode: str | None = None) -> Image.Image:
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise DataError(f"{path}: is no plain file.")
     try:
         with Image.open(path) as file:
             image: Image.Image = file.convert(mode) if mode else file.copy()
