@@ -14,7 +14,7 @@ from torch.fx import GraphModule
 from zaq.config.card import Card
 from zaq.errors import SourceError
 from zaq.ir.capture import quiet, trace
-from zaq.sources.operators import define_missing_operators
+from zaq.sources.operators import define_missing_operators, own_operators
 
 __all__ = ["SAVE_IT", "Request", "Source", "file_hash", "first_line", "require", "source_of"]
 
@@ -78,7 +78,8 @@ def source_of(
             f"{request.spec}: what it takes is not known; say it: --input-shape 3,224,224 (channels, height, width)."
         )
     model = model.cpu().float()
-    graph = trace(model, torch.zeros(2, *card.input))
+    with own_operators():
+        graph = trace(model, torch.zeros(2, *card.input))
     return Source(name, graph, card, sha256 or hash_of(model.state_dict()), tuple(notes))
 
 
