@@ -240,6 +240,16 @@ CASES: dict[str, tuple[Callable[[Path], object], str]] = {
         ),
         "onnx2torch cannot read it: Resize of mode nearest, align_corners",
     ),
+    "bomb": (
+        lambda p: saved(
+            p,
+            helper.make_node("Constant", [], ["s"], value=numpy_helper.from_array(np.array([600000, 600000]))),
+            helper.make_node("ConstantOfShape", ["s"], ["z"]),
+            helper.make_node("ReduceSum", ["z"], ["r"], keepdims=0),
+            helper.make_node("Add", ["c", "r"], ["y"]),
+        ),
+        "is no valid ONNX file: 'z' has 3.6e\\+11 elements, more than the 1.07e\\+09",
+    ),
     "junk": (lambda p: p.write_bytes(b"junk"), "this is no ONNX file"),
     "empty": (lambda p: p.write_bytes(b""), "this is no ONNX file"),
 }

@@ -97,7 +97,7 @@ def check_weights(config: Any, sizes: dict[str, int]) -> list[str]:
         elements += math.prod(shape)
         stored.append(entry)
     if elements > sum(sizes[entry] for entry in set(stored) if entry in sizes) + ALIASED:
-        raise ValueError(f"its weights have {elements:.3g} elements, which are not in the file")
+        raise ValueError(f"its weights have {min(elements, 10**99):.3g} elements, which are not in the file")
     return list(dict.fromkeys(stored))
 
 
