@@ -163,7 +163,9 @@ def _require_room(model: onnx.ModelProto) -> None:
     for value in model.graph.value_info:
         size = math.prod(d.dim_value or 1 for d in value.type.tensor_type.shape.dim)
         if size > ELEMENTS * (BATCH if size % BATCH == 0 else 1):
-            raise ValueError(f"{value.name!r} has {min(size, 10**99):.3g} elements, more than the {ELEMENTS:.3g} that are taken")
+            raise ValueError(
+                f"{value.name!r} has {min(size, 10**99):.3g} elements, more than the {ELEMENTS:.3g} that are taken"
+            )
 
 
 def _should_fold(node: ir.Node) -> bool | None:
