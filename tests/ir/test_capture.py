@@ -83,7 +83,7 @@ class Branches(nn.Module):
 
 def test_a_branch_on_data_is_refused_with_its_line() -> None:
     with pytest.raises(
-        TraceError, match=r"(?s)control flow depends on the data.*test_graph\.py:\d+: if x\.sum\(\) > 0"
+        TraceError, match=r"(?s)control flow depends on the data.*test_capture\.py:\d+: if x\.sum\(\) > 0"
     ):
         trace(Branches(), images(1))
 
@@ -120,3 +120,20 @@ def test_broken_weights_are_named(value: float) -> None:
         model.get_parameter("down.0.weight")[0, 0, 0, 0] = value
     with pytest.raises(SourceError, match=r"down\.0\.weight holds 1 NaN or infinite"):
         trace(model, images(1))
+
+
+class Grown(nn.Module):
+    """Two bytes of a file, and a tensor of any size."""
+
+    def __init__(self, side: int) -> None:
+        super().__init__()
+        self.side = side
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x.mean((1, 2, 3))[:, None, None] + torch.ones(self.side, self.side)).sum((1, 2))
+
+
+def test_a_tensor_that_no_image_needs_is_not_made() -> None:
+    with pytest.raises(TraceError, match=r"makes [\d.]+e\+11 numbers of an image in one tensor; at most"):
+        trace(Grown(600_000), images(2))
+    assert trace(Grown(60), images(2))(images(3)).shape == (3,)

@@ -15,6 +15,7 @@ from zoo import build, images
 
 from zaq.errors import SourceError
 from zaq.ir.capture import quiet
+from zaq.run import Run
 from zaq.sources import load
 
 Change = Callable[[dict[str, Any], Path], None]
@@ -173,6 +174,15 @@ def test_a_program_that_would_run_something(
     monkeypatch.syspath_prepend(str(tmp_path))  # type: ignore[no-untyped-call]
     with pytest.raises(SourceError, match=rf"bad\.pt2: .*{message}"):
         load(str(changed(parts, tmp_path / "bad.pt2", change)))
+    assert not (tmp_path / "marker").exists()
+
+
+def test_a_run_is_read_in_the_same_way(parts: dict[str, bytes], tmp_path: Path) -> None:
+    """`zaq export`, `verify` and `profile` open the checkpoint of a run, which may be somebody else's."""
+    changed(parts, tmp_path / "quantized.pt2", a_file)
+    for read in (Run(tmp_path).program, Run(tmp_path).student):
+        with pytest.raises(SourceError, match=r"quantized\.pt2: .*from_file"):
+            read()
     assert not (tmp_path / "marker").exists()
 
 

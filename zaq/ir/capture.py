@@ -4,18 +4,21 @@ import copy
 import traceback
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import Graph, GraphModule, Node
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx import Graph, GraphModule, Interpreter, Node
 from torch.fx.graph import CodeGen
 from torch.utils import _pytree as pytree
 
 from zaq.errors import SourceError, TraceError
 from zaq.ir.nodes import input_node
 from zaq.ir.spelling import DECOMPOSED, one_spelling
+
+ELEMENTS = 2**30  # of one tensor, for one image: sixteen times what a network at 4K has
 
 __all__ = ["export_program", "from_exported", "quiet", "trace"]
 
@@ -59,6 +62,7 @@ def from_exported(exported: torch.export.ExportedProgram) -> GraphModule:
         target = str(node.target)
         if node.op in ("call_module", "call_function") and ("_guards_fn" in target or "_assert" in target):
             graph.erase_node(node)
+    _require_room(module, graph)
     with quiet(), torch.no_grad():
         one_spelling(module)
     inputs = [n for n in graph.nodes if n.op == "placeholder" and n.users]
@@ -131,6 +135,32 @@ def _reason(error: BaseException) -> str:
     text = str(error).strip().splitlines() or [type(error).__name__]
     kind = "its control flow depends on the data" if "data-dependent" in str(error) else text[0]
     return f"{kind}{where}. Rewrite that line without a branch on tensor values, or export a part of the model."
+
+
+class _Sizes(Interpreter):
+    """Runs a graph on shapes alone, and remembers its largest tensor."""
+
+    largest = 0
+
+    def run_node(self, n: Node) -> Any:
+        value = super().run_node(n)
+        self.largest = max([self.largest, *(v.numel() for v in pytree.tree_leaves(value) if isinstance(v, Tensor))])
+        return value
+
+
+def _require_room(gm: nn.Module, graph: Graph) -> None:
+    """A few bytes of a file may ask for a tensor of any size: look at shapes alone before constants are folded."""
+    values = [n.meta.get("val") for n in graph.nodes if n.op == "placeholder"]
+    sizes = _Sizes(gm, graph=graph)
+    with quiet(), torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True), suppress(Exception):
+        # What fails here, as where shapes depend on values, is said by the run behind it.
+        images = [torch.zeros(2, *map(int, v.shape[1:])) if isinstance(v, Tensor) else v for v in values]
+        sizes.run(*images, enable_io_processing=False)
+    if sizes.largest > 2 * ELEMENTS:
+        size = min(sizes.largest, 10**99) / 2
+        raise TraceError(
+            f"the model makes {size:.3g} numbers of an image in one tensor; at most {ELEMENTS:.3g} are taken."
+        )
 
 
 def _require_any_batch(gm: GraphModule) -> None:
