@@ -238,6 +238,15 @@ def test_an_npz_that_is_a_bomb(tmp_path: Path) -> None:
     refused(f"npz:{tmp_path / 'false.npz'}", r"false\.npz: .*says that it is of \(4, 8, 8, 99999999999\)")
 
 
+def test_an_image_that_is_a_program(tmp_path: Path) -> None:
+    """PIL tells a file by its content, and hands PostScript to Ghostscript."""
+    write(tmp_path, [["file", "label"], ["b.png", "1"]])
+    (tmp_path / "b.png").write_text(
+        "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n%%EndComments\n(marker) (w) file\n"
+    )
+    refused(f"csv:{tmp_path}", r"b\.png: cannot be read as an image \(cannot identify")
+
+
 def test_pipes_are_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     write(tmp_path, [["file", "label"], ["pipe.png", "1"]])
