@@ -132,6 +132,23 @@ def test_weights_in_another_file(tmp_path: Path) -> None:
         load(str(path))
 
 
+@pytest.mark.parametrize("place", ["../net.data", "{}/net.data", "link.data"])
+def test_weights_outside_the_folder_of_a_file(place: str, tmp_path: Path) -> None:
+    """A file may not read what lies elsewhere on this machine into its weights."""
+    path = exported(build("residual"), tmp_path / "net.onnx")
+    onnx.save(onnx.load(path), path, save_as_external_data=True, location="net.data", size_threshold=0)
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    (inside / "link.data").symlink_to(tmp_path / "net.data")
+    model = onnx.load(path, load_external_data=False)
+    for stored in model.graph.initializer:
+        for entry in stored.external_data:
+            entry.value = place.format(tmp_path) if entry.key == "location" else entry.value
+    (inside / "net.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(SourceError, match="weights lie in another file that cannot be read"):
+        load(str(inside / "net.onnx"))
+
+
 IMAGE = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 8, 8])
 RESULT = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", "c", "h", "w"])
 

@@ -92,6 +92,19 @@ def test_a_card_nested_too_deep(state: dict[str, Tensor], tmp_path: Path) -> Non
         load(str(tmp_path / "net.safetensors"), arch="resnet20")
 
 
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_pickle_among_the_weights_is_not_loaded(zipped: bool, state: dict[str, Tensor], tmp_path: Path) -> None:
+    class Bomb:
+        def __reduce__(self) -> tuple[object, ...]:
+            return (Path.touch, (tmp_path / "marker",))
+
+    path = tmp_path / "weights.pth"
+    torch.save(state | {"epoch": Bomb()}, path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(SourceError, match=r"weights\.pth: holds more than tensors"):
+        load(str(path), arch="resnet20")
+    assert not (tmp_path / "marker").exists()
+
+
 def test_an_archive_that_unpacks_to_more_than_is_taken(tmp_path: Path) -> None:
     path = tmp_path / "weights.pth"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("weights/data/0", "w") as stream:
