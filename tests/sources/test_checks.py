@@ -177,6 +177,17 @@ def test_a_program_that_would_run_something(
     assert not (tmp_path / "marker").exists()
 
 
+@pytest.mark.parametrize("part", ["outputs", "output_specs", "module_call_graph"])
+def test_parts_that_do_not_fit_together(part: str, parts: dict[str, bytes], tmp_path: Path) -> None:
+    def emptied(program: dict[str, Any], marker: Path) -> None:
+        module = program["graph_module"]
+        for place in (module, module["graph"], module["signature"]):
+            place.update({part: []} if part in place else {})
+
+    with pytest.raises(SourceError, match=r"bad\.pt2: "):
+        load(str(changed(parts, tmp_path / "bad.pt2", emptied)))
+
+
 def test_a_run_is_read_in_the_same_way(parts: dict[str, bytes], tmp_path: Path) -> None:
     """`zaq export`, `verify` and `profile` open the checkpoint of a run, which may be somebody else's."""
     changed(parts, tmp_path / "quantized.pt2", a_file)

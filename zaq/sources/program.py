@@ -13,7 +13,7 @@ from torch.export.pt2_archive._package import PT2ArchiveWriter
 from torch.fx import GraphModule
 
 from zaq.config.bounds import capacity, entries, plain_json
-from zaq.errors import SourceError
+from zaq.errors import SourceError, ZaqError
 from zaq.ir.capture import from_exported, quiet
 from zaq.ir.nodes import input_node
 from zaq.sources.base import SAVE_IT, Request, Source, file_hash, first_line
@@ -42,7 +42,13 @@ def read_program_source(request: Request) -> Source:
 
 def read_pt2(path: Path) -> GraphModule:
     """The graph of a torch.export file; raises as `read_program` does."""
-    return from_exported(read_program(path))
+    program = read_program(path)
+    try:
+        return from_exported(program)
+    except ZaqError:
+        raise
+    except Exception as error:  # a program whose parts do not fit together fails wherever torch first misses one
+        raise SourceError(f"{path}: its graph is damaged: {first_line(error)}") from error
 
 
 def read_program(path: Path) -> torch.export.ExportedProgram:
