@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from toy import CARD as TOY_CARD
+from toy import gratings, shared_head
 from zoo import SHAPE, traced
 
 from zaq.config.bits import QConfig
@@ -51,6 +53,16 @@ def test_a_bias_that_two_layers_add_is_left_alone() -> None:
     assert correct_empirically(job.teacher, job.student, x) == len(weighted_layers(job.teacher)) - 2
     mine = {n.name: n for n in job.student.graph.nodes}
     assert all(torch.equal(bias_of(job.student, mine[n.name]), b) for n, b in zip(shared, before, strict=True))
+
+
+def test_nor_is_it_corrected_analytically() -> None:
+    """A head that two maps read: what the one needs is not what the other does."""
+    torch.manual_seed(0)
+    folded, _ = fold(trace(shared_head(), gratings(2, 0)[0]))
+    job = Job(folded, QConfig.parse("w3a8", None), TOY_CARD)
+    before = job.student.head.bias.clone()
+    corrected = correct_analytically(job.teacher, job.student, job.placement, moments(job.teacher, TOY_CARD))
+    assert corrected == 2 and torch.equal(job.student.head.bias, before)
 
 
 def test_analytic_correction_reduces_the_shift_where_inputs_are_as_assumed() -> None:

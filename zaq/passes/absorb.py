@@ -15,7 +15,17 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from zaq.ir.nodes import activations, add_to_bias, bias_of, channel_limits, groups_of, has_bias, set_limits, weight_of
+from zaq.ir.nodes import (
+    activations,
+    add_to_bias,
+    bias_of,
+    channel_limits,
+    groups_of,
+    has_bias,
+    not_its_own,
+    set_limits,
+    weight_of,
+)
 from zaq.ir.ops import CLAMPS, CONVS, LINEARS
 from zaq.passes.channels import columns
 from zaq.passes.equalize import DEAD
@@ -39,6 +49,7 @@ def absorb_constants(gm: GraphModule) -> tuple[GraphModule, int]:
             or layer.target not in CONVS | LINEARS
             or len(layer.users) > 1
             or not has_bias(layer)
+            or not_its_own(gm, layer)
         ):
             continue
         weight, bias = weight_of(gm, layer), bias_of(gm, layer)
@@ -49,7 +60,9 @@ def absorb_constants(gm: GraphModule) -> tuple[GraphModule, int]:
         readers = [
             r
             for r in node.users
-            if r.target in CONVS | LINEARS and len(constant) == weight_of(gm, r).shape[1] * groups_of(r)
+            if r.target in CONVS | LINEARS
+            and not not_its_own(gm, r)
+            and len(constant) == weight_of(gm, r).shape[1] * groups_of(r)
         ]
         if len(readers) < len(node.users) or not all(_takes_a_shift(r) for r in readers):
             off &= constant == 0
@@ -81,6 +94,8 @@ def absorb(gm: GraphModule, deviations: float = 3.0) -> tuple[GraphModule, int]:
         if not isinstance(layer, Node) or "bn" not in layer.meta or len(layer.users) > 1 or not readers:
             continue
         if not all(r.target in CONVS | LINEARS and _takes_a_shift(r) for r in readers):
+            continue
+        if any(not_its_own(gm, n) for n in (layer, *readers)):
             continue
         stats, (low, high) = layer.meta["bn"], channel_limits(node)
         if bool((low != 0).any()):
