@@ -2,13 +2,16 @@
 
 import torch
 from torch import nn
-from zoo import images, traced
+from zoo import SHAPE, images, traced
 
+from zaq.config.card import Card
 from zaq.ir.capture import trace
 from zaq.ir.nodes import bias_of, weight_of
+from zaq.ir.taps import with_taps
 from zaq.passes.absorb import absorb, absorb_constants
 from zaq.passes.fold import fold
 from zaq.quant.edges import weighted_layers
+from zaq.stats.moments import moments
 
 
 def pair(kernel: int, padding: int, clip: nn.Module) -> nn.Module:
@@ -53,6 +56,12 @@ def test_switched_off_channels_go() -> None:
         assert number == gone
         with torch.no_grad():
             torch.testing.assert_close(new(images(8)), graph(images(8)), atol=1e-4, rtol=1e-4)
+        off = [3, 4, 0] if gone == 3 else [3, 4]
+        first = weighted_layers(new)[0]
+        written = with_taps(new, [next(iter(first.users)).name])(images(8))[1][0]
+        assert (written[:, off] == 0).all() and (written.amax((0, 2, 3)) == 0).sum() == gone
+        known = moments(new, Card(input=SHAPE))[next(iter(first.users)).name]
+        assert max(float(end[off].abs().max()) for end in (*known.reach(6.0), known.mean, known.variance)) < 1e-9
         second = weight_of(new, weighted_layers(new)[1])
         assert (second[:, [3, 4]] == 0).all() and bool((second[:, 0] == 0).all()) == (gone == 3)
 

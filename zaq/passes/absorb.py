@@ -37,9 +37,10 @@ def absorb_constants(gm: GraphModule) -> tuple[GraphModule, int]:
     """A copy in which channels that training has switched off are zero, as are the weights that read them; and their
     number.
 
-    Batch norm can drive a layer's weights to nothing in a channel: what it writes is its bias, a constant. Whatever
-    reads a channel of zeros does not matter, but may be the largest weight of its tensor. Where the constant is not
-    zero, it moves into the bias of its readers first (those without padding). Keeps the function to about 1e-5.
+    Batch norm can drive a layer's weights to nothing in a channel: what it writes is its bias, a constant. Neither the
+    constant nor the weights that read it should set anybody's range. Where the constant is not zero, it moves into the
+    bias of its readers first; where one of them pads, or has no bias of its own, the channel stays as it is. What batch
+    norm knew of the channel (`meta["bn"]`) becomes zero with it. Keeps the function to about 1e-5.
     """
     gm, absorbed = copy.deepcopy(gm), 0
     for node in list(activations(gm)):
@@ -56,7 +57,7 @@ def absorb_constants(gm: GraphModule) -> tuple[GraphModule, int]:
         low, high = channel_limits(node)
         constant = bias.detach().double().maximum(low.double()).minimum(high.double())
         reach = weight.detach().abs().flatten(1).amax(1)
-        off = reach <= DEAD * reach.max()
+        off = (reach <= DEAD * reach.max()) & (low <= 0) & (high >= 0)
         readers = [
             r
             for r in node.users
@@ -70,11 +71,11 @@ def absorb_constants(gm: GraphModule) -> tuple[GraphModule, int]:
             continue
         absorbed += int(off.sum())
         c = torch.where(off, constant, 0.0)
-        weight.data[off] = 0
+        weight.data[off], bias.data[off] = 0, 0
         if "bn" in layer.meta:
             stats = layer.meta["bn"]
             layer.meta["bn"] = replace(
-                stats, mean=torch.where(off, bias.detach(), stats.mean), std=torch.where(off, 0.0, stats.std)
+                stats, mean=torch.where(off, 0.0, stats.mean), std=torch.where(off, 0.0, stats.std)
             )
         for reader in readers:
             read = weight_of(gm, reader)
