@@ -15,7 +15,7 @@ from torch.fx import GraphModule
 from zaq.errors import SourceError
 from zaq.ir.capture import from_exported, quiet
 from zaq.ir.nodes import input_node
-from zaq.sources.base import SAVE_IT, Request, Source, file_hash
+from zaq.sources.base import SAVE_IT, Request, Source, cast_note, file_hash
 
 __all__ = ["read_program", "read_program_source", "read_pt2"]
 
@@ -28,11 +28,12 @@ SIZE_WORDS = {
 def read_program_source(request: Request) -> Source:
     """The program that a .pt2 file holds, at the shape that it was exported with."""
     path, card = request.file(), request.card()
-    graph = read_pt2(path)
+    program = read_program(path)
+    graph = from_exported(program)
     shape = tuple(int(d) for d in input_node(graph).meta["val"].shape[1:])
     if card.input and tuple(card.input) != shape:
         raise SourceError(f"{path}: the model takes inputs of {shape}, card or flags say {tuple(card.input)}.")
-    return Source(path.stem, graph, card.override(input=shape), file_hash(path))
+    return Source(path.stem, graph, card.override(input=shape), file_hash(path), cast_note(program.state_dict.values()))
 
 
 def read_pt2(path: Path) -> GraphModule:
