@@ -35,11 +35,13 @@ def shape_of(node: Node) -> tuple[int, ...] | None:
 
 
 def input_node(gm: GraphModule) -> Node:
+    """The node of the batch of images, (N, C, H, W): the first input that anything reads."""
     node: Node = next(n for n in gm.graph.nodes if n.op == "placeholder" and n.users)
     return node
 
 
 def output_nodes(gm: GraphModule) -> list[Node]:
+    """The nodes whose tensors a graph returns, in the order of its outputs."""
     return [n for n in pytree.tree_leaves(next(iter(reversed(gm.graph.nodes))).args) if isinstance(n, Node)]
 
 
