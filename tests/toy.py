@@ -113,3 +113,28 @@ def filled(net: nn.Module, batches: int = 8) -> Any:
         for seed in range(batches):
             net.train()(gratings(64, seed)[0])
     return net.eval()
+
+
+class Offsets(nn.Module):
+    """A padded layer, then two of one pixel, behind ReLU: offsets of the first two can move on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU())
+        self.point = nn.Sequential(nn.Conv2d(16, 16, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU())
+        self.last, self.fc = nn.Conv2d(16, 12, 1), nn.Linear(12, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(F.relu(self.last(self.point(self.stem(x)))).mean((2, 3)))
+
+
+def offsets() -> Offsets:
+    """The network with statistics from `gratings`, half of whose channels lie far above zero."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        net = Offsets()
+        for norm in (net.stem[1], net.point[1]):
+            nn.init.uniform_(norm.weight, 0.3, 0.6)  # type: ignore[arg-type]
+            norm.bias[:8].uniform_(3.0, 6.0)  # type: ignore[index,operator]
+            norm.bias[8:].uniform_(-0.5, 0.5)  # type: ignore[index,operator]
+    return filled(net)

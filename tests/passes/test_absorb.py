@@ -2,6 +2,7 @@
 
 import torch
 from torch import nn
+from toy import CARD, gratings, offsets
 from zoo import SHAPE, images, traced
 
 from zaq.config.card import Card
@@ -37,6 +38,23 @@ def test_high_offsets_move_on() -> None:
         with torch.no_grad():
             torch.testing.assert_close(new(x), graph(x), atol=2e-2, rtol=0)  # 0.1 % of the values lie below 3 gamma
         assert float(first.meta["bn"].mean.max()) <= 1.6
+
+
+def test_what_data_has_seen_stays_but_for_a_thousandth() -> None:
+    """Statistics from images: other images come out the same, and what is written lies lower by what moved."""
+    x = gratings(64, 99)[0]
+    graph, _ = fold(trace(offsets(), x))
+    new, moved = absorb(graph)
+    writers = [next(iter(n.users)).name for n in weighted_layers(graph)[:2]]  # the ReLUs behind the first two
+    with torch.no_grad():
+        expected, found = with_taps(graph, writers)(x), with_taps(new, writers)(x)
+    error = (found[0][0] - expected[0][0]).pow(2).mean() / expected[0][0].var()
+    assert moved == 16 and float(error) < 1e-4
+    before, after = (moments(g, CARD) for g in (graph, new))
+    for name, a, b in zip(writers, expected[1], found[1], strict=True):
+        change = (a - b).mean((0, 2, 3)).double()
+        assert (change[:8] > 1.0).all() and change[8:].abs().max() < 0.01
+        torch.testing.assert_close(before[name].mean - after[name].mean, change, atol=0.02, rtol=0.01)
 
 
 def test_nothing_moves_across_a_padding() -> None:
