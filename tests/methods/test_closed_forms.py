@@ -12,8 +12,10 @@ import zaq
 from zaq.api import Quantized
 from zaq.config.bits import QConfig
 from zaq.ir.nodes import attribute
+from zaq.ir.taps import with_taps
 from zaq.methods.aciq import ACIQ
 from zaq.methods.dfq import DFQ
+from zaq.quant.aciq import clip_range
 
 
 def quantized(net: nn.Module, bits: QConfig, method: Any) -> Quantized:
@@ -42,6 +44,19 @@ PARTS = {  # network, bits, with the part, without it, and how much less error t
 def test_each_part_takes_error_away(name: str) -> None:
     make, bits, whole, without, share = PARTS[name]
     assert error(make(), bits, whole) < share * error(make(), bits, without)
+
+
+@pytest.mark.parametrize("distribution", ["laplace", "gauss"])
+def test_ranges_are_those_of_images_though_none_was_seen(distribution: str) -> None:
+    """At 4 bits, behind ReLUs whose statistics batch norm has: where the closed form clips what images cause."""
+    net, x = trained(), gratings(256, 77)[0]
+    job = quantized(net, QConfig.parse("w8a4"), ACIQ(distribution=distribution)).job
+    placed = {job.placement.tensors[n]: q for n, q in job.placement.activations.items() if q.bits == 4}
+    assert len(placed) == 3
+    for value, q in zip(with_taps(job.teacher, list(placed))(x)[1], placed.values(), strict=True):
+        gap = (value - value.mean()).abs().mean() if distribution == "laplace" else value.std()
+        expected = clip_range(float(value.mean()), float(gap), 4, 0.0, float(value.max()), distribution)
+        assert q.limits() == pytest.approx(expected, rel=0.15)
 
 
 @pytest.mark.parametrize("bits", ["w2a8", "w3a8", "w4a8"])

@@ -21,7 +21,7 @@ def pair(kernel: int, padding: int, clip: nn.Module) -> nn.Module:
     net = nn.Sequential(body, nn.Conv2d(8, 4, kernel, padding=padding), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     norm = net[0][1]
     with torch.no_grad():
-        norm.bias.copy_(torch.tensor([5.0, 4, 3, 0, -1, 0.5, 2, 1]))
+        norm.bias.copy_(torch.tensor([6.5, 4, 3, 0, -1, 0.5, 2, 1]))
         norm.weight.fill_(0.5)
         norm.running_var.fill_(float(net[0][0](torch.randn(64, 3, 16, 16)).var()))
     return net.eval()
@@ -31,7 +31,7 @@ def test_high_offsets_move_on() -> None:
     for clip in (nn.ReLU(), nn.ReLU6()):
         graph, _ = fold(trace(pair(1, 0, clip), images(1)))
         new, moved = absorb(graph)
-        assert moved == 4  # beta - 3 gamma > 0 for 5, 4, 3 and 2
+        assert moved == 4  # beta - 3 gamma > 0 for 6.5, which ReLU6 cuts off, 4, 3 and 2
         first = weighted_layers(new)[0]
         assert (bias_of(new, first) < bias_of(graph, weighted_layers(graph)[0]) - 0.4).sum() == 4
         x = torch.randn(32, 3, 16, 16)
@@ -82,6 +82,14 @@ def test_switched_off_channels_go() -> None:
         assert max(float(end[off].abs().max()) for end in (*known.reach(6.0), known.mean, known.variance)) < 1e-9
         second = weight_of(new, weighted_layers(new)[1])
         assert (second[:, [3, 4]] == 0).all() and bool((second[:, 0] == 0).all()) == (gone == 3)
+
+
+def test_a_channel_that_cannot_be_zero_stays() -> None:
+    model = pair(1, 0, nn.Hardtanh(0.5, 6.0))
+    with torch.no_grad():
+        model[0][0].weight[[3, 4, 0]] = 0  # type: ignore[index]
+    graph, _ = fold(trace(model, images(1)))
+    assert absorb_constants(graph)[1] == 0
 
 
 def test_graphs_of_every_kind_pass() -> None:

@@ -111,6 +111,7 @@ def absorb(gm: GraphModule, deviations: float = 3.0) -> tuple[GraphModule, int]:
             set_limits(gm, node, torch.zeros_like(c), high - c)
         for reader in readers:
             _shift(gm, reader, c)
+    gm.recompile()  # a clip's ends may have become its channels' own
     return gm, moved
 
 
