@@ -4,7 +4,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 from zoo import SHAPE, ZOO, images, traced
 
 from zaq.config.card import Card
@@ -83,6 +84,51 @@ def test_moments_through_a_pooling_are_those_of_draws(name: str) -> None:
     deviation = drawn.transpose(0, 1).flatten(1).std(1)
     close["atol"] = 0.07 if low == 0 else 0.03  # clipped values have a little less in common
     torch.testing.assert_close(found.variance.sqrt() / SIGMA, deviation / SIGMA, **close)
+
+
+def test_zeros_from_a_padding_lie_within_what_an_average_reaches() -> None:
+    """One value of a window of nine, from a channel between 3 and 4 and from one between -4 and -3."""
+    ends = torch.tensor([3.0, -4.0]), torch.tensor([4.0, -3.0])
+    found = Clipped.normal(torch.tensor([3.5, -3.5]), torch.tensor([0.1, 0.1])).clip(*ends).average(1, 9)
+    torch.testing.assert_close(found.mean.float(), torch.tensor([3.5, -3.5]) / 9, atol=1e-4, rtol=0)
+
+
+def test_a_range_is_so_many_deviations_but_for_the_ends() -> None:
+    known = Clipped.normal(torch.tensor([1.0, 5.0]), torch.tensor([2.0, 1.0])).clip(
+        torch.tensor(0.0), torch.tensor(6.0)
+    )
+    low, high = known.reach(2.0)
+    assert low.tolist() == [0.0, 3.0] and high.tolist() == [5.0, 6.0]
+
+
+class Sum(nn.Module):
+    """Two rectified maps, added; the sum has two channels of zeros before and one behind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = (nn.Sequential(nn.Conv2d(3, 9, 1), nn.BatchNorm2d(9), nn.ReLU()) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pad(self.a(x) + self.b(x), (0, 0, 0, 0, 2, 1))
+
+
+def test_moments_of_a_sum_and_of_channels_of_zeros() -> None:
+    net = Sum()
+    with torch.no_grad():
+        for part, mu in ((net.a, MU), (net.b, 1.0 + MU.flip(0))):
+            part[1].weight.copy_(SIGMA)  # type: ignore[operator]
+            part[1].bias.copy_(mu)  # type: ignore[operator]
+    folded, _ = fold(trace(net.eval(), images(2)))
+    known = moments(folded, CARD)
+    total, padded = known["add"], known[output_nodes(folded)[0].name]
+    one, other = torch.randn(2, 100000, 9, generator=torch.Generator().manual_seed(0), dtype=torch.double)
+    drawn = (one * SIGMA + MU).relu() + (other * SIGMA + 1.0 + MU.flip(0)).relu()
+    torch.testing.assert_close(total.mean / SIGMA, drawn.mean(0) / SIGMA, atol=0.12, rtol=0.0)  # of a normal's clipped
+    torch.testing.assert_close(total.variance.sqrt() / SIGMA, drawn.std(0) / SIGMA, atol=0.15, rtol=0.0)
+    assert (total.low == 0).all()
+    for low, high in (padded.reach(6.0), (padded.mean, padded.variance)):
+        assert all(float(v[[0, 1, -1]].abs().max()) < 1e-9 for v in (low, high))
+    torch.testing.assert_close(padded.mean[2:-1], total.mean)
 
 
 def test_rows_of_a_map_have_no_channels() -> None:
