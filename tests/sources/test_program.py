@@ -17,7 +17,8 @@ from zaq.sources import load
 def save(model: nn.Module, path: Path, batch: bool = True) -> Path:
     shapes = ({0: torch.export.Dim.AUTO},) if batch else None
     with quiet():
-        torch.export.save(torch.export.export(model, (images(2),), dynamic_shapes=shapes), path)
+        example = images(2).to(next(model.parameters()).dtype)
+        torch.export.save(torch.export.export(model, (example,), dynamic_shapes=shapes), path)
     return path
 
 
@@ -27,6 +28,14 @@ def test_a_saved_program_is_the_model(tmp_path: Path) -> None:
     torch.testing.assert_close(source.graph(images()), model(images()))
     assert source.name == "net" and source.card.input == (3, 16, 16) and source.card.normalised
     assert len(source.sha256) == 64
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_another_precision_is_read_as_float32_and_said(dtype: torch.dtype, tmp_path: Path) -> None:
+    model = build("pools").to(dtype)
+    source = load(str(save(model, tmp_path / "net.pt2")))
+    torch.testing.assert_close(source.graph(images()), model.float()(images()), atol=1e-5, rtol=1e-4)
+    assert len(source.notes) == 1 and f"stored in {str(dtype)[6:]};" in source.notes[0]
 
 
 def test_card_beside_the_file_and_flags_over_it(tmp_path: Path) -> None:

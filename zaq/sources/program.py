@@ -16,7 +16,7 @@ from zaq.config.bounds import capacity, entries, plain_json
 from zaq.errors import SourceError, ZaqError
 from zaq.ir.capture import from_exported, quiet
 from zaq.ir.nodes import input_node
-from zaq.sources.base import SAVE_IT, Request, Source, file_hash, first_line
+from zaq.sources.base import SAVE_IT, Request, Source, cast_note, file_hash, first_line
 from zaq.sources.checks import check_program, check_weights
 
 __all__ = ["read_program", "read_program_source", "read_pt2"]
@@ -33,16 +33,20 @@ SAMPLES = "data/sample_inputs/model.pt"  # pickled example inputs, which torch c
 def read_program_source(request: Request) -> Source:
     """The program that a .pt2 file holds, at the shape that it was exported with."""
     path, card = request.file(), request.card()
-    graph = read_pt2(path)
+    program = read_program(path)
+    graph = _graph(path, program)
     shape = tuple(int(d) for d in input_node(graph).meta["val"].shape[1:])
     if card.input and tuple(card.input) != shape:
         raise SourceError(f"{path}: the model takes inputs of {shape}, card or flags say {tuple(card.input)}.")
-    return Source(path.stem, graph, card.override(input=shape), file_hash(path))
+    return Source(path.stem, graph, card.override(input=shape), file_hash(path), cast_note(program.state_dict.values()))
 
 
 def read_pt2(path: Path) -> GraphModule:
     """The graph of a torch.export file; raises as `read_program` does."""
-    program = read_program(path)
+    return _graph(path, read_program(path))
+
+
+def _graph(path: Path, program: torch.export.ExportedProgram) -> GraphModule:
     try:
         return from_exported(program)
     except ZaqError:
