@@ -53,7 +53,7 @@ from zaq.ir.taps import with_taps
 from zaq.methods import METHODS
 from zaq.methods.job import Job
 from zaq.report.facts import sqnr
-from zaq.run import Run
+from zaq.run import Run, write_file
 from zaq.sources.operators import define_missing_operators
 from zaq.verify.kernels import kernels
 from zaq.verify.layers import compare_layers
@@ -251,7 +251,7 @@ def worker(row: Row, path: Path) -> None:
     def say() -> None:
         row.seconds = round(time.monotonic() - started, 1)
         row.peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-        _replace(path, json.dumps(dataclasses.asdict(row)))
+        write_file(path, json.dumps(dataclasses.asdict(row)))
 
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
@@ -284,21 +284,15 @@ def run_one(row: Row, timeout: float) -> Row:
 def write(rows: list[Row]) -> None:
     """The table in its three forms."""
     OUT.mkdir(parents=True, exist_ok=True)
-    _replace(OUT / "results.json", json.dumps([dataclasses.asdict(r) for r in rows], indent=1) + "\n")
+    write_file(OUT / "results.json", json.dumps([dataclasses.asdict(r) for r in rows], indent=1) + "\n")
     text = io.StringIO()
     table = csv.DictWriter(text, [f.name for f in dataclasses.fields(Row)], lineterminator="\n")
     table.writeheader()
     table.writerows(
         {k: json.dumps(v) if isinstance(v, dict) else v for k, v in dataclasses.asdict(r).items()} for r in rows
     )
-    _replace(OUT / "results.csv", text.getvalue())
-    _replace(OUT / "results.md", markdown(rows))
-
-
-def _replace(path: Path, text: str) -> None:
-    partial = path.parent / f".{path.name}.partial"
-    partial.write_text(text)
-    partial.replace(path)
+    write_file(OUT / "results.csv", text.getvalue())
+    write_file(OUT / "results.md", markdown(rows))
 
 
 def markdown(rows: list[Row]) -> str:

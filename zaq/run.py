@@ -12,6 +12,7 @@ import errno
 import hashlib
 import io
 import json
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.fx import GraphModule
 
+from zaq.config.bounds import plain_json
 from zaq.config.card import Card
 from zaq.errors import OutputError, RunError, SourceError
 from zaq.export.session import session
@@ -107,7 +109,7 @@ class Run:
             raise SourceError(
                 f"{self.path / name}: was not written by zaq; zaq export {self.path} --overwrite makes it anew."
             )
-        theirs = json.loads(properties.get("zaq.parts", "{}"))
+        theirs = plain_json(properties.get("zaq.parts", "{}"))
         for part, digest in self.hashes().items():
             if theirs.get(part, digest) != digest:
                 raise SourceError(
@@ -117,7 +119,7 @@ class Run:
 
     def options(self) -> dict[str, Any]:
         try:
-            return dict(json.loads((self.path / "options.json").read_text()))
+            return dict(plain_json((self.path / "options.json").read_text()))
         except ValueError as error:
             raise SourceError(f"{self.path / 'options.json'}: is not readable as JSON ({error}).") from error
 
@@ -140,11 +142,15 @@ class Run:
 
 
 def write_file(path: Path, content: bytes | str) -> None:
-    """Write to a temporary name, then move the file into place. Raises OutputError or RunError where that fails."""
-    temporary = path.parent / f".{path.name}.partial"
-    with disk_errors(path):
+    """Write to a file of a name that nobody can foresee, made anew and in the same folder, then move it into place.
+
+    Raises OutputError or RunError where that fails.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    with disk_errors(path), temporary.open("xb") as stream:  # x: no file and no link that lies there already
         try:
-            temporary.write_bytes(content if isinstance(content, bytes) else content.encode())
+            stream.write(content if isinstance(content, bytes) else content.encode())
+            stream.flush()
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)

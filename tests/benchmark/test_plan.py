@@ -111,6 +111,14 @@ def test_a_yaml_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert {c.limit for c in read_plan(tmp_path / "plan.yaml", identify, limit=7)} == {7}
 
 
+# Ten to the ninth words, once somebody writes them out.
+LAUGHS = (
+    "[&a [x, x, x, x, x, x, x, x, x, x]"
+    + "".join(f", &{b} [{', '.join(['*' + a] * 10)}]" for a, b in zip("abcdefgh", "bcdefghi", strict=True))
+    + "]"
+)
+
+
 @pytest.mark.parametrize(("text", "message"), [
     ("runs: [", "is not readable as YAML"),
     ("- models", "a plan is a mapping with the key runs, not a list"),
@@ -123,6 +131,11 @@ def test_a_yaml_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ("{models: a.pt2, data: 'x:y', weights: per_chanel}", "Did you mean 'per_channel'?"),
     ("{models: a.pt2, data: 'x:y', effort: fats}", "Did you mean 'fast'?"),
     ("{models: a.pt2, data: 'x:y', seeds: 0}", "at least 1"),
+    ("{models: a.pt2, data: 'x:y', seeds: 100000000}", "at most 1000"),
+    (f"{{models: a.pt2, data: 'x:y', seeds: {LAUGHS}}}", "seeds [['x', 'x'"),
+    (f"{{models: a.pt2, data: 'x:y', settings: {{alpha: {LAUGHS}}}}}", "a value is expected, or a list of values"),
+    (f"{{models: a.pt2, data: 'x:y', bits: {['w8a8'] * 120}, placements: {['gdfq'] * 120}, seeds: 10}}", "more than 100000 runs"),
+    ("[" * 100000, "is not readable as YAML"),
     ("{models: a.pt2, data: 'x:y', limit: few}", "a number of images"),
     ("{models: a.pt2, data: 'x:y', first_last: some}", "or 'same'"),
     ("{models: a.pt2, data: 'x:y', settings: [alpha]}", "settings is a mapping"),

@@ -37,7 +37,8 @@ def test_a_number_of_the_same_protocol() -> None:
 
 
 @pytest.mark.parametrize("other", [
-    {"model": "resnet32_cifar10"}, {"bits": "w6a6"}, {"algorithm": "rtn"}, {"placement": "brecq"}, {"settings": "alpha=0"},
+    {"model": "resnet32_cifar10"}, {"model": "my_resnet20_on_flowers_cifar10"}, {"model": "resnet20_cifar10_pruned"},
+    {"bits": "w6a6"}, {"algorithm": "rtn"}, {"placement": "brecq"}, {"settings": "alpha=0"},
 ])  # fmt: skip
 def test_nothing_stands_beside_another_task(other: dict[str, str]) -> None:
     assert published(row(**other)) == {}
@@ -47,6 +48,13 @@ def test_nothing_stands_beside_another_task(other: dict[str, str]) -> None:
 def test_a_number_of_another_protocol_is_marked(changed: dict[str, str]) -> None:
     assert published(row(**changed))["published_protocol"].startswith("P1 (other protocol)")
     assert best_drop(row(**changed)) == "1.13 synq (other protocol)"
+
+
+def test_a_name_may_be_spelt_with_other_signs() -> None:
+    assert (
+        published(row(model="ResNet20-CIFAR10")) == published(row())
+        and best_drop(row(model="my_resnet20_cifar10")) == ""
+    )
 
 
 def test_a_mobilenet_of_another_width_says_so() -> None:

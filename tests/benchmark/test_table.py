@@ -73,6 +73,17 @@ def test_the_csv_file_has_a_row_a_cell_and_the_published_number() -> None:
     assert found[1]["onnx_top1"] == "" and found[1]["error"] == "exit code 1: zaq: | broke"
 
 
+def test_text_is_neither_formula_nor_html_nor_link() -> None:
+    """Names of models and methods, and what a failed run said, come from anywhere; numbers stay numbers."""
+    harm = {"model": "=cmd()", "settings": "+1", "placement": "-x", "method": "@a", "drop": -1.5}
+    (found,) = csv.DictReader(io.StringIO(as_csv([row(**harm)])))
+    assert {k: found[k] for k in harm} == {
+        "model": "'=cmd()", "settings": "'+1", "placement": "'-x", "method": "'@a", "drop": "-1.5",
+    }  # fmt: skip
+    text = as_markdown([row(model="<b>", method="<script>|[a](http://b)\r# c")])
+    assert "## &lt;b> (zoo" in text and "&lt;script>\\|[a]\\(http://b) # c" in text and "<" not in text
+
+
 def test_the_markdown_table() -> None:
     text = as_markdown(in_order([row(), row(seed=1, onnx_top1=91.0, drop=2.0), failed(bits="w3a3")]))
     assert "10000 images" in text and "| float |  |  |  | 93.00 |" in text

@@ -1,7 +1,10 @@
 """Data sets as people have them: read right, or refused with the path."""
 
 import csv
+import io
+import os
 import pickle
+import zipfile
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -215,6 +218,41 @@ def test_other_files_are_no_npz(tmp_path: Path) -> None:
     for name in ("a.npy", "junk.npz", "empty.npz"):
         refused(f"npz:{tmp_path / name}", f"{name}: cannot be read as an .npz file")
         refused(f"cifar10:{tmp_path / name}", f"{name} is a file; cifar10 needs a folder")
+
+
+def test_an_npz_that_is_a_bomb(tmp_path: Path) -> None:
+    """Arrays that compress a thousandfold, and one that says more than is there: nothing is read of either."""
+    for name, arrays in (
+        ("wide", np.zeros((100_000, 64, 64, 1), np.uint8)),
+        ("false", np.zeros((4, 8, 8, 1), np.uint8)),
+    ):
+        np.savez_compressed(tmp_path / f"{name}.npz", images=arrays, labels=np.zeros(len(arrays), np.int64))
+    content = io.BytesIO()
+    with zipfile.ZipFile(tmp_path / "false.npz") as old, zipfile.ZipFile(content, "w") as new:
+        for item in old.namelist():
+            new.writestr(
+                item, old.read(item).replace(b"(4, 8, 8, 1)", b"(4, 8, 8, 99999999999)").replace(b" " * 10, b"", 1)
+            )
+    (tmp_path / "false.npz").write_bytes(content.getvalue())
+    refused(f"npz:{tmp_path / 'wide.npz'}", r"wide\.npz: .*would unpack to 39\d MiB, more than the")
+    refused(f"npz:{tmp_path / 'false.npz'}", r"false\.npz: .*says that it is of \(4, 8, 8, 99999999999\)")
+
+
+def test_an_image_that_is_a_program(tmp_path: Path) -> None:
+    """PIL tells a file by its content, and hands PostScript to Ghostscript."""
+    write(tmp_path, [["file", "label"], ["b.png", "1"]])
+    (tmp_path / "b.png").write_text(
+        "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n%%EndComments\n(marker) (w) file\n"
+    )
+    refused(f"csv:{tmp_path}", r"b\.png: cannot be read as an image \(cannot identify")
+
+
+def test_pipes_are_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    write(tmp_path, [["file", "label"], ["pipe.png", "1"]])
+    refused(f"csv:{tmp_path}", r"pipe\.png: is no plain file")
+    os.mkfifo(tmp_path / "pipe.npz")
+    refused(f"npz:{tmp_path / 'pipe.npz'}", r"neither a folder nor a plain file")
 
 
 def moving(

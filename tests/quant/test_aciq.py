@@ -75,3 +75,17 @@ def test_bits_are_so_many_on_average(deviations: list[float], bits: int) -> None
 def test_wide_channels_get_more_bits() -> None:
     found = allocate_bits(torch.logspace(-1, 1, 16), 4, least=2)
     assert float(found.double().mean()) == 4 and found[-1] > found[0]
+
+
+def test_bits_grow_with_two_thirds_of_the_deviations_logarithm() -> None:
+    """Eight times the deviation is four times the steps; and what whole bits leave over goes where most was cut off."""
+    found = allocate_bits(torch.tensor([1.0, 8.0]).repeat(8), 5)
+    assert found.tolist() == [4, 6] * 8
+    exact = torch.tensor([4.6, 3.4, 4.3, 3.7])  # floors 4, 3, 4, 3: two bits are left
+    assert allocate_bits(2 ** (1.5 * exact), 4).tolist() == [5, 3, 4, 4]
+
+
+@pytest.mark.parametrize("name", ["laplace", "gauss"])
+def test_no_range_reaches_beyond_what_there_is(name: str) -> None:
+    assert clip_range(0.0, 10.0, 4, -1.0, 2.0, name) == (-1.0, 2.0)
+    assert clip_range(0.0, 10.0, 4, 0.0, 2.0, name) == (0.0, 2.0)

@@ -57,8 +57,30 @@ def test_per_channel_scale_gradient() -> None:
     torch.testing.assert_close(scale.grad, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_passes_torchs_own_checks_of_custom_operations() -> None:
-    x, s, z = torch.randn(3, 4, requires_grad=True), torch.tensor([0.1]), torch.zeros(1, dtype=torch.int32)
-    torch.library.opcheck(
-        fake_quantize, (x, s, z, -1, -8, 7), test_utils=("test_schema", "test_faketensor", "test_autograd_registration")
-    )
+CHECKS = ("test_schema", "test_faketensor", "test_autograd_registration")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("axis", [-1, 0])
+def test_passes_torchs_own_checks_of_custom_operations(dtype: torch.dtype, axis: int) -> None:
+    x, count = torch.randn(3, 4, dtype=dtype, requires_grad=True), 1 if axis < 0 else 3
+    s, z = torch.full((count,), 0.1, requires_grad=True), torch.full((count,), 100, dtype=torch.int32)
+    torch.library.opcheck(fake_quantize, (x, s, z, axis, 0, 255), test_utils=CHECKS)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("axis", [-1, 0])
+def test_every_precision_gives_what_float32_does(dtype: torch.dtype, axis: int) -> None:
+    """The same values and gradients but for their last bits, in the input's dtype; the scale's gradient in its own."""
+    x = torch.randn(8, 400, generator=torch.Generator().manual_seed(0)).to(dtype)
+    found = []
+    for one in (x, x.float()):
+        scale = torch.full((1 if axis < 0 else 8,), 0.02, requires_grad=True)
+        one = one.clone().requires_grad_()
+        y = fake_quantize(one, scale, torch.full(scale.shape, 100, dtype=torch.int32), axis, 0, 255)
+        (y * one.detach()).sum().backward()
+        assert y.dtype == one.dtype and one.grad is not None and one.grad.dtype == one.dtype
+        assert scale.grad is not None and scale.grad.dtype == torch.float32
+        found.append((y.detach().float(), one.grad.float(), scale.grad))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=2e-2, atol=2e-3 * float(b.abs().max()))

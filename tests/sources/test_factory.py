@@ -16,6 +16,7 @@ from torch import nn
 def make(width=4, classes=3):
     return nn.Sequential(nn.Conv2d(3, width, 3), nn.BatchNorm2d(width), nn.ReLU(), nn.Flatten(), nn.Linear(width * 36, classes))
 
+def half(): return make().half()
 def broken(): raise ValueError("the weights have moved\\nsecond line")
 def number(): return 3
 """
@@ -40,6 +41,12 @@ def test_random_weights_are_the_same_every_time(here: Path) -> None:
     one, other = (load("my_nets:make", {"input": (3, 8, 8)}) for _ in range(2))
     assert one.sha256 == other.sha256 and one.name == "make"
     assert one.sha256 != load("my_nets:make", {"input": (3, 8, 8)}, kwargs={"classes": 4}).sha256
+
+
+def test_half_precision_becomes_float32_and_that_is_said(here: Path) -> None:
+    source, plain = (load(f"my_nets:{name}", {"input": (3, 8, 8)}) for name in ("half", "make"))
+    assert {v.dtype for v in source.graph.parameters()} == {torch.float32}
+    assert [n for n in source.notes if "float16" in n] and not [n for n in plain.notes if "float16" in n]
 
 
 @pytest.mark.parametrize(

@@ -83,3 +83,22 @@ def test_weights_of_a_library_are_not_unpickled_either(monkeypatch: pytest.Monke
     torch.save(Bomb(), tmp_path / "hub" / "checkpoints" / "squeezenet1_1-b8a52dc0.pth")
     done = zaq_here("inspect", "torchvision:squeezenet1_1")
     assert done.exit_code == 2 and "torchvision cannot make it: UnpicklingError" in done.stderr
+
+
+@pytest.mark.usefixtures("offline")
+def test_the_hubs_client_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nothing answers, its cache alone is read, and that only while zaq asks."""
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    from zaq.sources.libraries import _hub_or_its_cache
+
+    def silent() -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.utils, "get_session", silent)
+    with pytest.raises(KeyError), _hub_or_its_cache():
+        assert constants.HF_HUB_OFFLINE
+        raise KeyError
+    assert not constants.HF_HUB_OFFLINE

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from zaq.sources.operators import nms
+from zaq.sources.operators import KEPT, nms, own_operators
 
 
 def test_nms_keeps_the_best_of_what_overlaps() -> None:
@@ -16,5 +16,16 @@ def test_nms_keeps_the_best_of_what_overlaps() -> None:
 def test_torchvision_has_it() -> None:
     ops = pytest.importorskip("torchvision.ops")
     boxes = torch.tensor([[0.0, 0, 10, 10], [1, 1, 11, 11], [0, 0, 10, 10]])
-    found = ops.batched_nms(boxes, torch.tensor([0.5, 0.9, 0.3]), torch.tensor([0, 1, 0]), 0.5)
+    with own_operators():
+        found = ops.batched_nms(boxes, torch.tensor([0.5, 0.9, 0.3]), torch.tensor([0, 1, 0]), 0.5)
     assert found.tolist() == [1, 0]
+
+
+def test_torchvision_is_told_so_only_while_zaq_traces() -> None:
+    """Whether its own library loaded is torchvision's to say, also behind a call that failed."""
+    extension = pytest.importorskip("torchvision.extension")
+    before = extension._has_ops
+    with pytest.raises(KeyError), own_operators():
+        assert extension._has_ops() and (extension._has_ops is not before or not KEPT)
+        raise KeyError
+    assert extension._has_ops is before

@@ -132,6 +132,23 @@ def test_weights_in_another_file(tmp_path: Path) -> None:
         load(str(path))
 
 
+@pytest.mark.parametrize("place", ["../net.data", "{}/net.data", "link.data"])
+def test_weights_outside_the_folder_of_a_file(place: str, tmp_path: Path) -> None:
+    """A file may not read what lies elsewhere on this machine into its weights."""
+    path = exported(build("residual"), tmp_path / "net.onnx")
+    onnx.save(onnx.load(path), path, save_as_external_data=True, location="net.data", size_threshold=0)
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    (inside / "link.data").symlink_to(tmp_path / "net.data")
+    model = onnx.load(path, load_external_data=False)
+    for stored in model.graph.initializer:
+        for entry in stored.external_data:
+            entry.value = place.format(tmp_path) if entry.key == "location" else entry.value
+    (inside / "net.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(SourceError, match="weights lie in another file that cannot be read"):
+        load(str(inside / "net.onnx"))
+
+
 IMAGE = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 8, 8])
 RESULT = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", "c", "h", "w"])
 
@@ -146,6 +163,42 @@ def saved(
     opsets = [helper.make_opsetid("", 18), *(helper.make_opsetid(k.replace("_", "."), v) for k, v in domains.items())]
     onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), path)
     return path
+
+
+@pytest.mark.parametrize("name", ['Conv"), {}, getattr(self, "Conv', 'Conv")\r{}\rdef f(): #'])
+def test_what_a_node_is_called_is_not_compiled(name: str, tmp_path: Path) -> None:
+    """torch.fx pastes it into the source of `forward`; onnx2torch takes the dots out, which code does well without."""
+    marker = tmp_path / "marker"
+    statement = f"open({str(marker)!r}, 'w').close()"
+    code = f"exec(bytes({list(statement.encode())}))"
+    path = saved(tmp_path / "net.onnx", helper.make_node("Relu", ["c"], ["y"], name=name.format(code)))
+    source = load(str(path))
+    assert not marker.exists() and source.graph(torch.ones(2, 3, 8, 8)).shape == (2, 4, 8, 8)
+
+
+def test_parts_keep_the_names_of_nodes(tmp_path: Path) -> None:
+    """As far as they are no code, and nothing that a module has already."""
+    names = ("/stem/Relu", "forward", "", "/stem.Relu")
+    nodes = [helper.make_node("Relu", ["c" if i == 0 else f"r{i}"], [f"r{i + 1}"], name=n) for i, n in enumerate(names)]
+    path = saved(tmp_path / "net.onnx", *nodes, helper.make_node("Sigmoid", ["r4"], ["y"], name="squash me"))
+    model = onnx.load(path)
+    from zaq.sources.converters import _renamed
+
+    assert [n.name for n in _renamed(model).graph.node] == [
+        "Conv", "stem_Relu", "forward_2", "Relu", "stem_Relu_4", "squash_me",
+    ]  # fmt: skip
+    assert model.graph.node[1].name == "/stem/Relu" and load(str(path)).graph(torch.ones(2, 3, 8, 8)).shape[1] == 4
+
+
+def test_onnx2torch_is_left_as_it_is(tmp_path: Path) -> None:
+    """Its registry is the whole process's: what zaq registers is there while zaq reads, and not behind it."""
+    from onnx2torch.node_converters.registry import _CONVERTER_REGISTRY as REGISTRY
+
+    before = dict(REGISTRY)
+    assert all("onnx2torch" in converter.__module__ for converter in before.values())
+    model = build("mean_head")
+    require_same(exported(model, tmp_path / "net.onnx", opset_version=18), model)
+    assert before == REGISTRY
 
 
 def branch() -> onnx.NodeProto:
@@ -203,6 +256,16 @@ CASES: dict[str, tuple[Callable[[Path], object], str]] = {
             ),
         ),
         "onnx2torch cannot read it: Resize of mode nearest, align_corners",
+    ),
+    "bomb": (
+        lambda p: saved(
+            p,
+            helper.make_node("Constant", [], ["s"], value=numpy_helper.from_array(np.array([600000, 600000]))),
+            helper.make_node("ConstantOfShape", ["s"], ["z"]),
+            helper.make_node("ReduceSum", ["z"], ["r"], keepdims=0),
+            helper.make_node("Add", ["c", "r"], ["y"]),
+        ),
+        "is no valid ONNX file: 'z' has 3.6e\\+11 elements, more than the 1.07e\\+09",
     ),
     "junk": (lambda p: p.write_bytes(b"junk"), "this is no ONNX file"),
     "empty": (lambda p: p.write_bytes(b""), "this is no ONNX file"),

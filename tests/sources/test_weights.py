@@ -1,5 +1,8 @@
 """Weights alone, and the architecture that they belong to."""
 
+import json
+import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -47,13 +50,68 @@ def test_weights_without_an_architecture_ask_for_one(state: dict[str, Tensor], t
 
 def test_a_card_names_the_architecture_too(state: dict[str, Tensor], tmp_path: Path) -> None:
     save_file(state, tmp_path / "net.safetensors")
-    (tmp_path / "net.json").write_text(
-        '{"arch": "zaq.sources.zoo:resnet20", "kwargs": {"classes": 10}, "input": [3, 32, 32]}'
-    )
+    (tmp_path / "net.json").write_text('{"arch": "resnet20", "kwargs": {"classes": 10}, "input": [3, 32, 32]}')
     assert load(str(tmp_path / "net.safetensors")).card.input == (3, 32, 32)
     (tmp_path / "net.json").write_text('{"arch": "resnet21"}')
     with pytest.raises(SourceError, match=r"unknown arch 'resnet21'\. Did you mean 'resnet20'"):
         load(str(tmp_path / "net.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("card", "message"),
+    [
+        ({"arch": "my_marker:make"}, "arch 'my_marker:make' would be called, whatever it is"),
+        ({"arch": "os:system", "kwargs": {"command": "true"}}, "arch 'os:system' would be called"),
+        ({"arch": "timm:test_resnet", "kwargs": {"checkpoint_path": "other.pth"}}, "kwargs: checkpoint_path"),
+        ({"arch": "timm:test_resnet", "kwargs": {"act_layer": {"a": 1}}}, "kwargs: act_layer"),
+        ({"arch": "timm:test_resnet", "kwargs": {"act_layer": "../x"}}, "kwargs: act_layer '../x' is neither"),
+    ],
+)
+def test_a_card_calls_nothing(
+    card: dict[str, object], message: str, state: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What lies beside weights came with them; what is called is named on the command line, where it is called."""
+    save_file(state, tmp_path / "net.safetensors")
+    (tmp_path / "net.json").write_text(json.dumps(card))
+    (tmp_path / "my_marker.py").write_text(
+        "from pathlib import Path\nPath('marker').touch()\nfrom zaq.sources.zoo import resnet20 as make"
+    )
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SourceError, match=rf"net\.json: {message}"):
+        load(str(tmp_path / "net.safetensors"))
+    assert not (tmp_path / "marker").exists()
+    monkeypatch.delitem(sys.modules, "my_marker", raising=False)
+    load(str(tmp_path / "net.safetensors"), {"input": (3, 32, 32)}, arch="my_marker:make", kwargs={"classes": 10})
+    assert (tmp_path / "marker").exists()
+
+
+def test_a_card_nested_too_deep(state: dict[str, Tensor], tmp_path: Path) -> None:
+    save_file(state, tmp_path / "net.safetensors")
+    (tmp_path / "net.json").write_text("[" * 200_000)
+    with pytest.raises(SourceError, match=r"net\.json: the card is not readable as JSON \(nested"):
+        load(str(tmp_path / "net.safetensors"), arch="resnet20")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_pickle_among_the_weights_is_not_loaded(zipped: bool, state: dict[str, Tensor], tmp_path: Path) -> None:
+    class Bomb:
+        def __reduce__(self) -> tuple[object, ...]:
+            return (Path.touch, (tmp_path / "marker",))
+
+    path = tmp_path / "weights.pth"
+    torch.save(state | {"epoch": Bomb()}, path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(SourceError, match=r"weights\.pth: holds more than tensors"):
+        load(str(path), arch="resnet20")
+    assert not (tmp_path / "marker").exists()
+
+
+def test_an_archive_that_unpacks_to_more_than_is_taken(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("weights/data/0", "w") as stream:
+        for _ in range(300):
+            stream.write(bytes(2**20))
+    with pytest.raises(SourceError, match=r"weights\.pth: this archive is refused: it would unpack to 300 MiB"):
+        load(str(path), arch="resnet20")
 
 
 def test_keys_that_do_not_fit_are_named(state: dict[str, Tensor], tmp_path: Path) -> None:

@@ -17,7 +17,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -29,9 +28,9 @@ from typing import Any
 import zaq
 from zaq.benchmark.plan import Cell
 from zaq.errors import OutputError, SourceError
-from zaq.run import disk_errors
+from zaq.run import disk_errors, write_file
 
-__all__ = ["Folder", "finish", "locked", "version", "write_text"]
+__all__ = ["Folder", "finish", "locked", "version"]
 
 ZAQ = (sys.executable, "-m", "zaq")
 LAUNCH = Path(__file__).with_name("launch.py")
@@ -62,7 +61,7 @@ class Folder:
 
     def describe(self, command: str, plan: str | None) -> None:
         """Keep what was asked for, for the page."""
-        write_text(self / "benchmark.json", json.dumps({"command": command, "plan": plan}, indent=1) + "\n")
+        write_file(self / "benchmark.json", json.dumps({"command": command, "plan": plan}, indent=1) + "\n")
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name
@@ -111,22 +110,6 @@ def locked(path: Path, wait: bool = True) -> Iterator[bool]:
             yield True
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write to a temporary name of this process's own, then move the file into place."""
-    with (
-        disk_errors(path),
-        tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as stream,
-    ):
-        temporary = Path(stream.name)
-        try:
-            stream.write(text)
-            stream.flush()
-            temporary.chmod(0o644)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-
 def finish(
     cell: Cell, folder: Folder, measure: Measure, timeout: float | None = None, keep: bool = False
 ) -> dict[str, Any]:
@@ -159,7 +142,7 @@ def finish(
     if not keep:
         _clear(run, but="report.json")
     row["date"] = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-    write_text(folder.result(cell), json.dumps(row, indent=1) + "\n")
+    write_file(folder.result(cell), json.dumps(row, indent=1) + "\n")
     return row
 
 

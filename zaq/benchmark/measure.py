@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from zaq.benchmark.cells import locked, write_text
+from zaq.benchmark.cells import locked
 from zaq.benchmark.plan import Cell
 from zaq.config.card import Card
 from zaq.data import classified, listed, loaded
 from zaq.errors import UserError
 from zaq.evaluate import LAYOUTS, TASKS, Model, Score, decode, outputs, predictions, read_decode, task_of
 from zaq.export.session import session
-from zaq.run import Run
+from zaq.run import Run, write_file
 from zaq.sources import Source, load
 
 __all__ = ["Meter"]
@@ -115,5 +115,5 @@ class Meter:
         path = self.folder / "teachers" / f"{cell.model_name}-{digest}.json"
         with locked(path.with_suffix(".lock")):
             if not path.is_file():
-                write_text(path, json.dumps(measure()))
+                write_file(path, json.dumps(measure()))
             return dict(json.loads(path.read_text()))

@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import re
+import reprlib
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +25,10 @@ __all__ = ["KEYS", "READS_IMAGES", "Cell", "cells_of", "read_plan", "shard"]
 KEYS = ("models", "data", "task", "decode", "bits", "methods", "placements", "seeds", "effort", "settings", "weights", "first_last",
         "limit")  # fmt: skip
 READS_IMAGES = "ft"  # the one method that is given the data: a bar to compare with
+SEEDS, CELLS = (
+    1000,
+    100_000,
+)  # at most, of a run and of a block: a plan is short, and what it asks for must not fill memory
 METHOD_KEYS = ("name", "method", "effort", "settings", "seeds")
 
 Identify = Callable[
@@ -94,7 +99,7 @@ def read_plan(path: Path, identify: Identify, limit: int | None = None) -> list[
         plan = yaml.safe_load(path.read_text())
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}).") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path}: is not readable as YAML ({' '.join(str(error).split())}).") from error
     if not isinstance(plan, dict):
         raise UserError(f"{path}: a plan is a mapping with the key runs, not a {type(plan).__name__}.")
@@ -120,13 +125,13 @@ def cells_of(block: dict[str, Any], folder: Path, where: str, identify: Identify
             raise UserError(f"{where}: {key} missing; say what to {'quantize' if key == 'models' else 'measure on'}.")
     effort, limit, end = block.get("effort", "default"), block.get("limit"), block.get("first_last")
     if limit is not None and (not isinstance(limit, int) or limit < 1):
-        raise UserError(f"{where}: limit {limit!r}: a number of images is expected.")
+        raise UserError(f"{where}: limit {shown(limit)}: a number of images is expected.")
     end = None if end is None else str(end)
     data = _data(_text(block["data"], "data", where), folder)
     task, decode = (_text(block[k], k, where) if block.get(k) else None for k in ("task", "decode"))
     decode = decode and str(_path(decode, folder))
     methods = [_method(m, block, where) for m in _list(block.get("methods", "zaq"), "methods", where)]
-    cells = []
+    cells: list[Cell] = []
     for model, placement, bits in itertools.product(
         [_model(m, folder) for m in _texts(block["models"], "models", where)],
         _texts(block["placements"], "placements", where) if block.get("placements") else [None],
@@ -137,6 +142,8 @@ def cells_of(block: dict[str, Any], folder: Path, where: str, identify: Identify
         for method in methods:
             if method.get("effort", effort) not in EFFORTS:
                 raise UserError(f"{where}: " + unknown("effort", str(method.get("effort", effort)), EFFORTS))
+            if len(cells) > CELLS:
+                raise UserError(f"{where}: asks for more than {CELLS} runs; split the plan.")
             for seed in _seeds(method.get("seeds", block.get("seeds", 1)), where):
                 cells.append(
                     Cell(model, name, digest, data, bits.lower(), method["method"], method["name"], method["settings"], placement,
@@ -159,29 +166,40 @@ def _method(entry: Any, block: dict[str, Any], where: str) -> dict[str, Any]:
     if isinstance(entry, str):
         match = re.fullmatch(r"\s*([\w-]+)\s*(?:\[(.*)\])?\s*", entry)
         if not match:
-            raise UserError(f"{where}: methods: {entry!r} is not of the form name or name[key=value,...].")
+            raise UserError(f"{where}: methods: {shown(entry)} is not of the form name or name[key=value,...].")
         # a comma inside a value (milestones=0.5,0.75) has no key behind it
         given = [
             re.sub(r"\s*=\s*", "=", s.strip(), count=1)
             for s in re.split(r",(?=\s*\w+\s*=)", match[2] or "")
             if s.strip()
         ]
-        common = [s for s in _spelled(settings) if s.partition("=")[0] not in {g.partition("=")[0] for g in given}]
+        common = [
+            s for s in _spelled(settings, where) if s.partition("=")[0] not in {g.partition("=")[0] for g in given}
+        ]
         return {"name": entry.strip(), "method": match[1], "settings": tuple(sorted((*common, *given)))}
     if not isinstance(entry, dict) or not isinstance(entry.get("method", entry.get("name")), str):
-        raise UserError(f"{where}: methods: {entry!r} is neither a name nor a mapping with the key method.")
+        raise UserError(f"{where}: methods: {shown(entry)} is neither a name nor a mapping with the key method.")
     _check_keys(entry, METHOD_KEYS, f"{where}, methods")
-    spelled = _spelled({**settings, **_mapping(entry.get("settings"), where)})
+    spelled = _spelled({**settings, **_mapping(entry.get("settings"), where)}, where)
     name = entry.get("method", entry.get("name"))
     return {**entry, "name": str(entry.get("name", name)), "method": name, "settings": spelled}
 
 
-def _spelled(settings: dict[str, Any]) -> tuple[str, ...]:
+def shown(value: Any) -> str:
+    """A value of a plan in a message, cut: a few lines of YAML may repeat a list a million times."""
+    cut = reprlib.Repr()
+    cut.maxstring = cut.maxother = 80
+    return cut.repr(value)
+
+
+def _spelled(settings: dict[str, Any], where: str) -> tuple[str, ...]:
     """Settings as -s takes them: true, none, 0.5,0.75."""
 
     def spell(value: Any) -> str:
-        if isinstance(value, list):
+        if isinstance(value, list) and not any(isinstance(v, list | dict) for v in value):
             return ",".join(map(spell, value))
+        if isinstance(value, list | dict):
+            raise UserError(f"{where}: settings: {shown(value)}: a value is expected, or a list of values.")
         return str(value).lower() if value is None or isinstance(value, bool) else str(value)
 
     return tuple(sorted(f"{key}={spell(value)}" for key, value in settings.items()))
@@ -205,7 +223,7 @@ def _check_keys(values: dict[Any, Any], known: Iterable[str], where: str) -> Non
 
 def _mapping(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value or {}, dict):
-        raise UserError(f"{where}: settings is a mapping of a method's constants, not {value!r}.")
+        raise UserError(f"{where}: settings is a mapping of a method's constants, not {shown(value)}.")
     return dict(value or {})
 
 
@@ -214,7 +232,7 @@ def _list(value: Any, key: str, where: str) -> list[Any]:
     if isinstance(value, str):
         value = [part for part in re.split(r",(?![^\[]*\])", value) if part.strip()]
     if not isinstance(value, list) or not value:
-        raise UserError(f"{where}: {key}: a list is expected, not {value!r}.")
+        raise UserError(f"{where}: {key}: a list is expected, not {shown(value)}.")
     return value
 
 
@@ -224,14 +242,16 @@ def _texts(value: Any, key: str, where: str) -> list[str]:
 
 def _text(value: Any, key: str, where: str) -> str:
     if not isinstance(value, str):
-        raise UserError(f"{where}: {key}: a text is expected, not {value!r}.")
+        raise UserError(f"{where}: {key}: a text is expected, not {shown(value)}.")
     return value
 
 
 def _seeds(value: Any, where: str) -> list[int]:
-    seeds = list(range(value)) if isinstance(value, int) else value
-    if not isinstance(seeds, list) or not seeds or not all(isinstance(s, int) for s in seeds):
-        raise UserError(f"{where}: seeds {value!r}: their number is expected, at least 1, or a list of them.")
+    seeds = list(range(min(value, SEEDS + 1))) if isinstance(value, int) else value
+    if not isinstance(seeds, list) or not 1 <= len(seeds) <= SEEDS or not all(isinstance(s, int) for s in seeds):
+        raise UserError(
+            f"{where}: seeds {shown(value)}: their number is expected, at least 1 and at most {SEEDS}, or a list of them."
+        )
     return seeds
 
 

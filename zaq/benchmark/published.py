@@ -11,6 +11,7 @@ __all__ = ["best_drop", "protocol", "published"]
 TABLE = Path(__file__).with_name("published.csv")
 # P1: every layer at the same bits, activations only after ReLU. P2: what a layer reads, first and last layer 8 bits.
 PROTOCOLS = {"gdfq": "P1", "brecq": "P2"}
+ALIASES = {"mobilenet_v1_075_imagenet": "mobilenet_v1_imagenet"}  # of another width, as the remark there says
 OTHERS = ("P1", "SQ")  # which number stands, marked, where the row's own protocol is none of the literature's
 
 
@@ -50,8 +51,8 @@ def best_drop(row: dict[str, Any]) -> str:
 
 def _same_task(row: dict[str, Any]) -> list[dict[str, str]]:
     """Entries of the row's network and bits: of its own protocol, or of the first of OTHERS that has any."""
-    words = set(_words(row["model"]))
-    fitting = [p for p in _entries() if p["bits"] == row["bits"] and set(_words(p["network"])) <= words]
+    name = _name(row["model"])
+    fitting = [p for p in _entries() if p["bits"] == row["bits"] and p["network"] == ALIASES.get(name, name)]
     own = protocol(row)
     for name in (own,) if own else OTHERS:
         found = [p for p in fitting if p["protocol"] == name]
@@ -60,8 +61,9 @@ def _same_task(row: dict[str, Any]) -> list[dict[str, str]]:
     return []
 
 
-def _words(name: str) -> list[str]:
-    return re.split(r"[^a-z0-9]+", name.lower())
+def _name(model: str) -> str:
+    """A model's name as the table spells it. The whole of it counts: `my_resnet18_on_flowers` is another network."""
+    return re.sub(r"[^a-z0-9]+", "_", model.lower())
 
 
 @cache

@@ -6,10 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 from zaq.benchmark import page, table
-from zaq.benchmark.cells import Folder, Measure, finish, locked, write_text
+from zaq.benchmark.cells import Folder, Measure, finish, locked
 from zaq.benchmark.plan import Cell
 from zaq.engine.progress import Progress
 from zaq.errors import Interrupted
+from zaq.run import write_file
 
 __all__ = ["run_cells", "write_tables"]
 
@@ -52,9 +53,9 @@ def write_tables(folder: Folder) -> int:
     with locked(folder / "tables.lock"):  # else a process could put older tables over another's newer ones
         rows = table.in_order(folder.rows())
         about = json.loads((folder / "benchmark.json").read_text()) if (folder / "benchmark.json").is_file() else {}
-        write_text(folder / "results.csv", table.as_csv(rows))
-        write_text(folder / "results.md", table.as_markdown(rows))
-        write_text(folder / "index.html", page.render(rows, about))
+        write_file(folder / "results.csv", table.as_csv(rows))
+        write_file(folder / "results.md", table.as_markdown(rows))
+        write_file(folder / "index.html", page.render(rows, about))
     return len(rows)
 
 

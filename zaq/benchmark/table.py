@@ -184,8 +184,13 @@ def as_csv(rows: list[dict[str, Any]]) -> str:
     writer.writeheader()
     for row in rows:
         full = {**row, **published(row)}
-        writer.writerow({k: round(v, DIGITS.get(k, 2)) if isinstance(v, float) else v for k, v in full.items()})
+        writer.writerow({k: round(v, DIGITS.get(k, 2)) if isinstance(v, float) else _inert(v) for k, v in full.items()})
     return stream.getvalue()
+
+
+def _inert(value: Any) -> Any:
+    """Text that a spreadsheet would take for a formula, as text; numbers as they are."""
+    return f"'{value}" if isinstance(value, str) and value.lstrip().startswith(("=", "+", "-", "@")) else value
 
 
 def _columns(rows: list[dict[str, Any]]) -> list[str]:
@@ -203,7 +208,7 @@ def as_markdown(rows: list[dict[str, Any]]) -> str:
     ]
     for title, found in sections(rows).items():
         about = facts(found)
-        lines += ["", f"## {title}", ""]
+        lines += ["", f"## {_plain(title)}", ""]
         names = heads(about["metrics"])
         if about["images"]:
             sure = (
@@ -222,4 +227,11 @@ def as_markdown(rows: list[dict[str, Any]]) -> str:
 
 
 def _line(words: Any) -> str:
-    return "| " + " | ".join(str(w).replace("|", "\\|").replace("\n", " ") for w in words) + " |"
+    return "| " + " | ".join(_plain(str(w)) for w in words) + " |"
+
+
+def _plain(text: str) -> str:
+    """Text inside Markdown that is neither HTML, nor a link or an image, nor the end of a cell or of a line."""
+    for found, safe in (("&", "&amp;"), ("<", "&lt;"), ("](", "]\\("), ("|", "\\|"), ("\n", " "), ("\r", " ")):
+        text = text.replace(found, safe)
+    return text

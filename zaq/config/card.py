@@ -1,6 +1,5 @@
 """What is known of a model's input: the `.json` beside a model file, or flags."""
 
-import json
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zaq.config.bounds import plain_json
 from zaq.errors import SourceError, unknown
 
 __all__ = ["NORMALIZATIONS", "Card"]
@@ -75,7 +75,7 @@ class Card:
         if not path.is_file():
             return cls.from_dict(known or {})
         try:
-            values = json.loads(path.read_text())
+            values = plain_json(path.read_text())
             if not isinstance(values, dict):
                 raise ValueError("not an object")
         except ValueError as error:

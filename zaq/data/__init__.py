@@ -105,6 +105,8 @@ def listed(spec: str, card: Card, layouts: dict[str, Layout[L]], split: str = "t
     if path.is_dir() == (kind == "npz"):
         found, needed = ("folder", "file") if path.is_dir() else ("file", "folder")
         raise DataError(f"--data {spec}: {place} is a {found}; {kind} needs a {needed}.")
+    if not (path.is_dir() or path.is_file()):
+        raise DataError(f"--data {spec}: {place} is neither a folder nor a plain file.")
     if card.normalised:
         raise DataError(
             "the model's normalisation is unknown, so images cannot be prepared; say --normalize, or --mean and --std."

@@ -9,6 +9,7 @@ Evaluation reads the part `test`, or `val` where there is no `test`; `train` is 
 """
 
 import csv
+import math
 import pickle
 import zipfile
 import zlib
@@ -20,6 +21,7 @@ from typing import Any, BinaryIO, Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from zaq.config.bounds import capacity, entries
 from zaq.config.card import Card
 from zaq.errors import DataError
 
@@ -219,6 +221,8 @@ def _csv(root: Path, split: str, card: Card) -> list[Sample[int]]:
 def _npz(path: Path, split: str, card: Card) -> list[Sample[int]]:
     keys = [("x_train", "y_train")] if split == "train" else [("images", "labels"), ("x_test", "y_test")]
     try:
+        if zipfile.is_zipfile(path):
+            _require_declared(path, {f"{key}.npy" for pair in keys for key in pair})
         archive = np.load(path, allow_pickle=False)
         if not isinstance(archive, np.lib.npyio.NpzFile):
             raise ValueError("one array, no archive of them")
@@ -246,6 +250,22 @@ def _npz(path: Path, split: str, card: Card) -> list[Sample[int]]:
             f"{path}: {pair[1]} are {labels.dtype} {labels.shape} for {len(images)} images; an integer each is needed."
         )
     return _samples(images, labels.reshape(-1), f"{path}, image")
+
+
+def _require_declared(path: Path, names: set[str]) -> None:
+    """Hold what an archive says of its arrays against its size, before an array is made. Raises ValueError."""
+    headers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    with zipfile.ZipFile(path) as archive:
+        for name, info in entries(archive, capacity(path)).items():
+            if name not in names:
+                continue
+            with archive.open(info) as stream:
+                version = np.lib.format.read_magic(stream)
+                if version not in headers:
+                    raise ValueError(f"{name} is of version {version}")
+                shape, _, kind = headers[version](stream)
+            if min(shape, default=0) < 0 or math.prod(shape) * kind.itemsize > info.file_size:
+                raise ValueError(f"{name} says that it is of {shape}, which are not there")
 
 
 def _samples(images: NDArray[np.uint8], labels: NDArray[Any], where: str) -> list[Sample[int]]:

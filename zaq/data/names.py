@@ -23,7 +23,8 @@ def class_numbers(root: Path, card: Card) -> dict[int, int] | None:
     None where nothing is named, or one list alone and it fits: numbers are the model's then.
     Raises DataError where names do not say which class is which.
     """
-    files = {p: p.read_text().strip().splitlines() for p in sorted([*root.glob("*.names"), *root.glob("classes.txt")])}
+    places = sorted(p for p in [*root.glob("*.names"), *root.glob("classes.txt")] if p.is_file())
+    files = {p: p.read_text().strip().splitlines() for p in places}
     own = (card.decode or {}).get("names")
     if own is not None and not (isinstance(own, list) and own and all(isinstance(name, str) for name in own)):
         raise DataError(f"decode: names must be a list of the model's classes in order, not {own!r}.")

@@ -14,6 +14,8 @@ from zaq.errors import DataError
 
 __all__ = ["read", "read_mask"]
 
+# What photographs and masks come in. Of the others that PIL knows, EPS is a program, which Ghostscript would run.
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 RESAMPLING = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
@@ -59,8 +61,10 @@ def read_mask(sample: Sample[Path], card: Card) -> NDArray[np.uint8]:
 
 
 def _opened(path: Path, mode: str | None = None) -> Image.Image:
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise DataError(f"{path}: is no plain file.")
     try:
-        with Image.open(path) as file:
+        with Image.open(path, formats=FORMATS) as file:
             image: Image.Image = file.convert(mode) if mode else file.copy()
             return image
     except FileNotFoundError as error:

@@ -4,10 +4,10 @@ A task says what outputs mean; one a file, each a function in TASKS. Where no ta
 classification.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
+from zaq.config.bounds import plain_json
 from zaq.config.card import Card
 from zaq.data import BOXES, DATASETS, IMAGES, MASKS
 from zaq.errors import SourceError, unknown
@@ -65,4 +65,4 @@ def stored_card(path: Path) -> Card:
         raise SourceError(
             f"{path}: holds no card, so it was not written by zaq, or it was changed since; a run of zaq quantize has one."
         )
-    return Card.from_dict(json.loads(text))
+    return Card.from_dict(plain_json(text))

@@ -14,7 +14,6 @@ Both may have `score` and `nms`, the least score of a box and the greatest overl
 classes in order (see `zaq.data.names`).
 """
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from zaq.config.bounds import plain_json
 from zaq.config.card import Card
 from zaq.errors import DataError, unknown
 
@@ -35,7 +35,7 @@ KEYS = ("kind", "heads", "variances", "score", "nms", "names")
 def read_decode(path: Path) -> dict[str, Any]:
     """The constants in a JSON file, or in a card. Raises DataError for a file that holds none."""
     try:
-        values = json.loads(path.read_text())
+        values = plain_json(path.read_text())
     except OSError as error:
         raise DataError(f"--decode {path}: cannot be read ({error.strerror}).") from error
     except ValueError as error:

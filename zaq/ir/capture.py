@@ -3,21 +3,25 @@
 import copy
 import traceback
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import Graph, GraphModule, Node
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx import Graph, GraphModule, Interpreter, Node
 from torch.fx.graph import CodeGen
 from torch.utils import _pytree as pytree
 
 from zaq.errors import SourceError, TraceError
-from zaq.ir.nodes import input_node
+from zaq.ir.nodes import attribute, input_node
 from zaq.ir.spelling import DECOMPOSED, one_spelling
 
-__all__ = ["export_program", "from_exported", "quiet", "trace"]
+__all__ = ["export_program", "from_exported", "other_floats", "quiet", "trace"]
+
+ELEMENTS = 2**30  # of one tensor, for one image: sixteen times what a network at 4K has
+OTHER_FLOATS = {torch.float16, torch.bfloat16, torch.float64}
 
 
 def trace(model: nn.Module, example_input: Tensor | dict[str, Tensor]) -> GraphModule:
@@ -26,7 +30,8 @@ def trace(model: nn.Module, example_input: Tensor | dict[str, Tensor]) -> GraphM
     The graph returns one tensor, or a tuple of the tensors in whatever structure the model returns.
 
     The model is copied, never changed. `example_input` is the tensor (N, C, H, W) that `forward` takes first, or a
-    dict of keyword arguments. Raises TraceError, naming the line of the model that cannot be captured.
+    dict of keyword arguments. A model in half or double precision becomes one in float32, whatever the example is in.
+    Raises TraceError, naming the line of the model that cannot be captured, or what is asked of its input.
     """
     model = _unwrap(model)
     if isinstance(model, torch.jit.ScriptModule):
@@ -35,7 +40,11 @@ def trace(model: nn.Module, example_input: Tensor | dict[str, Tensor]) -> GraphM
             "torch.export.export(model.eval(), (example,), dynamic_shapes=({0: torch.export.Dim.AUTO},)), 'model.pt2')."
         )
     args, kwargs = ((), example_input) if isinstance(example_input, dict) else ((example_input,), {})
-    args, kwargs = pytree.tree_map(_two_samples, (args, kwargs))
+    own = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    args, kwargs = pytree.tree_map(lambda x: _as_example(x, own), (args, kwargs))
+    given = pytree.tree_leaves((args, kwargs))
+    if len(given) == 1 and isinstance(given[0], Tensor):
+        _require_images(given[0], "example_input")
     batch = {0: torch.export.Dim.AUTO}
     shapes: Any = {name: batch for name in kwargs} if kwargs else (batch,)
     model = copy.deepcopy(model).eval()
@@ -50,21 +59,25 @@ def trace(model: nn.Module, example_input: Tensor | dict[str, Tensor]) -> GraphM
 def from_exported(exported: torch.export.ExportedProgram) -> GraphModule:
     """The functional graph of an exported program: in-place operations and aliases resolved, guards dropped.
 
+    What it computes in half or double precision it computes in float32.
     Raises TraceError if the program was exported with a fixed batch or takes anything but one image batch.
     """
     with quiet(), torch.no_grad():
         module = _functional(exported).module(check_guards=False)
+        _cast(module)
     graph = module.graph
     for node in reversed(graph.nodes):
         target = str(node.target)
         if node.op in ("call_module", "call_function") and ("_guards_fn" in target or "_assert" in target):
             graph.erase_node(node)
+    _require_room(module, graph)
     with quiet(), torch.no_grad():
         one_spelling(module)
     inputs = [n for n in graph.nodes if n.op == "placeholder" and n.users]
     if len(inputs) != 1 or not isinstance(inputs[0].meta.get("val"), Tensor):
         names = ", ".join(n.name for n in inputs) or "none"
         raise TraceError(f"the model must take one tensor, a batch of images; it takes: {names}.")
+    _require_images(inputs[0].meta["val"], inputs[0].name)
     _flatten_outputs(graph)
     result = GraphModule(module, graph)  # ep.module() refuses train() and eval(); a plain GraphModule takes them
     result.requires_grad_(True)
@@ -110,9 +123,39 @@ def _flatten_outputs(graph: Graph) -> None:
     graph.set_codegen(CodeGen())
 
 
-def _two_samples(x: Tensor) -> Tensor:
-    """torch.export takes a batch of one for a constant, so show it two."""
-    return x if x.shape[0] > 1 else torch.cat([x, x])
+def other_floats(tensors: Iterable[Tensor]) -> list[str]:
+    """The floating types of tensors that are not float32, as words: `float16`, `bfloat16`, `float64`."""
+    return sorted({str(t.dtype).removeprefix("torch.") for t in tensors if t.dtype in OTHER_FLOATS})
+
+
+def _cast(module: GraphModule) -> None:
+    """Make a graph one of float32, in place, if any of its parameters, buffers or inputs is of another precision."""
+    values = [n.meta.get("val") for n in module.graph.nodes if n.op == "placeholder"]
+    if not other_floats([*module.state_dict().values(), *(v for v in values if isinstance(v, Tensor))]):
+        return
+    for node in module.graph.nodes:
+        if (
+            node.op == "get_attr"
+        ):  # a parameter, a buffer or a constant; a new one, for the program holds the old one too
+            owner, _, name = str(node.target).rpartition(".")
+            value = attribute(module, str(node.target))
+            new = nn.Parameter(_float32(value)) if isinstance(value, nn.Parameter) else _float32(value)
+            setattr(module.get_submodule(owner), name, new)
+        node.args, node.kwargs = pytree.tree_map(_float32, (node.args, node.kwargs))
+        node.meta["val"] = pytree.tree_map(_float32, node.meta.get("val"))
+
+
+def _float32(value: Any) -> Any:
+    """A tensor, or the name of a type, of another precision as one of float32; anything else as it is."""
+    if isinstance(value, torch.dtype):
+        return torch.float32 if value in OTHER_FLOATS else value
+    return value.float() if isinstance(value, Tensor) and value.dtype in OTHER_FLOATS else value
+
+
+def _as_example(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """An image batch in the model's precision. torch.export takes a batch of one for a constant, so show it two."""
+    x = x.to(dtype) if x.is_floating_point() else x
+    return x if x.dim() == 0 or x.shape[0] > 1 else torch.cat([x, x])
 
 
 def _unwrap(model: nn.Module) -> nn.Module:
@@ -133,21 +176,65 @@ def _reason(error: BaseException) -> str:
     return f"{kind}{where}. Rewrite that line without a branch on tensor values, or export a part of the model."
 
 
+class _Sizes(Interpreter):
+    """Runs a graph on shapes alone, and remembers its largest tensor."""
+
+    largest = 0
+
+    def run_node(self, n: Node) -> Any:
+        value = super().run_node(n)
+        self.largest = max([self.largest, *(v.numel() for v in pytree.tree_leaves(value) if isinstance(v, Tensor))])
+        return value
+
+
+def _require_room(gm: nn.Module, graph: Graph) -> None:
+    """A few bytes of a file may ask for a tensor of any size: look at shapes alone before constants are folded."""
+    values = [n.meta.get("val") for n in graph.nodes if n.op == "placeholder"]
+    sizes = _Sizes(gm, graph=graph)
+    with quiet(), torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True), suppress(Exception):
+        # What fails here, as where shapes depend on values, is said by the run behind it.
+        images = [torch.zeros(2, *map(int, v.shape[1:])) if isinstance(v, Tensor) else v for v in values]
+        sizes.run(*images, enable_io_processing=False)
+    if sizes.largest > 2 * ELEMENTS:
+        size = min(sizes.largest, 10**99) / 2
+        raise TraceError(
+            f"the model makes {size:.3g} numbers of an image in one tensor; at most {ELEMENTS:.3g} are taken."
+        )
+
+
+def _require_images(x: Tensor, name: str) -> None:
+    """Raises TraceError for an input that is no batch of images."""
+    if x.dim() != 4 or not (x.is_floating_point() or x.dtype is torch.uint8):
+        kind, shape = str(x.dtype).removeprefix("torch."), ", ".join(["N", *map(str, x.shape[1:])][: x.dim()])
+        raise TraceError(
+            f"the model must take images (N, C, H, W) in floating point; {name!r} is {kind} of the shape ({shape}). "
+            "Put a layer that reshapes images before the model, or quantize the part of it that takes images."
+        )
+
+
 def _require_any_batch(gm: GraphModule) -> None:
     """A program may name its batch in its input, or only in a reshape on the way: try one of another size."""
-    shape = input_node(gm).meta["val"].shape
-    fixed = isinstance(shape[0], int)
-    if not fixed:
-        try:
-            with torch.no_grad():
-                gm(torch.zeros(3, *[int(d) for d in shape[1:]]))
-        except (RuntimeError, IndexError):
-            fixed = True
+    batch = input_node(gm).meta["val"].shape[0]
+    traced = batch if isinstance(batch, int) else getattr(batch.node, "hint", None) or 2
+    fixed = isinstance(batch, int) or _failure(gm, traced + 1)
+    if not isinstance(batch, int) and fixed and (reason := _failure(gm, traced)):
+        raise TraceError(f"the model was captured, and does not run on {traced} images of zeros: {reason}.")
     if fixed:
         raise TraceError(
-            f"the batch of input {input_node(gm).name!r} is fixed to {int(shape[0]) if isinstance(shape[0], int) else 2} samples; "
+            f"the batch of input {input_node(gm).name!r} is fixed to {traced} samples; "
             "export it with dynamic_shapes=({0: torch.export.Dim.AUTO},), and without a reshape that names the batch size."
         )
+
+
+def _failure(gm: GraphModule, count: int) -> str:
+    """What a graph says against a batch of so many zeros; empty where it takes it."""
+    value = input_node(gm).meta["val"]
+    try:
+        with torch.no_grad():
+            gm(torch.zeros(count, *[int(d) for d in value.shape[1:]], dtype=value.dtype))
+    except (RuntimeError, IndexError) as error:
+        return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return ""
 
 
 def _require_finite(gm: GraphModule) -> None:

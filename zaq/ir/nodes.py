@@ -14,8 +14,8 @@ from zaq.ir.ops import LINEARS, MOVES, PADS
 
 __all__ = [
     "activations", "add_to_bias", "attribute", "bias_of", "channel_limits", "channel_padding", "clamp_limits", "groups_of",
-    "has_bias", "input_node", "moves", "output_nodes", "pad_value", "renumbers", "set_limits", "set_parameter", "shape_of",
-    "source_line", "weight_of",
+    "has_bias", "input_node", "moves", "not_its_own", "output_nodes", "pad_value", "renumbers", "set_limits", "set_parameter",
+    "shape_of", "source_line", "weight_of",
 ]  # fmt: skip
 
 aten = torch.ops.aten
@@ -35,11 +35,13 @@ def shape_of(node: Node) -> tuple[int, ...] | None:
 
 
 def input_node(gm: GraphModule) -> Node:
+    """The node of the batch of images, (N, C, H, W): the first input that anything reads."""
     node: Node = next(n for n in gm.graph.nodes if n.op == "placeholder" and n.users)
     return node
 
 
 def output_nodes(gm: GraphModule) -> list[Node]:
+    """The nodes whose tensors a graph returns, in the order of its outputs."""
     return [n for n in pytree.tree_leaves(next(iter(reversed(gm.graph.nodes))).args) if isinstance(n, Node)]
 
 
@@ -93,6 +95,24 @@ def groups_of(node: Node) -> int:
 def has_bias(node: Node) -> bool:
     """Whether a layer has a bias that is a parameter."""
     return len(node.args) > 2 and isinstance(node.args[2], Node) and node.args[2].op in ("get_attr", "call_module")
+
+
+def not_its_own(gm: GraphModule, layer: Node, arguments: tuple[int, ...] = (1, 2)) -> str | None:
+    """Why a layer's weight (argument 1) and bias (2) must not be rewritten for its sake; None if nobody else reads them.
+
+    Every pass asks this before it changes a parameter: what one layer needs is not what the others that share it need,
+    as a pyramid's head that reads several maps. A layer without bias has nothing that could be shared.
+    Args: a graph without quantizers, a layer of `WEIGHTED`, and which of its arguments are asked about.
+    """
+    for argument in (layer.args[i] for i in arguments if i < len(layer.args)):
+        if argument is None:
+            continue
+        if not isinstance(argument, Node) or argument.op != "get_attr":
+            return f"the weight or bias of {layer.name} is computed"
+        readers = {u for n in gm.graph.nodes if n.op == "get_attr" and n.target == argument.target for u in n.users}
+        if len(readers) > 1:
+            return f"{argument.target} is shared by {len(readers)} layers"
+    return None
 
 
 @torch.no_grad()

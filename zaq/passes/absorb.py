@@ -15,7 +15,17 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from zaq.ir.nodes import activations, add_to_bias, bias_of, channel_limits, groups_of, has_bias, set_limits, weight_of
+from zaq.ir.nodes import (
+    activations,
+    add_to_bias,
+    bias_of,
+    channel_limits,
+    groups_of,
+    has_bias,
+    not_its_own,
+    set_limits,
+    weight_of,
+)
 from zaq.ir.ops import CLAMPS, CONVS, LINEARS
 from zaq.passes.channels import columns
 from zaq.passes.equalize import DEAD
@@ -27,9 +37,10 @@ def absorb_constants(gm: GraphModule) -> tuple[GraphModule, int]:
     """A copy in which channels that training has switched off are zero, as are the weights that read them; and their
     number.
 
-    Batch norm can drive a layer's weights to nothing in a channel: what it writes is its bias, a constant. Whatever
-    reads a channel of zeros does not matter, but may be the largest weight of its tensor. Where the constant is not
-    zero, it moves into the bias of its readers first (those without padding). Keeps the function to about 1e-5.
+    Batch norm can drive a layer's weights to nothing in a channel: what it writes is its bias, a constant. Neither the
+    constant nor the weights that read it should set anybody's range. Where the constant is not zero, it moves into the
+    bias of its readers first; where one of them pads, or has no bias of its own, the channel stays as it is. What batch
+    norm knew of the channel (`meta["bn"]`) becomes zero with it. Keeps the function to about 1e-5.
     """
     gm, absorbed = copy.deepcopy(gm), 0
     for node in list(activations(gm)):
@@ -39,17 +50,20 @@ def absorb_constants(gm: GraphModule) -> tuple[GraphModule, int]:
             or layer.target not in CONVS | LINEARS
             or len(layer.users) > 1
             or not has_bias(layer)
+            or not_its_own(gm, layer)
         ):
             continue
         weight, bias = weight_of(gm, layer), bias_of(gm, layer)
         low, high = channel_limits(node)
         constant = bias.detach().double().maximum(low.double()).minimum(high.double())
         reach = weight.detach().abs().flatten(1).amax(1)
-        off = reach <= DEAD * reach.max()
+        off = (reach <= DEAD * reach.max()) & (low <= 0) & (high >= 0)
         readers = [
             r
             for r in node.users
-            if r.target in CONVS | LINEARS and len(constant) == weight_of(gm, r).shape[1] * groups_of(r)
+            if r.target in CONVS | LINEARS
+            and not not_its_own(gm, r)
+            and len(constant) == weight_of(gm, r).shape[1] * groups_of(r)
         ]
         if len(readers) < len(node.users) or not all(_takes_a_shift(r) for r in readers):
             off &= constant == 0
@@ -57,11 +71,11 @@ def absorb_constants(gm: GraphModule) -> tuple[GraphModule, int]:
             continue
         absorbed += int(off.sum())
         c = torch.where(off, constant, 0.0)
-        weight.data[off] = 0
+        weight.data[off], bias.data[off] = 0, 0
         if "bn" in layer.meta:
             stats = layer.meta["bn"]
             layer.meta["bn"] = replace(
-                stats, mean=torch.where(off, bias.detach(), stats.mean), std=torch.where(off, 0.0, stats.std)
+                stats, mean=torch.where(off, 0.0, stats.mean), std=torch.where(off, 0.0, stats.std)
             )
         for reader in readers:
             read = weight_of(gm, reader)
@@ -82,6 +96,8 @@ def absorb(gm: GraphModule, deviations: float = 3.0) -> tuple[GraphModule, int]:
             continue
         if not all(r.target in CONVS | LINEARS and _takes_a_shift(r) for r in readers):
             continue
+        if any(not_its_own(gm, n) for n in (layer, *readers)):
+            continue
         stats, (low, high) = layer.meta["bn"], channel_limits(node)
         if bool((low != 0).any()):
             continue
@@ -95,6 +111,7 @@ def absorb(gm: GraphModule, deviations: float = 3.0) -> tuple[GraphModule, int]:
             set_limits(gm, node, torch.zeros_like(c), high - c)
         for reader in readers:
             _shift(gm, reader, c)
+    gm.recompile()  # a clip's ends may have become its channels' own
     return gm, moved
 
 

@@ -24,6 +24,7 @@ from zaq.ir.nodes import (
     channel_padding,
     groups_of,
     input_node,
+    not_its_own,
     output_nodes,
     renumbers,
     set_limits,
@@ -82,9 +83,6 @@ def carriers(gm: GraphModule) -> tuple[Channels, list[str]]:
     none through.
     """
     channels, reasons = Channels(), []
-    uses = [
-        str(n.args[1].target) for n in activations(gm) if n.target in CONVS | LINEARS and isinstance(n.args[1], Node)
-    ]
     for node in [input_node(gm), *activations(gm)]:
         shape = shape_of(node)
         if shape is None or len(shape) not in (1, 3):
@@ -94,7 +92,7 @@ def carriers(gm: GraphModule) -> tuple[Channels, list[str]]:
             continue
         channels.new(node, shape[0])
         sources = [n for n in node.all_input_nodes if n in channels.of]
-        reason = _join(gm, channels, node, sources, uses)
+        reason = _join(gm, channels, node, sources)
         if reason:
             reasons.append(f"{node.name} carries no scale: {reason}")
             for fixed in (node, *sources):
@@ -105,16 +103,14 @@ def carriers(gm: GraphModule) -> tuple[Channels, list[str]]:
     return channels, reasons
 
 
-def _join(gm: GraphModule, channels: Channels, node: Node, sources: list[Node], uses: list[str]) -> str | None:
+def _join(gm: GraphModule, channels: Channels, node: Node, sources: list[Node]) -> str | None:
     """Join a node's channels with those of what it reads; or say why they must not carry a scale."""
     if not sources:
         return "what makes it carries none" if node.op != "placeholder" else None
     first, count = channels.of[sources[0]], len(channels.of[node])
     if node.target in CONVS | LINEARS:
-        name = str(node.args[1].target) if isinstance(node.args[1], Node) and node.args[1].op == "get_attr" else ""
-        if not name or uses.count(name) > 1:
-            return f"{name or 'its weight'} is shared or computed"
-        return None if node.target in CONVS or len(shape_of(node) or ()) == 1 else "a linear layer over a map"
+        over_a_map = node.target in LINEARS and len(shape_of(node) or ()) > 1
+        return not_its_own(gm, node) or ("a linear layer over a map" if over_a_map else None)
     if node.target in CLAMPS | HOMOGENEOUS | POOLS and len(first) == count:
         channels.join(channels.of[node], first)
         return None
@@ -156,11 +152,14 @@ def _join_product(channels: Channels, node: Node, sources: list[Node]) -> str | 
 
 
 def layers(gm: GraphModule, channels: Channels) -> list[Node]:
-    """The layers between channels, in the order of execution."""
+    """The layers between channels whose weight and bias are their own, in the order of execution."""
     return [
         n
         for n in activations(gm)
-        if n.target in CONVS | LINEARS and n in channels.of and n.all_input_nodes[0] in channels.of
+        if n.target in CONVS | LINEARS
+        and n in channels.of
+        and n.all_input_nodes[0] in channels.of
+        and not not_its_own(gm, n)
     ]
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from zaq.ir.nodes import attribute, groups_of, set_parameter, source_line
+from zaq.ir.nodes import attribute, groups_of, not_its_own, set_parameter, source_line
 from zaq.ir.ops import BATCH_NORMS, CONVS, LINEARS, TRANSPOSED, WEIGHTED
 
 __all__ = ["BatchNormStats", "fold"]
@@ -61,17 +61,9 @@ def _obstacle(gm: GraphModule, bn: Node) -> str | None:
         return "no convolution or linear layer stands before it"
     if len(layer.users) > 1:
         return f"the output of {layer.name} is used without it as well"
-    for argument in (layer.args[1], layer.args[2] if len(layer.args) > 2 else None):
-        if argument is None:
-            continue
-        if not isinstance(argument, Node) or argument.op != "get_attr":
-            return f"the weight of {layer.name} is computed"
-        users = [u for n in gm.graph.nodes if n.op == "get_attr" and n.target == argument.target for u in n.users]
-        if len(users) > 1:
-            return f"{argument.target} is shared by {len(users)} layers"
     if any(isinstance(a, Node) and a.op != "get_attr" for a in bn.args[1:5]):
         return "its statistics are computed"
-    return None
+    return not_its_own(gm, layer)
 
 
 def _fold_one(gm: GraphModule, bn: Node) -> None:
@@ -134,19 +126,12 @@ def _scaled_layer(gm: GraphModule, node: Node) -> Node | None:
             places = torch.empty(*range(1, dims + 1), device="meta")  # dimension i has i + 1 places
             axis = source.target(places, *source.args[1:]).shape[axis] - 1 - dims
         source = before
-    weight = source.args[1] if source.target in CONVS | LINEARS and not _shared(gm, source) else None
+    alone = source.target in CONVS | LINEARS and len(source.users) == 1 and not not_its_own(gm, source)
+    weight = source.args[1] if alone else None
     if not isinstance(weight, Node):
         return None
     channels = -1 if source.target in LINEARS else 1 - source.meta["val"].dim()
     return source if axis == channels and shape[wide[0]] == len(attribute(gm, str(weight.target))) else None
-
-
-def _shared(gm: GraphModule, layer: Node) -> bool:
-    """Whether somebody else reads a layer's result, its weight or its bias, or these are computed."""
-    given = [a for a in layer.args[1:3] if a is not None]
-    names = [str(a.target) for a in given if isinstance(a, Node) and a.op == "get_attr"]
-    users = [u for n in gm.graph.nodes if n.op == "get_attr" and n.target in names for u in n.users]
-    return len(layer.users) > 1 or len(names) < len(given) or set(users) != {layer}
 
 
 def _fold_scale(gm: GraphModule, node: Node, layer: Node) -> None:

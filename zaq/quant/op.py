@@ -17,13 +17,14 @@ __all__ = ["along", "fake_quantize"]
 
 @torch.library.custom_op("zaq::fake_quantize", mutates_args=())
 def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, axis: int, quant_min: int, quant_max: int) -> Tensor:
-    """Round `x` (any shape) to the grid of `scale` and `zero_point`, and return it as float of the same shape.
+    """Round `x` (any shape, any floating dtype) to the grid of `scale` and `zero_point`; of its shape and dtype.
 
     scale is float32 and zero_point int32, each with one value (axis < 0) or one for every index of dimension `axis`.
+    Half precision is rounded in float32, where the integers are exact, and comes back as half precision.
     """
     step = along(scale, x, axis)
-    low, high = _ends(zero_point, x, axis, quant_min, quant_max)
-    return (x / step).round_().clamp_(low, high).mul_(step)
+    low, high = _ends(zero_point, scale, x, axis, quant_min, quant_max)
+    return (x / step).round_().clamp_(low, high).mul_(step).to(x.dtype)
 
 
 @fake_quantize.register_fake
@@ -36,11 +37,12 @@ def along(values: Tensor, x: Tensor, axis: int) -> Tensor:
     return values if axis < 0 else values.view(-1, *[1] * (x.dim() - 1 - axis))
 
 
-def _ends(zero_point: Tensor, x: Tensor, axis: int, quant_min: int, quant_max: int) -> tuple[Any, Any]:
+def _ends(zero_point: Tensor, scale: Tensor, x: Tensor, axis: int, quant_min: int, quant_max: int) -> tuple[Any, Any]:
     """The least and the greatest integer counted from the zero point: numbers where reading one does not make a GPU
     wait.
     """
-    zero = int(zero_point) if axis < 0 and not x.is_cuda else along(zero_point, x, axis).to(x.dtype)
+    wait = x.device.type != "cpu"
+    zero = int(zero_point) if axis < 0 and not wait else along(zero_point, x, axis).to(scale.dtype)
     return quant_min - zero, quant_max - zero
 
 
@@ -53,7 +55,10 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, y, scale, zero_point = ctx.saved_tensors
     if grad.stride() != x.stride():  # mixed memory formats cost thirty times the work itself
         grad = torch.empty_like(x).copy_(grad)
-    low, high = _ends(zero_point, x, ctx.axis, ctx.quant_min, ctx.quant_max)
+    dtype = x.dtype
+    if dtype.itemsize < scale.dtype.itemsize:  # sums over a tensor in half precision are no sums
+        x, y, grad = x.to(scale.dtype), y.to(scale.dtype), grad.to(scale.dtype)
+    low, high = _ends(zero_point, scale, x, ctx.axis, ctx.quant_min, ctx.quant_max)
     step = along(scale, x, ctx.axis)
     # hardtanh's backward is the vectorised "grad where low < x < high, else 0"; it takes numbers
     if isinstance(low, int):
@@ -67,7 +72,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     elif ctx.needs_input_grad[1]:
         dims = [d for d in range(x.dim()) if d != ctx.axis]
         grad_scale = ((grad * y).sum(dims) - (grad_x * x).sum(dims)) / scale
-    return grad_x, grad_scale, None, None, None, None
+    return grad_x.to(dtype), grad_scale, None, None, None, None
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:

@@ -102,7 +102,7 @@ def _tensors(state: State) -> list[dict[str, Any]]:
                 "bits": quantizer.bits,
                 "integers": [quantizer.quant_min, quantizer.quant_max],
                 "scale": quantizer.scale.tolist(),
-                "zero_point": 0,
+                "zero_point": quantizer.zero_point.tolist(),
                 "seen_low": float(weight.min()),
                 "seen_high": float(weight.max()),
                 "elements": weight.numel(),

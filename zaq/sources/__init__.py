@@ -81,7 +81,7 @@ def _kind(spec: str) -> tuple[str, str, Path | None]:
                 f"{spec}: there is no such file. A model is a .pt2 file, or {DEFAULT}, or spelt {', '.join(SOURCES)}."
             )
         suffix = path.suffix.lower()
-        if suffix not in SOURCES or path.is_dir():
+        if suffix not in SOURCES or not path.is_file():
             files = ", ".join(s for s in SOURCES if s.startswith("."))
             raise SourceError(f"{spec}: cannot tell a model by {suffix or 'no suffix'!r}; there is: {files}.")
         return suffix, spec, path

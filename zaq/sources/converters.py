@@ -5,7 +5,9 @@ torch.export does not know. Here they are numbers, most of them read off the sha
 an operation counts as the last one it knows where a file uses nothing of it that is new.
 """
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import onnx
@@ -25,24 +27,31 @@ from torch.nn import functional as F
 __all__ = ["convert", "unconverted"]
 
 PAD_MODES = {"constant": "constant", "reflect": "reflect", "edge": "replicate", "wrap": "circular"}
+LONGEST = 80  # characters of a name
 Converter = Callable[[OnnxNode, OnnxGraph], nn.Module]
 
 
 def unconverted(model: onnx.ModelProto) -> list[str]:
     """The operations of a model that there is no converter for, by name."""
+    return sorted({f"{d.operation_type} (opset {d.version})" for d, found in _converters(model).items() if not found})
+
+
+def _converters(model: onnx.ModelProto) -> dict[OperationDescription, Any]:
+    """For each operation of a model, in the version it has there, the converter: ours or onnx2torch's; None for none."""
+    table = REGISTRY | CONVERTERS
     opsets = {o.domain: o.version for o in model.opset_import}
-    missing = set()
+    found: dict[OperationDescription, Any] = {}
     for node in model.graph.node:
-        version = opsets[node.domain]
-        schema = defs.get_schema(node.op_type, version, node.domain)
-        known = [d.version for d in KNOWN if d[:2] == (node.domain, node.op_type) and d.version <= schema.since_version]
-        before = defs.get_schema(node.op_type, max(known), node.domain) if known else None
-        if before is None or not _alike(node, schema, before):
-            missing.add(f"{node.op_type} (opset {schema.since_version})")
-        else:
-            converter = REGISTRY[OperationDescription(node.domain, node.op_type, before.since_version)]
-            REGISTRY[OperationDescription(node.domain, node.op_type, schema.since_version)] = converter
-    return sorted(missing)
+        domain, name = node.domain, node.op_type
+        schema = defs.get_schema(name, opsets[domain], domain)
+        known = [d.version for d in table if d[:2] == (domain, name) and d.version <= schema.since_version]
+        before = defs.get_schema(name, max(known), domain) if known else None
+        converter = None
+        if before is not None and _alike(node, schema, before):
+            converter = table[OperationDescription(domain, name, before.since_version)]
+        key = OperationDescription(domain, name, schema.since_version)
+        found[key] = converter and found.get(key, converter)
+    return found
 
 
 def _alike(node: onnx.NodeProto, now: defs.OpSchema, before: defs.OpSchema) -> bool:
@@ -63,9 +72,12 @@ def _neutral(schema: defs.OpSchema, name: str, value: Any) -> Any:
 
 
 def convert(model: onnx.ModelProto, batch: int) -> GraphModule:
-    """The module of a model whose shapes were computed for a batch of `batch`, for a batch of any size."""
+    """The module of a model whose shapes were computed for a batch of `batch`, for a batch of any size. Its parts are
+    called as the nodes are, as far as their names are letters, digits and underscores.
+    """
     Sized.batch = batch
-    gm: GraphModule = to_torch(model)
+    with _registered(REGISTRY | CONVERTERS | _converters(model)):
+        gm: GraphModule = to_torch(_renamed(model))
     image = next(n for n in gm.graph.nodes if n.op == "placeholder")
     for node in list(gm.graph.nodes):
         module = gm.get_submodule(str(node.target)) if node.op == "call_module" else None
@@ -76,6 +88,33 @@ def convert(model: onnx.ModelProto, batch: int) -> GraphModule:
     gm.graph.eliminate_dead_code()
     gm.recompile()
     return gm
+
+
+@contextmanager
+def _registered(table: dict[OperationDescription, Any]) -> Iterator[None]:
+    """Inside, onnx2torch has these converters; outside, and for whoever else uses it, its own."""
+    theirs = dict(REGISTRY)
+    REGISTRY.update(table)
+    try:
+        yield
+    finally:
+        REGISTRY.clear()
+        REGISTRY.update(theirs)
+
+
+def _renamed(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with other names for its nodes: what a node is called becomes an attribute, which torch.fx pastes into
+    the source that it compiles.
+    """
+    copy, taken = onnx.ModelProto(), {"initializers", "meta", *dir(nn.Module()), *dir(GraphModule)}
+    copy.CopyFrom(model)
+    for index, node in enumerate(copy.graph.node):
+        name = re.sub(r"\W+", "_", node.name or node.op_type, flags=re.ASCII).strip("_")[:LONGEST]
+        node.name = name if name and name not in taken else f"{name}_{index}"
+        while node.name in taken:
+            node.name += "_"
+        taken.add(node.name)
+    return copy
 
 
 def _take_bias(gm: GraphModule, node: Node, layer: nn.Linear) -> None:
@@ -284,26 +323,23 @@ REDUCTIONS = {
 }
 
 
-def _register(schema: defs.OpSchema, make: Any) -> None:
-    description = OperationDescription(schema.domain, schema.name, schema.since_version)
-    theirs = REGISTRY.get(description)
+def _converter(schema: defs.OpSchema, make: Any) -> Any:
+    """A converter as onnx2torch's registry holds them; what ours leaves alone is theirs."""
+    theirs = REGISTRY.get(OperationDescription(schema.domain, schema.name, schema.since_version))
 
     def converter(node: OnnxNode, graph: OnnxGraph) -> OperationConverterResult:
         module = make(node, graph)
-        if module is None:
-            return (
-                theirs(node, graph)
-                if theirs
-                else get_converter(node.operation_type, schema.since_version - 1)(node, graph)
-            )
-        return OperationConverterResult(module, OnnxMapping(node.input_values[:1], node.output_values))
+        if module is not None:
+            return OperationConverterResult(module, OnnxMapping(node.input_values[:1], node.output_values))
+        return (theirs or get_converter(node.operation_type, schema.since_version - 1))(node, graph)
 
-    REGISTRY[description] = converter
+    return converter
 
 
-for _schema in defs.get_all_schemas_with_history():
-    if _schema.domain == "" and _schema.name in OURS:
-        _register(_schema, OURS[_schema.name])
-    elif _schema.domain == "" and _schema.name in REDUCTIONS and _schema.since_version >= 18:
-        _register(_schema, _reduce)
-KNOWN = set(REGISTRY)
+CONVERTERS = {
+    OperationDescription(schema.domain, schema.name, schema.since_version): _converter(
+        schema, OURS.get(schema.name, _reduce)
+    )
+    for schema in defs.get_all_schemas_with_history()
+    if schema.domain == "" and (schema.name in OURS or (schema.name in REDUCTIONS and schema.since_version >= 18))
+}

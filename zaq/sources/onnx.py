@@ -1,6 +1,7 @@
 """Models as ONNX files, read through onnx2torch. What cannot be read is named: all of it at once."""
 
 import hashlib
+import math
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -32,6 +33,7 @@ QUANTIZED = {
 }
 # Stands for the batch while sizes are computed: a prime that no layer is wide.
 BATCH = 7919
+ELEMENTS = 2**30  # of one tensor, for one image
 CLOSE = 1e-3  # of the greatest output: float sums in another order differ by a hundredth of that
 
 
@@ -149,10 +151,21 @@ def _prepared(model: onnx.ModelProto, shape: tuple[int, ...]) -> onnx.ModelProto
     for output in model.graph.output:
         output.type.tensor_type.ClearField("shape")
     model = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    _require_room(model)
     with quiet():
         fold_constants(model, onnx_shape_inference=True, should_fold=_should_fold)
         remove_unused_nodes(model)
     return model
+
+
+def _require_room(model: onnx.ModelProto) -> None:
+    """Raise ValueError for a tensor that no image needs; a constant of such a size is made while it is folded."""
+    for value in model.graph.value_info:
+        size = math.prod(d.dim_value or 1 for d in value.type.tensor_type.shape.dim)
+        if size > ELEMENTS * (BATCH if size % BATCH == 0 else 1):
+            raise ValueError(
+                f"{value.name!r} has {min(size, 10**99):.3g} elements, more than the {ELEMENTS:.3g} that are taken"
+            )
 
 
 def _should_fold(node: ir.Node) -> bool | None:

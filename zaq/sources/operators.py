@@ -6,20 +6,20 @@ that zaq meets (networks, transforms) is Python anyway. Where torchvision's own 
 """
 
 import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-__all__ = ["define_missing_operators"]
+__all__ = ["define_missing_operators", "own_operators"]
 
 KEPT: list[torch.library.Library] = []  # operators live as long as the library that defined them
 
 
 def define_missing_operators() -> None:
-    """Make `import torchvision` and `torchvision.ops.nms` work where torchvision is installed without a library that
-    loads.
-    """
+    """Make `import torchvision` work where torchvision is installed without a library that loads."""
     found = importlib.util.find_spec("torchvision")
     if KEPT or found is None or not found.origin:
         return
@@ -34,9 +34,23 @@ def define_missing_operators() -> None:
         library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         library.impl(name, nms, "CPU")
 
+
+@contextmanager
+def own_operators() -> Iterator[None]:
+    """Inside, torchvision.ops calls operators that were defined here; outside it asks whether its own library loaded,
+    as it does for whoever else uses it in this process.
+    """
+    if not KEPT:
+        yield
+        return
     from torchvision import extension
 
-    extension._has_ops = lambda: True  # what torchvision.ops asks before it calls an operator
+    theirs = extension._has_ops
+    extension._has_ops = lambda: True
+    try:
+        yield
+    finally:
+        extension._has_ops = theirs
 
 
 def nms(dets: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:

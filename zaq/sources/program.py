@@ -1,134 +1,100 @@
-"""Models as torch.export files. No part of one is unpickled, and no expression in one evaluated that is more than a
-size.
+"""Models as torch.export files. torch's own reader unpickles parts of one, compiles others and takes whatever entry it
+finds first; so it is never given the file, but an archive made anew of the entries that were checked, and of no others.
 """
 
-import ast
 import io
 import json
-import re
 import zipfile
+import zlib
 from pathlib import Path
 
 import torch
+from torch.export.pt2_archive._package import PT2ArchiveWriter
 from torch.fx import GraphModule
 
-from zaq.errors import SourceError
+from zaq.config.bounds import capacity, entries, plain_json
+from zaq.errors import SourceError, ZaqError
 from zaq.ir.capture import from_exported, quiet
 from zaq.ir.nodes import input_node
-from zaq.sources.base import SAVE_IT, Request, Source, file_hash
+from zaq.sources.base import SAVE_IT, Request, Source, cast_note, file_hash, first_line
+from zaq.sources.checks import check_program, check_weights
 
 __all__ = ["read_program", "read_program_source", "read_pt2"]
 
-SIZE_WORDS = {
-    "Add", "And", "CeilDiv", "CleanDiv", "Eq", "FloorDiv", "Ge", "Gt", "Integer", "IntTrueDiv", "Le", "Lt", "Max", "Min",
-    "Mod", "ModularIndexing", "Mul", "Ne", "Not", "Or", "Pow", "PythonMod", "Rational", "Symbol", "int_oo", "oo",
-}  # fmt: skip
+MODEL = "models/model.json"
+# Where weights lie, and the entry that describes them.
+STORES = {
+    "data/weights/": "data/weights/model_weights_config.json",
+    "data/constants/": "data/constants/model_constants_config.json",
+}
+SAMPLES = "data/sample_inputs/model.pt"  # pickled example inputs, which torch can do without
 
 
 def read_program_source(request: Request) -> Source:
     """The program that a .pt2 file holds, at the shape that it was exported with."""
     path, card = request.file(), request.card()
-    graph = read_pt2(path)
+    program = read_program(path)
+    graph = _graph(path, program)
     shape = tuple(int(d) for d in input_node(graph).meta["val"].shape[1:])
     if card.input and tuple(card.input) != shape:
         raise SourceError(f"{path}: the model takes inputs of {shape}, card or flags say {tuple(card.input)}.")
-    return Source(path.stem, graph, card.override(input=shape), file_hash(path))
+    return Source(path.stem, graph, card.override(input=shape), file_hash(path), cast_note(program.state_dict.values()))
 
 
 def read_pt2(path: Path) -> GraphModule:
     """The graph of a torch.export file; raises as `read_program` does."""
-    return from_exported(read_program(path))
+    return _graph(path, read_program(path))
+
+
+def _graph(path: Path, program: torch.export.ExportedProgram) -> GraphModule:
+    try:
+        return from_exported(program)
+    except ZaqError:
+        raise
+    except Exception as error:  # a program whose parts do not fit together fails wherever torch first misses one
+        raise SourceError(f"{path}: its graph is damaged: {first_line(error)}") from error
 
 
 def read_program(path: Path) -> torch.export.ExportedProgram:
-    """The program of a torch.export file. Raises SourceError rather than unpickle any part of it."""
-    _refuse_pickles(path)
+    """The program of a torch.export file. Raises SourceError rather than unpickle, compile or import any part of it."""
+    content = _rebuilt(path)
     try:
         with quiet():
-            return torch.export.load(path)
+            return torch.export.load(content)
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise SourceError(f"{path}: torch.export cannot read it: {reason}") from error
+        raise SourceError(f"{path}: torch.export cannot read it: {first_line(error)}") from error
 
 
-def _refuse_pickles(path: Path) -> None:
-    """torch.export.load unpickles parts of a .pt2, and evaluates its symbolic sizes: allow neither to run code."""
+def _rebuilt(path: Path) -> io.BytesIO:
+    """An archive of what was checked, in memory."""
     if not zipfile.is_zipfile(path):
         raise SourceError(f"{path}: this is no .pt2 file (it is not an archive).")
-    with zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
-        if any(n.endswith("data.pkl") for n in names):
-            raise SourceError(f"{path}: this is a pickle, which can run any code when it is loaded. {SAVE_IT}")
-        if not any("/models/" in n for n in names):
-            raise SourceError(f"{path}: this archive holds no exported program.")
-        for name in names:
-            data = archive.read(name) if name.endswith((".json", ".pt")) else b""
-            if ("/weights/" in name and name.endswith(".pt")) or ("/constants/" in name and name.endswith(".pt")):
-                raise SourceError(f"{path}: {name} is a pickle, which can run any code when it is loaded. {SAVE_IT}")
-            if name.endswith(".pt"):
-                _require_plain_tensors(path, name, data)
-            elif name.endswith(".json"):
-                _require_plain_json(path, name, data)
-
-
-def _is_size(expression: str) -> bool:
-    """Whether a symbolic size, which torch hands to sympy's evaluator, is made of nothing but symbols and arithmetic."""
-    plain = (
-        ast.Expression,
-        ast.Call,
-        ast.keyword,
-        ast.BinOp,
-        ast.UnaryOp,
-        ast.Compare,
-        ast.Load,
-        ast.operator,
-        ast.unaryop,
-        ast.cmpop,
-    )
+    content = io.BytesIO()
     try:
-        nodes = list(ast.walk(ast.parse(expression.strip(), mode="eval")))
-    except SyntaxError:
-        return False
-    for node in nodes:
-        if isinstance(node, ast.Name):
-            if node.id not in SIZE_WORDS and not re.fullmatch(r"[su]\d+", node.id):
-                return False
-        elif isinstance(node, ast.Constant):
-            if isinstance(node.value, str) and not re.fullmatch(r"\w+", node.value):
-                return False
-        elif not isinstance(node, plain):
-            return False
-    return True
+        with zipfile.ZipFile(path) as archive, PT2ArchiveWriter(content) as made:
+            _copy(path, archive, made)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:  # JSON of another form than torch's
+        found = str(error) if type(error) is ValueError else f"it has another form than torch's ({error!r})"
+        raise SourceError(f"{path}: this .pt2 file is refused: {found}.") from error
+    except (OSError, EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+        raise SourceError(f"{path}: this archive is damaged: {first_line(error)}") from error
+    content.seek(0)
+    return content
 
 
-def _require_plain_tensors(path: Path, name: str, data: bytes) -> None:
-    try:
-        if data:
-            torch.load(io.BytesIO(data), weights_only=True)
-    except Exception as error:
-        raise SourceError(
-            f"{path}: {name} holds more than tensors and would have to be unpickled. {SAVE_IT}"
-        ) from error
-
-
-def _require_plain_json(path: Path, name: str, data: bytes) -> None:
-    def check(value: object) -> None:
-        if isinstance(value, dict):
-            pickled = value.get("use_pickle") or str(value.get("path_name", "")).startswith(
-                ("custom_obj", "opaque_obj")
-            )
-            if pickled:
-                raise SourceError(f"{path}: {name} refers to pickled objects, which zaq does not load. {SAVE_IT}")
-            expression = value.get("expr_str")
-            if isinstance(expression, str) and not _is_size(expression):
-                raise SourceError(f"{path}: {name} holds the expression {expression[:40]!r}, which is no size.")
-            for inner in value.values():
-                check(inner)
-        elif isinstance(value, list):
-            for inner in value:
-                check(inner)
-
-    try:
-        check(json.loads(data))
-    except ValueError as error:
-        raise SourceError(f"{path}: {name} is not readable ({error}).") from error
+def _copy(path: Path, archive: zipfile.ZipFile, made: PT2ArchiveWriter) -> None:
+    found = {name.partition("/")[2]: info for name, info in entries(archive, capacity(path)).items()}
+    if len(found) != len(archive.infolist()):
+        raise ValueError("its entries lie in more than one folder")
+    if "data.pkl" in found:
+        raise SourceError(f"{path}: this is a pickle, which can run any code when it is loaded. {SAVE_IT}")
+    if MODEL not in found:
+        raise SourceError(f"{path}: this archive holds no exported program.")
+    made.write_bytes(MODEL, json.dumps(check_program(plain_json(archive.read(found[MODEL])))).encode())
+    made.write_bytes(SAMPLES, b"")
+    for folder, about in STORES.items():
+        config = plain_json(archive.read(found[about]))
+        sizes = {n.removeprefix(folder): i.file_size for n, i in found.items() if n.startswith(folder)}
+        made.write_bytes(about, json.dumps(config).encode())
+        for entry in check_weights(config, sizes):
+            made.write_bytes(folder + entry, archive.read(found[folder + entry]))

@@ -1,6 +1,6 @@
 """Weights alone, as safetensors or as a state dict in a .pt file, and the architecture that they belong to."""
 
-import json
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from zaq.config.bounds import capacity, entries, plain_json
 from zaq.errors import SourceError, unknown
 from zaq.sources.base import SAVE_IT, Request, Source, file_hash, first_line, source_of
 from zaq.sources.factory import called, found
@@ -21,6 +22,15 @@ __all__ = ["read_weights", "read_zoo", "refuse_pickle"]
 
 SHOWN = 3  # keys in a message
 WRAPPERS = ("state_dict", "model")  # keys under which training scripts put the weights
+PLACES = (
+    "path",
+    "file",
+    "cfg",
+    "dir",
+    "url",
+    "weights",
+    "pretrained",
+)  # in names of arguments that say where weights lie
 PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and of torch.compile
 
 
@@ -29,6 +39,10 @@ def read_weights(request: Request) -> Source:
     path = request.file()
     card = _card(path)
     arch, kwargs = request.arch or card.get("arch"), request.kwargs or card.get("kwargs", {})
+    if not request.arch and arch:
+        _require_an_architecture(path, arch)
+    if not request.kwargs and kwargs:
+        _require_plain_arguments(path, kwargs)
     shape, asked = tuple(card.get("input") or ()), tuple(request.flags.get("input") or ())
     if shape and asked and shape != asked:
         raise SourceError(f"{path}: the model takes inputs of {shape}, as its card says; --input-shape says {asked}.")
@@ -61,10 +75,35 @@ def refuse_pickle(request: Request) -> Source:
 def _card(path: Path) -> dict[str, Any]:
     card = path.with_suffix(".json")
     try:
-        values = json.loads(card.read_text()) if card.is_file() else {}
+        values = plain_json(card.read_text()) if card.is_file() else {}
     except ValueError:
         return {}  # Card.beside says what is wrong with it
     return values if isinstance(values, dict) else {}
+
+
+def _require_an_architecture(path: Path, arch: Any) -> None:
+    """A card may name what zaq and libraries have; a function of anybody's is named on the command line alone."""
+    kind, colon, _ = str(arch).partition(":")
+    if colon and kind not in ARCHITECTURES:
+        raise SourceError(
+            f"{path.with_suffix('.json')}: arch {str(arch)[:60]!r} would be called, whatever it is, so a card may not name it; it "
+            "names one of "
+            + ", ".join([*ZOO, *(f"{k}:NAME" for k in ARCHITECTURES)])
+            + ". Say --arch yourself where you trust it."
+        )
+
+
+def _require_plain_arguments(path: Path, kwargs: Any) -> None:
+    """Numbers and words for a library's network, none of which names a file or an address to get weights from."""
+    values = kwargs.items() if isinstance(kwargs, dict) else [("kwargs", kwargs)]
+    for name, value in values:
+        parts = value if isinstance(value, list) else [value]
+        plain = all(v is None or isinstance(v, int | float) or re.fullmatch(r"[\w.+-]+", str(v)) for v in parts)
+        if not plain or not isinstance(kwargs, dict) or any(word in name for word in PLACES):
+            raise SourceError(
+                f"{path.with_suffix('.json')}: kwargs: {name} {str(value)[:60]!r} is neither a number nor a word that says how to build a "
+                "network. Say --kwargs yourself where you trust it."
+            )
 
 
 def _state(path: Path) -> dict[str, Tensor]:
@@ -76,7 +115,11 @@ def _state(path: Path) -> dict[str, Tensor]:
             raise SourceError(f"{path}: is no readable safetensors file: {first_line(error)}") from error
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
-            if any(n.endswith("constants.pkl") or "/code/" in n for n in archive.namelist()):
+            try:
+                names = entries(archive, capacity(path))
+            except ValueError as error:
+                raise SourceError(f"{path}: this archive is refused: {error}.") from error
+            if any(n.endswith("constants.pkl") or "/code/" in n for n in names):
                 raise SourceError(
                     f"{path}: is a TorchScript archive, which cannot be traced; take the module it was made from. {SAVE_IT}"
                 )

@@ -6,14 +6,13 @@ Analytic: E[x] from batch norm's statistics (`moments`). Empirical: both means m
 layer from the front, so that each layer also takes back what those before it shifted.
 """
 
-from collections import Counter
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
-from zaq.ir.nodes import add_to_bias, bias_of, has_bias, shape_of, weight_of
+from zaq.ir.nodes import add_to_bias, has_bias, not_its_own, shape_of, weight_of
 from zaq.ir.ops import PADS, TRANSPOSED
 from zaq.quant.edges import weighted_layers
 from zaq.quant.placement import Placement
@@ -21,13 +20,15 @@ from zaq.stats.moments import Clipped
 
 __all__ = ["correct_analytically", "correct_empirically"]
 
+BIAS = (2,)  # of a layer's arguments
+
 
 @torch.no_grad()
 def correct_analytically(
     teacher: GraphModule, student: GraphModule, placement: Placement, known: dict[str, Clipped], mean_only: bool = False
 ) -> int:
     """Correct the student's biases in place from what is known (`moments`) of each layer's input; the number of layers
-    corrected.
+    corrected. A bias that several layers add is left alone, here as below: what one of them needs the others do not.
 
     `mean_only`: for the mean of eps in each output channel, as ACIQ corrects weights.
     """
@@ -36,7 +37,7 @@ def correct_analytically(
     for node in weighted_layers(teacher):
         source = node.all_input_nodes[0]
         expected = _expected_input(source, known)
-        if expected is None or node.target in TRANSPOSED or not has_bias(node):
+        if expected is None or node.target in TRANSPOSED or not has_bias(node) or not_its_own(teacher, node, BIAS):
             continue
         weight = weight_of(student, mine[node.name])
         error = placement.weights[placement.layers[node.name][1]](weight).double() - weight_of(teacher, node).double()
@@ -54,12 +55,10 @@ def correct_empirically(
 ) -> int:
     """Correct the student's biases in place on synthetic samples (N, C, H, W); the number of layers corrected.
 
-    noisy: what the student reads instead, where both are the same block of two networks. A bias that several layers
-    add is left alone: what one of them needs is not what the others do.
+    noisy: what the student reads instead, where both are the same block of two networks.
     """
-    biases = {n.name: id(bias_of(teacher, n)) for n in weighted_layers(teacher) if has_bias(n)}
-    count = Counter(biases.values())
-    expected = _Means(teacher, {name for name, bias in biases.items() if count[bias] == 1})
+    layers = {n.name for n in weighted_layers(teacher) if has_bias(n) and not not_its_own(teacher, n, BIAS)}
+    expected = _Means(teacher, layers)
     expected.run(samples)
     _Corrector(student, expected.means).run(samples if noisy is None else noisy)
     return len(expected.means)
