@@ -135,7 +135,7 @@ def method_of(name: str, settings: tuple[str, ...]) -> Any:
     kind = lookup("zaq.methods", "method", name, METHODS, by_path=True)
     if not (isinstance(kind, type) and issubclass(kind, Method)):
         raise BitsError(f"--method {name}: is no subclass of zaq.methods.Method.")
-    hints = {f.name: h for f, h in _fields(kind) if f.name != "constants"}
+    hints = {f.name: h for f, h in _fields(kind) if f.name != "stage_constants"}
     values: dict[str, Any] = {}
     constants: dict[str, Any] = {}
     for setting in settings:
@@ -147,7 +147,7 @@ def method_of(name: str, settings: tuple[str, ...]) -> Any:
         if not equals or key not in hints:
             raise UserError(f"-s {setting}: " + unknown(f"setting of {name}", key, hints) + " Write key=value.")
         values[key] = _typed(setting, text, hints[key])
-    return kind(**values, constants=constants)
+    return kind(**values, stage_constants=constants)
 
 
 def _fields(kind: Any) -> list[tuple[Any, Any]]:

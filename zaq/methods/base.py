@@ -15,11 +15,11 @@ __all__ = ["Method"]
 class Method:
     """A way to quantize a network. `stages` says how; a method of your own overrides that, and nothing else.
 
-    `constants` sets fields of single stages, by "stage.field" (`-s reconstruct.drop=0.3`); a blank in a stage's name is
+    `stage_constants` sets fields of single stages, by "stage.field" (`-s reconstruct.drop=0.3`); a blank in a stage's name is
     written as "-".
     """
 
-    constants: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
+    stage_constants: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
 
     name: ClassVar[str] = ""  # as `--method` has it
     parts: ClassVar[tuple[type[Stage], ...]] = ()  # the stages whose fields `-s stage.field=value` reaches
@@ -32,10 +32,10 @@ class Method:
         raise NotImplementedError
 
     def plan(self, task: Task, *data: Any) -> list[Stage]:
-        """The stages with `constants` in their places. Raises BitsError for a stage or a field that is not there."""
+        """The stages with `stage_constants` in their places. Raises BitsError for a stage or a field that is not there."""
         stages = self.stages(task, *data)
         known = {key_of(s.name): s for s in stages}
-        for key in self.constants:
+        for key in self.stage_constants:
             name, _, constant = key.partition(".")
             if name not in known:
                 raise BitsError(f"-s {key}: " + unknown(f"stage of {self.name}", name, known))
@@ -45,7 +45,9 @@ class Method:
         return [self._set(stage) for stage in stages]
 
     def _set(self, stage: Stage) -> Stage:
-        own = {k.partition(".")[2]: v for k, v in self.constants.items() if k.partition(".")[0] == key_of(stage.name)}
+        own = {
+            k.partition(".")[2]: v for k, v in self.stage_constants.items() if k.partition(".")[0] == key_of(stage.name)
+        }
         return replace(stage, **own) if own else stage
 
 

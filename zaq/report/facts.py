@@ -22,7 +22,7 @@ SCHEMA = 1
 def method_dict(method: Any) -> dict[str, Any]:
     """A method's name and its constants."""
     constants = dataclasses.asdict(method) if dataclasses.is_dataclass(method) and not isinstance(method, type) else {}
-    own = constants.pop("constants", {})
+    own = constants.pop("stage_constants", {})
     return {"name": method.name or type(method).__name__.lower(), **constants, **own}
 
 

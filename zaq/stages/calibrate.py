@@ -58,7 +58,7 @@ class Calibrate(Stage):
             student(parts[i])
 
         loop = Loop(one)
-        loop.finish = lambda: watching.__exit__(None, None, None)  # type: ignore[method-assign,assignment,return-value]
+        loop.finish = lambda: watching.__exit__(None, None, None)  # type: ignore[method-assign,assignment]
         return loop
 
 

@@ -78,7 +78,7 @@ class _Blocks(Loop):
     def __init__(self, stage: Reconstruct, state: State, images: Tensor) -> None:
         super().__init__(lambda i: None)
         self.stage, self.task, self.whole, self.steps = stage, state.task, state.student, stage.steps
-        self.parts = blocks(self.task.teacher, self.whole.placement.activations)
+        self.blocks = blocks(self.task.teacher, self.whole.placement.activations)
         self.source, self.at = _Source(state, images), -1
 
     def step(self, i: int, of: int) -> dict[str, float]:
@@ -115,7 +115,7 @@ class _Blocks(Loop):
 
     def _open(self, at: int, done: int) -> None:
         """Begin to learn a block (with the steps that are left, where it was put back after a loss that was no number)."""
-        self.closed, self.at, self.block = self.whole.snapshot(), at, self.parts[at]
+        self.closed, self.at, self.block = self.whole.snapshot(), at, self.blocks[at]
         self.student = between(self.whole.module, self.block)
         self.roundings = _place_roundings(self.whole, self.student)
         self._drop(self.stage.drop)
