@@ -25,10 +25,8 @@ __all__ = ["KEYS", "READS_IMAGES", "Cell", "cells_of", "read_plan", "shard"]
 KEYS = ("models", "data", "task", "decode", "bits", "methods", "placements", "seeds", "effort", "settings", "weights", "first_last",
         "limit")  # fmt: skip
 READS_IMAGES = "ft"  # the one method that is given the data: a bar to compare with
-SEEDS, CELLS = (
-    1000,
-    100_000,
-)  # at most, of a run and of a block: a plan is short, and what it asks for must not fill memory
+# At most, of a run and of a block: a plan is short, and what it asks for must not fill memory.
+SEEDS, CELLS = 1000, 100_000
 METHOD_KEYS = ("name", "method", "effort", "settings", "seeds")
 
 Identify = Callable[

@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-__all__ = ["capacity", "entries", "json_parts", "plain_json"]
+__all__ = ["ELEMENTS", "capacity", "entries", "json_parts", "plain_json"]
 
 MOST, RATIO, SPARE = 2**33, 100, 2**28  # bytes; an archive unpacks to 8 GiB, and to 100 times its size and 256 MiB
 TEXT = 2**27  # bytes of one JSON text, which takes some twenty times that as objects
 DEPTH = 100  # of JSON; a graph that torch.export writes has twenty
+ELEMENTS = 2**30  # of one tensor, for one image: sixteen times what a network at 4K has
 
 
 def capacity(path: Path) -> int:

@@ -1,1 +1,1 @@
-"""What runs stages: progress, the journal, the runner."""
+"""How a run tells where it is."""

@@ -14,13 +14,13 @@ from torch.fx import Graph, GraphModule, Interpreter, Node
 from torch.fx.graph import CodeGen
 from torch.utils import _pytree as pytree
 
+from zaq.config.bounds import ELEMENTS
 from zaq.errors import SourceError, TraceError
 from zaq.ir.nodes import attribute, input_node
 from zaq.ir.spelling import DECOMPOSED, one_spelling
 
 __all__ = ["export_program", "from_exported", "other_floats", "quiet", "trace"]
 
-ELEMENTS = 2**30  # of one tensor, for one image: sixteen times what a network at 4K has
 OTHER_FLOATS = {torch.float16, torch.bfloat16, torch.float64}
 
 
@@ -134,9 +134,7 @@ def _cast(module: GraphModule) -> None:
     if not other_floats([*module.state_dict().values(), *(v for v in values if isinstance(v, Tensor))]):
         return
     for node in module.graph.nodes:
-        if (
-            node.op == "get_attr"
-        ):  # a parameter, a buffer or a constant; a new one, for the program holds the old one too
+        if node.op == "get_attr":  # a new parameter, buffer or constant, for the program holds the old one too
             owner, _, name = str(node.target).rpartition(".")
             value = attribute(module, str(node.target))
             new = nn.Parameter(_float32(value)) if isinstance(value, nn.Parameter) else _float32(value)

@@ -15,6 +15,7 @@ from onnx.external_data_helper import load_external_data_for_model, uses_externa
 from onnx.onnx_cpp2py_export.checker import ValidationError
 from torch.utils import _pytree as pytree
 
+from zaq.config.bounds import ELEMENTS
 from zaq.errors import SourceError
 from zaq.ir.capture import quiet
 from zaq.sources.base import Request, Source, first_line, require, source_of
@@ -33,7 +34,6 @@ QUANTIZED = {
 }
 # Stands for the batch while sizes are computed: a prime that no layer is wide.
 BATCH = 7919
-ELEMENTS = 2**30  # of one tensor, for one image
 CLOSE = 1e-3  # of the greatest output: float sums in another order differ by a hundredth of that
 
 

@@ -22,15 +22,8 @@ __all__ = ["read_weights", "read_zoo", "refuse_pickle"]
 
 SHOWN = 3  # keys in a message
 WRAPPERS = ("state_dict", "model")  # keys under which training scripts put the weights
-PLACES = (
-    "path",
-    "file",
-    "cfg",
-    "dir",
-    "url",
-    "weights",
-    "pretrained",
-)  # in names of arguments that say where weights lie
+# In names of arguments that say where weights lie.
+PLACES = ("path", "file", "cfg", "dir", "url", "weights", "pretrained")
 PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and of torch.compile
 
 
