@@ -41,7 +41,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zaq.api import quantize_graph
+from zaq.api import Quantized, quantize_graph
 from zaq.config.bits import QConfig
 from zaq.config.card import Card
 from zaq.export.onnx import to_onnx
@@ -51,7 +51,6 @@ from zaq.ir.capture import from_exported, trace
 from zaq.ir.nodes import activations, input_node
 from zaq.ir.taps import with_taps
 from zaq.methods import METHODS
-from zaq.methods.job import Job
 from zaq.report.facts import sqnr
 from zaq.run import Run, write_file
 from zaq.sources.operators import define_missing_operators
@@ -197,10 +196,10 @@ def measure(row: Row, size: int, done: Callable[[], None]) -> None:
     quantized = quantize_graph(
         graph, QConfig.parse(settings["bits"]), method(**settings["constants"]), card=card, effort="fast", seed=SEED
     )
-    row.layers = len(quantized.job.placement.layers) + sum(
+    row.layers = len(quantized.student.placement.layers) + sum(
         "matmul" in str(n.target) for n in quantized.teacher.graph.nodes
     )
-    row.unfolded = sum("batch norm" in note or "stays a float" in note for note in quantized.job.notes)
+    row.unfolded = sum("batch norm" in note or "stays a float" in note for note in quantized.journal.notes)
     with tempfile.TemporaryDirectory() as folder:
         run = Run(Path(folder))
         at("checkpoint")
@@ -213,7 +212,7 @@ def measure(row: Row, size: int, done: Callable[[], None]) -> None:
         at("export")
         run.write("model.onnx", to_onnx(exported, {}))
         at("verify")
-        samples = quantized.job.in_bounds(
+        samples = quantized.task.in_bounds(
             torch.randn(SAMPLES, 3, size, size, generator=torch.Generator().manual_seed(SEED + 1))
         )
         parity = compare(run / "model.onnx", checkpoint, samples.split(SAMPLES - 1))  # two batches, of two sizes
@@ -221,9 +220,9 @@ def measure(row: Row, size: int, done: Callable[[], None]) -> None:
         row.in_float = dict(collections.Counter(n.op for n in kernels(run / "model.onnx").in_float).most_common())
         found = run_session(session(run / "model.onnx"), samples)[0]
         with torch.no_grad():
-            expected, image = _first(model(samples)), quantized.job.placement.activations[input_node(graph).name]
+            expected, image = _first(model(samples)), quantized.student.placement.activations[input_node(graph).name]
             row.sqnr, row.image = sqnr(expected, torch.from_numpy(found)), sqnr(expected, _first(model(image(samples))))
-        row.worst, row.worst_tensor = min(zip(*_each_tensor(quantized.job, samples), strict=True))
+        row.worst, row.worst_tensor = min(zip(*_each_tensor(quantized, samples), strict=True))
         at("layers")
         layers, _ = compare_layers(run / "model.onnx", checkpoint, samples[:LAYER_SAMPLES])
         row.tensors = f"{sum(x.file.equal == 1 for x in layers)}/{len(layers)}"
@@ -231,11 +230,11 @@ def measure(row: Row, size: int, done: Callable[[], None]) -> None:
 
 
 @torch.no_grad()
-def _each_tensor(job: Job, samples: Tensor) -> tuple[list[float], list[str]]:
+def _each_tensor(quantized: Quantized, samples: Tensor) -> tuple[list[float], list[str]]:
     """SQNR of rounding each activation of the float model to its grid, alone; and their names."""
-    names = [n for n in job.placement.activations if n != input_node(job.teacher).name]
-    values = with_taps(job.teacher, names)(samples)[1]
-    return [sqnr(v, job.placement.activations[n](v)) for n, v in zip(names, values, strict=True)], names
+    names = [n for n in quantized.student.placement.activations if n != input_node(quantized.teacher).name]
+    values = with_taps(quantized.teacher, names)(samples)[1]
+    return [sqnr(v, quantized.student.placement.activations[n](v)) for n, v in zip(names, values, strict=True)], names
 
 
 def _first(outputs: Any) -> Tensor:

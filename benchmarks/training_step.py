@@ -22,11 +22,12 @@ import torch
 from torch import Tensor, nn
 
 from zaq import QConfig, sources
+from zaq.engine.state import State
+from zaq.engine.task import Task
 from zaq.ir.taps import with_taps
-from zaq.methods.job import Job
-from zaq.methods.training import step, student_optimizer
 from zaq.passes.fold import fold
 from zaq.quant.fake_quantize import FakeQuantize
+from zaq.stages.training import step, student_optimizer
 from zaq.synth.losses import output_discrepancy, relation_gaps
 
 BATCH, REPEATS = 64, 15
@@ -51,28 +52,29 @@ class PlainQuantize(nn.Module):
         )
 
 
-def job() -> Job:
+def state() -> State:
     model = sources.load("zoo:resnet20_cifar10")
     graph, _ = fold(model.graph)
     torch.manual_seed(0)
-    made = Job(graph, QConfig.parse("w4a4"), model.card)
-    made.calibrate([torch.randn(BATCH, 3, 32, 32)], 1)
+    made = State(Task(graph, QConfig.parse("w4a4"), model.card))
+    with made.student.watching(), torch.no_grad():
+        made.student(torch.randn(BATCH, 3, 32, 32))
     return made
 
 
 def steps(kernels: bool, channels_last: bool, teacher_without_graph: bool, relation: str) -> Callable[[], None]:
     """One step of ZAQ's student, with each of what makes it fast or without."""
-    made = job()
-    optimizer = student_optimizer(made, 1e-3, 1e-4)
+    made = state()
+    optimizer = student_optimizer(made.student, 1e-3, 1e-4)
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    for value in (*made.teacher.parameters(), *made.student.parameters()):
+    for value in (*made.task.teacher.parameters(), *made.student.module.parameters()):
         if value.dim() == 4:
             value.data = value.data.contiguous(memory_format=layout)
     if not kernels:
-        for path, module in [*made.student.named_modules(remove_duplicate=False)]:
+        for path, module in [*made.student.module.named_modules(remove_duplicate=False)]:
             if isinstance(module, FakeQuantize):
-                made.student.set_submodule(path, PlainQuantize(module))
-    teacher, student = with_taps(made.teacher, made.taps), with_taps(made.student, made.taps)
+                made.student.module.set_submodule(path, PlainQuantize(module))
+    teacher, student = with_taps(made.task.teacher, made.task.taps), with_taps(made.student.module, made.task.taps)
     images = torch.randn(BATCH, 3, 32, 32).contiguous(memory_format=layout)
     if not teacher_without_graph:
         images.requires_grad_()  # as an image straight out of a generator does

@@ -11,37 +11,27 @@ the order of a product.
 """
 
 import copy
-from contextlib import suppress
 from dataclasses import fields, replace
 from typing import Any
 
 import click
-import torch
 
 from zaq import QConfig
-from zaq.api import quantize_graph
 from zaq.cli.options import method_of
-from zaq.engine.progress import Progress
+from zaq.engine.journal import Journal
+from zaq.engine.runner import run_stage, run_stages
+from zaq.engine.state import State
+from zaq.engine.task import Task
 from zaq.errors import UserError, unknown
 from zaq.evaluate.classification import Score, predictions
-from zaq.methods.flagship import Flagship
-from zaq.methods.job import Job
-from zaq.methods.loop import HeldOut
-from zaq.methods.reconstruction import Reconstruction
+from zaq.passes.fold import fold
 from zaq.sources import load
-from zaq.synth.losses import relative_discrepancy
-
-STAGES: dict[str, tuple[type, str]] = {"reconstruct": (Reconstruction, "__call__"), "polish": (Flagship, "_polish")}
 
 
-class Done(Exception):
-    """Every variant has been tried."""
-
-
-def parsed(kind: Any, variant: str) -> dict[str, float]:
+def parsed(stage: Any, variant: str) -> dict[str, Any]:
     """`key=value key=value` of a stage. Raises UserError for a key that it does not have."""
-    known = [*(f.name for f in fields(kind)), "steps"]
-    values = {}
+    known = [f.name for f in fields(stage)]
+    values: dict[str, Any] = {}
     for part in variant.split():
         key, _, text = part.partition("=")
         try:
@@ -50,12 +40,14 @@ def parsed(kind: Any, variant: str) -> dict[str, float]:
             raise UserError(f"{part}: write key=number.") from None
         if key not in known:
             raise UserError(f"{part}: " + unknown("constant", key, known))
+        if not isinstance(getattr(stage, key), float):
+            values[key] = type(getattr(stage, key))(values[key])
     return values
 
 
 @click.command(help=__doc__)
 @click.argument("source")
-@click.argument("stage", type=click.Choice(list(STAGES)))
+@click.argument("stage", metavar="STAGE")
 @click.argument("variants", nargs=-1, required=True)
 @click.option("--bits", default="w3a3", show_default=True)
 @click.option("--placement", default="integer", show_default=True)
@@ -72,32 +64,43 @@ def main(
     settings: tuple[str, ...],
     data: str | None,
 ) -> None:
-    kind, name = STAGES[stage]
-    chosen = [parsed(kind, v) for v in variants]
-    model, original = load(source), getattr(kind, name)
+    model, method = load(source), method_of("flagship", settings)
+    task = Task(fold(model.graph)[0], QConfig.parse(bits, placement=placement), model.card, effort)
+    stages = method.plan(task)
+    names = [s.name for s in stages]
+    if stage not in names:
+        raise UserError(unknown("stage", stage, names))
+    at = names.index(stage)
+    tried = [replace(stages[at], **parsed(stages[at], variant)) for variant in variants]
+    state, journal = State(task), Journal()
+    run_stages(stages[:at], state, journal)
+    judge = state.judge
+    if judge is None:
+        raise UserError(f"{stage}: nothing is held out yet where it begins; name a stage behind 'hold out'.")
+    start = state.student.snapshot()
+    click.echo(f"| {stage} | held-out loss, {judge():.4f} before | top-1 |\n|---|---|---|")
+    for text, varied in zip(variants, tried, strict=True):
+        state.student.restore(start)
+        generator = copy.deepcopy(state.generator)
+        run_stage(_Kept(varied), state, journal)  # type: ignore[arg-type]
+        top1 = f"{Score.of(*predictions(state.student.module, data, model.card)).percent:.2f}" if data else ""
+        click.echo(f"| {text} | {judge():.4f} | {top1} |")
+        state.generator = generator
 
-    def varied(self: Any, job: Job, *given: Any) -> None:
-        *images, steps, last = given
-        assert job.samples is not None
-        held_out = HeldOut(job, job.samples, relative_discrepancy)
-        saved, rng = copy.deepcopy(job.student.state_dict()), torch.get_rng_state()
-        click.echo(f"| {stage} | held-out loss, {held_out():.4f} before | top-1 |\n|---|---|---|")
-        for text, values in zip(variants, chosen, strict=True):
-            job.student.load_state_dict(saved)
-            torch.set_rng_state(rng)
-            own = {k: v for k, v in values.items() if k != "steps"}
-            original(replace(self, **own), job, *images, int(values.get("steps", steps)), last)
-            top1 = f"{Score.of(*predictions(job.student, data, model.card)).percent:.2f}" if data else ""
-            click.echo(f"| {text} | {held_out():.4f} | {top1} |")
-        raise Done
 
-    qconfig, method = QConfig.parse(bits, placement=placement), method_of("flagship", settings)
-    setattr(kind, name, varied)
-    try:
-        with suppress(Done):  # raised where the stage ends: what follows it is not run
-            quantize_graph(model.graph, qconfig, method, card=model.card, effort=effort, progress=Progress())
-    finally:
-        setattr(kind, name, original)
+class _Kept:
+    """A stage that is never taken back: what it makes of the student is what is measured."""
+
+    def __init__(self, stage: Any) -> None:
+        self.stage = stage
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stage, name)
+
+    def judge(self, state: State) -> None:
+        """Nobody."""
+
+    checks = 1
 
 
 if __name__ == "__main__":

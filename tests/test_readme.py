@@ -11,8 +11,13 @@ from conftest import zaq_here
 from zoo import SHAPE, build, images, quantized_net
 
 from zaq.config.card import Card
-from zaq.methods import METHODS, Job
+from zaq.engine.journal import Journal
+from zaq.engine.stage import Stage
+from zaq.engine.state import State
+from zaq.engine.task import Task
+from zaq.methods import METHODS, Method
 from zaq.sources import DEFAULT, SOURCES, is_file
+from zaq.stages.calibrate import Calibrate
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
@@ -20,7 +25,8 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 def test_a_method_in_ten_lines() -> None:
     (code,) = [b for b in BLOCKS if "class UniformNoise" in b]
-    names = {"dataclass": dataclasses.dataclass, "torch": torch, "Job": Job}
+    known = (Stage, State, Task, Journal, Method, Calibrate)
+    names = {"dataclass": dataclasses.dataclass, "torch": torch, **{kind.__name__: kind for kind in known}}
     exec(code, names)
     card = Card(input=SHAPE, mean=(0.5,) * 3, std=(0.25,) * 3)
     method = names["UniformNoise"](batches=2)  # type: ignore[operator]

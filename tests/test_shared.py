@@ -36,7 +36,7 @@ def test_all_five_networks_go_through(name: str, shared: Path, tmp_path: Path) -
     """
     model = load(str(shared / "models" / f"{name}.pt2"))
     quantized = quantize_graph(model.graph, QConfig.parse("w4a4"), ZAQ(warm_up=1, rounds=0), card=model.card)
-    samples, program, path = quantized.job.samples, program_of(quantized.module), tmp_path / "model.onnx"
+    samples, program, path = quantized.state.samples, program_of(quantized.module), tmp_path / "model.onnx"
     path.write_bytes(to_onnx(program, {}))
     assert samples is not None and not quantized.report["in_float"]
     parity = compare(path, quantized.module, samples[:8])

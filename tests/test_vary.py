@@ -8,7 +8,7 @@ from click.testing import CliRunner
 from conftest import benchmark_script
 
 from zaq.errors import UserError
-from zaq.methods.reconstruction import Reconstruction
+from zaq.stages.reconstruct import Reconstruct
 
 SHORT = ["--bits", "w3a3", "-s", "synthesis=2", "-s", "images=64", "-s", "reconstruct=2"]
 
@@ -30,6 +30,6 @@ def test_the_same_variant_has_the_same_loss(script: ModuleType, stage: str, one:
 
 def test_an_unknown_constant_suggests_the_near_one(script: ModuleType) -> None:
     with pytest.raises(UserError, match="lr_scale"):
-        script.parsed(Reconstruction, "lr_scales=1")
+        script.parsed(Reconstruct(), "lr_scales=1")
     with pytest.raises(UserError, match="key=number"):
-        script.parsed(Reconstruction, "drop=much")
+        script.parsed(Reconstruct(), "drop=much")

@@ -8,13 +8,12 @@ from zaq.api import Quantized, quantize_graph
 from zaq.config.bits import QConfig
 from zaq.cost import deployment
 from zaq.data import shuffled
+from zaq.engine.journal import Log
 from zaq.engine.progress import Progress
 from zaq.export.onnx import in_form, translate
 from zaq.export.program import program_of
 from zaq.ir.capture import from_exported
 from zaq.ir.nodes import attribute
-from zaq.methods import reads_data
-from zaq.methods.job import Log
 from zaq.report import facts as reporting
 from zaq.report.page import render
 from zaq.run import Run, disk_errors
@@ -47,7 +46,7 @@ def quantize_run(
     run = Run.create(folder, overwrite)
     source = {"name": model.name, "sha256": model.sha256}
     log = Log(run / "log.jsonl")
-    real = shuffled(data, model.card, FT_BATCH, seed) if data and reads_data(method) else None
+    real = shuffled(data, model.card, FT_BATCH, seed) if data and method.reads_data else None
     with disk_errors(folder):  # the log grows with every step
         quantized = quantize_graph(
             model.graph, qconfig, method, card=model.card, effort=effort, seed=seed, progress=progress, log=log, source=source, real=real,
@@ -59,12 +58,12 @@ def quantize_run(
     progress.say("saving and verifying")
     exported = program_of(quantized.module)
     run.write_checkpoint(exported)
-    if quantized.job.samples is not None:
-        run.write_samples(quantized.job.samples, quantized.card)
+    if quantized.state.samples is not None:
+        run.write_samples(quantized.state.samples, quantized.card)
     metadata = reporting.onnx_metadata(report["options"]) | {"parts": run.hashes()}
     translated = translate(exported)
     run.write("model.onnx", in_form(translated, metadata, target=qconfig.runtime))
-    if quantized.job.samples is not None:
+    if quantized.state.samples is not None:
         parity = compare(run / "model.onnx", quantized.module, run.samples())
         report["parity"], report["parity_sentence"] = parity.to_dict(), parity.sentence()
         layers, _ = compare_layers(run / "model.onnx", from_exported(exported), run.samples()[:SAMPLES])
@@ -72,7 +71,7 @@ def quantize_run(
     report["sizes"] = _sizes(run, quantized)
     report["deployment"] = deployment.report(deployment.costs(in_form(translated, {}, "float"), run / "model.onnx"))
     run.write_json("report.json", report)
-    run.write("report.html", render(report, log.rows, quantized.job.samples, quantized.card))
+    run.write("report.html", render(report, log.rows, quantized.state.samples, quantized.card))
     return report
 
 

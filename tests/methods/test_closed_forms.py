@@ -50,10 +50,10 @@ def test_each_part_takes_error_away(name: str) -> None:
 def test_ranges_are_those_of_images_though_none_was_seen(distribution: str) -> None:
     """At 4 bits, behind ReLUs whose statistics batch norm has: where the closed form clips what images cause."""
     net, x = trained(), gratings(256, 77)[0]
-    job = quantized(net, QConfig.parse("w8a4"), ACIQ(distribution=distribution)).job
-    placed = {job.placement.tensors[n]: q for n, q in job.placement.activations.items() if q.bits == 4}
+    job = quantized(net, QConfig.parse("w8a4"), ACIQ(distribution=distribution)).state
+    placed = {job.student.placement.tensors[n]: q for n, q in job.student.placement.activations.items() if q.bits == 4}
     assert len(placed) == 3
-    for value, q in zip(with_taps(job.teacher, list(placed))(x)[1], placed.values(), strict=True):
+    for value, q in zip(with_taps(job.task.teacher, list(placed))(x)[1], placed.values(), strict=True):
         gap = (value - value.mean()).abs().mean() if distribution == "laplace" else value.std()
         expected = clip_range(float(value.mean()), float(gap), 4, 0.0, float(value.max()), distribution)
         assert q.limits() == pytest.approx(expected, rel=0.15)
@@ -65,10 +65,13 @@ def test_rounded_channels_have_their_deviation_again(net: Callable[[], nn.Module
     """ACIQ, section 3.3: a channel of a rounded weight is scaled until its deviation is what it was."""
 
     def ratios(method: ACIQ) -> torch.Tensor:
-        job = quantized(net(), QConfig.parse(bits), method).job
+        job = quantized(net(), QConfig.parse(bits), method).state
         pairs = [
-            (q(attribute(job.student, name)).flatten(1).std(1), attribute(job.teacher, name).flatten(1).std(1))
-            for name, q in job.placement.weights.items()
+            (
+                q(attribute(job.student.module, name)).flatten(1).std(1),
+                attribute(job.task.teacher, name).flatten(1).std(1),
+            )
+            for name, q in job.student.placement.weights.items()
             if q.bits < 8  # at 8 bits room for the accumulator comes first
         ]
         return torch.cat([a / b - 1 for a, b in pairs]).abs()
@@ -79,8 +82,8 @@ def test_rounded_channels_have_their_deviation_again(net: Callable[[], nn.Module
 
 def test_a_channel_of_more_deviation_has_more_bits() -> None:
     """ACIQ, section 3.2: the levels that a channel's weights take, in a layer whose channels differ by a factor of 1000."""
-    job = quantized(unequal(), QConfig.parse("w4a8"), ACIQ()).job
-    weight = attribute(job.student, "a.0.weight")
-    levels = [len(row.unique()) for row in job.placement.weights["a.0.weight"](weight).flatten(1)]
-    order = attribute(job.teacher, "a.0.weight").flatten(1).std(1).argsort().tolist()
+    job = quantized(unequal(), QConfig.parse("w4a8"), ACIQ()).state
+    weight = attribute(job.student.module, "a.0.weight")
+    levels = [len(row.unique()) for row in job.student.placement.weights["a.0.weight"](weight).flatten(1)]
+    order = attribute(job.task.teacher, "a.0.weight").flatten(1).std(1).argsort().tolist()
     assert max(levels[i] for i in order[:4]) <= 4 and min(levels[i] for i in order[-4:]) > 32

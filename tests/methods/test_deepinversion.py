@@ -23,7 +23,7 @@ def test_structures_can_be_quantized(name: str) -> None:
         n for n in ("distil", "calibrate", "compete", "finetune") if name != "transposed" or n != "compete"
     ]
     low, high = CARD.bounds()
-    samples = quantized.job.samples
+    samples = quantized.state.samples
     assert samples is not None and (samples >= low).all() and (samples <= high).all()
 
 
@@ -43,12 +43,12 @@ def test_images_become_their_classes() -> None:
         net[5].weight.copy_(4 * torch.eye(3))  # type: ignore[operator]
     method = DeepInversion(steps=60, images=12, feature=0.1, finetune=0)
     quantized = zaq.quantize(net.eval(), images(1), "w8a8", method, card=CARD)
-    rows = quantized.job.log.rows
+    rows = quantized.journal.log.rows
     assert rows[-1]["cross_entropy"] < 0.5 * rows[0]["cross_entropy"]
     assert [s["name"] for s in quantized.report["stages"]] == ["distil", "calibrate"]
-    assert quantized.job.samples is not None
+    assert quantized.state.samples is not None
     with torch.no_grad():
-        assert net(quantized.job.samples).argmax(1).bincount(minlength=3).min() > 2
+        assert net(quantized.state.samples).argmax(1).bincount(minlength=3).min() > 2
 
 
 def test_fine_tuning_brings_the_student_closer_on_images_it_did_not_see() -> None:
@@ -66,7 +66,7 @@ def test_the_second_round_competes() -> None:
     gaps = []
     for competition in (1e-6, 1e4):
         method = DeepInversion(steps=15, images=8, lr=0.2, competition=competition, feature=0.0, finetune=5)
-        rows = zaq.quantize(model, images(1), "w2a2", method, card=CARD).job.log.rows
+        rows = zaq.quantize(model, images(1), "w2a2", method, card=CARD).journal.log.rows
         last = [r for r in rows if r["stage"] == "compete"][-1]
         gaps.append(1 - last["compete"] / competition)
     assert gaps[1] > 1.2 * gaps[0] > 0

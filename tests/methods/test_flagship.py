@@ -14,6 +14,10 @@ from conftest import SYNTHESIS
 from torch import Tensor
 from toy import CARD as TOY_CARD
 from toy import gratings, trained
+from zaq.methods.job import Job, Stage
+from zaq.methods.loop import HeldOut
+from zaq.methods.reconstruction import Reconstruction
+from zaq.methods.synthesis import Synthesis
 from zoo import SHAPE, ZOO, build, images, quantized_net, traced
 
 import zaq
@@ -25,10 +29,6 @@ from zaq.ir.nodes import attribute, input_node
 from zaq.ir.taps import with_taps
 from zaq.methods import flagship, reconstruction
 from zaq.methods.flagship import Flagship, attempt, correct
-from zaq.methods.job import Job, Stage
-from zaq.methods.loop import HeldOut
-from zaq.methods.reconstruction import Reconstruction
-from zaq.methods.synthesis import Synthesis
 from zaq.passes.fold import fold
 from zaq.stages.blocks import blocks
 from zaq.synth.losses import batch_norm_loss, relative_discrepancy
@@ -59,11 +59,11 @@ def test_every_structure_can_be_quantized(name: str) -> None:
         expected, outputs = model(x), quantized.module(x)
     assert outputs.shape == expected.shape and float((outputs - expected).pow(2).mean() / expected.var()) < 0.05
     few = all(
-        q.bits == 8 for q in quantized.job.placement.weights.values()
+        q.bits == 8 for q in quantized.student.placement.weights.values()
     )  # a first and a last layer, and none between
     left_out = [
         *(["squant", "reconstruct"] if few else []),
-        *([] if quantized.job.batch_norms() else ["refine", "held-out refine"]),
+        *([] if quantized.task.batch_norms() else ["refine", "held-out refine"]),
     ]
     stages = {s["name"]: s for s in quantized.report["stages"]}
     assert list(stages) == [s for s in STAGES if s not in left_out]

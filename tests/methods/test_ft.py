@@ -22,13 +22,16 @@ from zaq.cli.options import method_of
 from zaq.cli.quantize import _data_read
 from zaq.config.bits import QConfig
 from zaq.config.card import Card
+from zaq.engine.journal import Journal
+from zaq.engine.runner import run_stages
+from zaq.engine.state import State
+from zaq.engine.task import Task
 from zaq.errors import BitsError, DataError, UserError
 from zaq.ir.capture import quiet
 from zaq.methods import ft
 from zaq.methods.ft import FineTune
-from zaq.methods.job import Job
-from zaq.methods.training import FASTEST, distillation
 from zaq.passes.fold import fold
+from zaq.stages.training import FASTEST, distillation
 
 CARD = Card(input=SHAPE, mean=(0.5,) * 3, std=(0.25,) * 3)
 Batches = Iterator[tuple[Tensor, Tensor]]
@@ -65,22 +68,25 @@ def test_it_brings_the_student_closer() -> None:
 def test_a_seed_repeats_bit_for_bit() -> None:
     a, b, c = (quantize(FineTune(steps=5), seed=s) for s in (3, 3, 4))
     assert all(torch.equal(v, b.module.state_dict()[k]) for k, v in a.module.state_dict().items())
-    assert not torch.equal(a.job.samples, c.job.samples)  # type: ignore[arg-type]
+    assert not torch.equal(a.state.samples, c.state.samples)  # type: ignore[arg-type]
 
 
 def test_the_loss_is_cross_entropy_and_distillation() -> None:
     batches, job = (
         list(zip(range(8), real(), strict=False)),
-        Job(fold(graph("residual"))[0], QConfig.parse("w8a8"), CARD),
+        State(Task(fold(graph("residual"))[0], QConfig.parse("w8a8"), CARD)),
     )
-    FineTune(alpha=0.5, temperature=3.0, steps=0)(job, real())
+    journal = Journal()
+    run_stages(
+        FineTune(alpha=0.5, temperature=3.0, steps=1, lr_student=1e-9, lr_bias=0.0).plan(job.task, real()), job, journal
+    )
     with torch.no_grad():
         losses = [
-            torch.nn.functional.cross_entropy(job.student(x), y)
-            + 0.5 * distillation(job.student(x), job.teacher(x), 3.0)
+            torch.nn.functional.cross_entropy(job.student.module(x), y)
+            + 0.5 * distillation(job.student.module(x), job.task.teacher(x), 3.0)
             for _, (x, y) in batches
         ]
-    assert job.stages[-1].loss_before == job.stages[-1].loss_after == pytest.approx(float(torch.stack(losses).mean()))
+    assert journal.records[-1].loss_before == pytest.approx(float(torch.stack(losses).mean()))
 
 
 @pytest.mark.parametrize(
@@ -90,20 +96,18 @@ def test_its_constants_are_options(options: dict[str, object]) -> None:
     quantized = quantize(FineTune(steps=5, **options))  # type: ignore[arg-type]
     assert quantized.report["options"]["method"] | options == quantized.report["options"]["method"]
     assert "reads_data" not in quantized.report["options"]["method"]
-    assert quantized.job.log.rows[-1]["held_out"] != plain_held_out()
+    assert quantized.journal.log.rows[-1]["held_out"] != plain_held_out()
 
 
 @functools.cache
 def plain_held_out() -> float:
-    return float(quantize(FineTune(steps=5)).job.log.rows[-1]["held_out"])
+    return float(quantize(FineTune(steps=5)).journal.log.rows[-1]["held_out"])
 
 
 def test_the_step_follows_from_the_way() -> None:
     """Half of `travel` per half a step: the cosine's factors sum to half the steps."""
-    assert FineTune(travel=0.2)._rate(6000) == pytest.approx(0.2 / 3000, rel=1e-3)
-    assert (
-        FineTune()._rate(10) == FASTEST and FineTune()._rate(0) == FASTEST and FineTune(lr_student=0.5)._rate(10) == 0.5
-    )
+    assert FineTune(travel=0.2).rate(6000) == pytest.approx(0.2 / 3000, rel=1e-3)
+    assert FineTune().rate(10) == FASTEST and FineTune().rate(0) == FASTEST and FineTune(lr_student=0.5).rate(10) == 0.5
 
 
 def test_no_real_image_is_kept_and_a_note_says_so() -> None:
@@ -116,7 +120,7 @@ def test_no_real_image_is_kept_and_a_note_says_so() -> None:
 
     quantized = quantize(FineTune(steps=5), watched())
     assert len(seen) == ft.HELD_OUT_BATCHES + ft.CALIBRATION_BATCHES + 5
-    samples = quantized.job.samples
+    samples = quantized.state.samples
     assert samples is not None and samples.shape[1:] == SHAPE
     low, high = CARD.bounds()
     assert (samples >= low).all() and (samples <= high).all()

@@ -14,15 +14,16 @@ from zoo import SHAPE, build, images, traced
 from zaq.api import Quantized, quantize_graph
 from zaq.config.bits import QConfig
 from zaq.config.card import Card
+from zaq.engine.state import State
+from zaq.engine.task import Task
 from zaq.errors import BitsError
 from zaq.ir.capture import trace
 from zaq.ir.nodes import attribute
 from zaq.ir.taps import with_taps
 from zaq.methods import gdfq
 from zaq.methods.gdfq import GDFQ, FoldedSGD, folded_gains, statistics_loss
-from zaq.methods.job import Job
-from zaq.methods.training import distillation
 from zaq.passes.fold import BatchNormStats, fold
+from zaq.stages.training import distillation
 
 CARD = Card(input=SHAPE, mean=(0.5,) * 3, std=(0.25,) * 3)
 QUICK = GDFQ(epochs=2, iterations=5, warm_up=0.5, batch=8, latent=16, width=16, lr_student=1e-3)
@@ -37,16 +38,16 @@ def quantize(name: str, method: GDFQ, bits: str = "w4a4", seed: int = 0) -> Quan
     return quantize_graph(graph(name), QConfig.parse(bits), method, card=CARD, seed=seed)
 
 
-def job_of(traced: GraphModule, bits: str = "w4a4", effort: str = "fast") -> Job:
+def job_of(traced: GraphModule, bits: str = "w4a4", effort: str = "fast") -> State:
     torch.manual_seed(0)
-    return Job(fold(traced)[0], QConfig.parse(bits), CARD, effort)
+    return State(Task(fold(traced)[0], QConfig.parse(bits), CARD, effort))
 
 
 @pytest.mark.parametrize("name", ["residual", "depthwise", "shared_weight", "signed", "functional_batch_norm"])
 def test_every_classifier_with_batch_norm_can_be_quantized(name: str) -> None:
     report = quantize(name, QUICK, "w8a8").report
     stages = {s["name"]: s for s in report["stages"]}
-    assert list(stages) == ["warm-up", "gdfq"] and stages["warm-up"]["steps"] == stages["gdfq"]["steps"] * 5 == 5
+    assert list(stages) == ["warm-up", "gdfq"] and stages["warm-up"]["steps"] == stages["gdfq"]["steps"] == 5
     assert (
         math.isfinite(stages["gdfq"]["loss_before"]) and stages["gdfq"]["loss_after"] <= stages["gdfq"]["loss_before"]
     )
@@ -88,12 +89,12 @@ def test_its_constants_are_options(options: dict[str, object]) -> None:
     method = replace(QUICK, epochs=3, **options)  # type: ignore[arg-type]
     quantized = quantize("residual", method)
     assert quantized.report["options"]["method"] | options == quantized.report["options"]["method"]
-    assert quantized.job.log.rows[-1]["held_out"] != plain_held_out()
+    assert quantized.journal.log.rows[-1]["held_out"] != plain_held_out()
 
 
 @functools.cache
 def plain_held_out() -> float:
-    return float(quantize("residual", replace(QUICK, epochs=3)).job.log.rows[-1]["held_out"])
+    return float(quantize("residual", replace(QUICK, epochs=3)).journal.log.rows[-1]["held_out"])
 
 
 def test_an_unknown_reduction_is_a_sentence() -> None:
@@ -106,13 +107,13 @@ def test_activation_ranges_are_frozen_after_calibration_and_weight_grids_follow_
 ) -> None:
     found: list[tuple[list[Tensor], list[Tensor]]] = []
 
-    def grids(job: Job) -> tuple[list[Tensor], list[Tensor]]:
-        return [q.scale.detach().clone() for q in job.placement.activations.values()], [
-            attribute(job.student, n).detach().flatten(1).abs().amax(1) / q.quant_max
-            for n, q in job.placement.weights.items()
+    def grids(job: State) -> tuple[list[Tensor], list[Tensor]]:
+        return [q.scale.detach().clone() for q in job.student.placement.activations.values()], [
+            attribute(job.student.module, n).detach().flatten(1).abs().amax(1) / q.quant_max
+            for n, q in job.student.placement.weights.items()
         ]
 
-    def set_grids(job: Job) -> None:
+    def set_grids(job: State) -> None:
         before(job)
         found.append(grids(job))
 
@@ -123,11 +124,12 @@ def test_activation_ranges_are_frozen_after_calibration_and_weight_grids_follow_
     assert len(found) == 1 + 5
     assert all(torch.equal(a, b) for scales, _ in found for a, b in zip(scales, found[0][0], strict=True))
     assert not all(torch.equal(a, b) for a, b in zip(found[0][1], found[-1][1], strict=True))  # the weights did move
-    for quantizer, scale in zip(job.placement.weights.values(), grids(job)[1], strict=True):
+    for quantizer, scale in zip(job.student.placement.weights.values(), grids(job)[1], strict=True):
         if not quantizer.pairs:  # 8 bits make room in 16-bit sums
             torch.testing.assert_close(quantizer.scale.detach(), scale)
     assert not any(
-        q.scale.requires_grad for q in (*job.placement.weights.values(), *job.placement.activations.values())
+        q.scale.requires_grad
+        for q in (*job.student.placement.weights.values(), *job.student.placement.activations.values())
     )
 
 
@@ -136,10 +138,10 @@ def test_ranges_are_moving_averages_of_the_first_steps_alone(monkeypatch: pytest
     monkeypatch.setattr(gdfq, "WARM_UP", 3)
     job, seen = job_of(graph("residual"), "w8a8"), []
 
-    def watch(job: Job, x: Tensor) -> None:
+    def watch(job: State, x: Tensor) -> None:
         before(job, x)
-        node = next(iter(n for n, q in job.placement.activations.items() if not q.guaranteed))
-        seen.append((with_taps(job.teacher, [node])(x)[1][0].aminmax(), job.placement.activations[node]))
+        node = next(iter(n for n, q in job.student.placement.activations.items() if not q.guaranteed))
+        seen.append((with_taps(job.task.teacher, [node])(x)[1][0].aminmax(), job.student.placement.activations[node]))
 
     before = gdfq._watch
     monkeypatch.setattr(gdfq, "_watch", watch)
@@ -178,8 +180,8 @@ def test_statistics_loss_is_that_of_the_batch_norms_inputs() -> None:
     for module in model.modules():
         module._forward_hooks.clear()
     job = job_of(trace(model, images(1)))
-    stats = job.batch_norms()
-    found = statistics_loss(with_taps(job.teacher, list(stats))(x)[1], list(stats.values()))
+    stats = job.task.batch_norms()
+    found = statistics_loss(with_taps(job.task.teacher, list(stats))(x)[1], list(stats.values()))
     torch.testing.assert_close(found, torch.stack(terms).mean(), rtol=1e-3, atol=1e-5)
 
 
@@ -223,8 +225,8 @@ def test_sgd_on_folded_weights_is_sgd_on_the_weights(layer: nn.Module) -> None:
     nn.init.uniform_(model.norm.running_var, 0.1, 4.0)  # type: ignore[arg-type]
     model.eval()
     job = job_of(trace(model, images(1)))
-    teacher = job.teacher.requires_grad_(True)
-    job.student = teacher  # no rounding: the rule is exact
+    teacher = job.task.teacher.requires_grad_(True)
+    job.student.module = teacher  # no rounding: the rule is exact
     gains = folded_gains(job)
     options = {"lr": 0.05, "momentum": 0.9, "nesterov": True, "weight_decay": 0.01}
     folded = FoldedSGD([{"params": [*gains, teacher.head.weight]}], gains, **options)
@@ -244,7 +246,7 @@ def test_layers_without_batch_norm_step_as_they_are_and_folded_biases_do_not_dec
     job = job_of(graph("residual"))
     optimizer = GDFQ()._student_optimizer(job, 0.1)
     assert isinstance(optimizer, FoldedSGD) and len(optimizer.gains) == 4
-    assert not any(p is attribute(job.student, "head.2.weight") for p in optimizer.gains)
+    assert not any(p is attribute(job.student.module, "head.2.weight") for p in optimizer.gains)
     decays = [(g["weight_decay"], len(g["params"])) for g in optimizer.param_groups]
     assert decays == [(1e-4, 6), (0.0, 4)]  # 5 weights and the head's bias; 4 biases that hold batch norm's mean
 
@@ -296,8 +298,8 @@ def test_nan_rolls_back_and_stops(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_plans(effort: str, card: Card, expected: tuple[float, ...]) -> None:
     job = job_of(graph("residual"), effort=effort)
-    job.card = card
-    plan = GDFQ()._plan(job)
+    job.task.card = card
+    plan = GDFQ().lengths(job)
     assert (
         plan.epochs,
         plan.iterations,
@@ -307,7 +309,7 @@ def test_plans(effort: str, card: Card, expected: tuple[float, ...]) -> None:
         plan.lr_generator,
         plan.width,
     ) == expected
-    assert GDFQ(epochs=7, lr_student=0.5)._plan(job) == replace(plan, epochs=7, lr_student=0.5)
+    assert GDFQ(epochs=7, lr_student=0.5).lengths(job) == replace(plan, epochs=7, lr_student=0.5)
 
 
 @pytest.mark.parametrize(("large", "drops"), [(False, (99, 199, 299)), (True, (99, 199, 299))])

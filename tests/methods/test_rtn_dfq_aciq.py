@@ -29,7 +29,7 @@ def test_every_structure(name: str, method: Any) -> None:
     with torch.no_grad():
         expected, found = model(x), quantized.module(x)
     assert float((found - expected).pow(2).mean() / expected.var()) < 0.05
-    assert quantized.job.samples is not None and quantized.report["agreement"]["samples"] > 0
+    assert quantized.state.samples is not None and quantized.report["agreement"]["samples"] > 0
 
 
 @pytest.mark.parametrize("options", [
@@ -58,7 +58,7 @@ def test_aciq_options(options: dict[str, Any]) -> None:
 
 
 def test_allocated_bits_are_kept_by_every_channel() -> None:
-    quantizer = quantized_net("residual", QConfig.parse("w4a8", None), ACIQ(), card=CARD).job.placement.weights[
+    quantizer = quantized_net("residual", QConfig.parse("w4a8", None), ACIQ(), card=CARD).student.placement.weights[
         "body.0.0.weight"
     ]
     model = quantized_net("residual", QConfig.parse("w4a8", None), ACIQ(), card=CARD)

@@ -9,6 +9,9 @@ import pytest
 import torch
 from torch import nn
 from torch.fx import GraphModule
+from zaq.methods.job import Job
+from zaq.methods.loop import Game, play
+from zaq.methods.training import StepAdam
 from zoo import SHAPE, build, images, quantized_net, traced
 
 import zaq
@@ -16,9 +19,6 @@ from zaq.api import quantize_graph
 from zaq.config.bits import QConfig
 from zaq.config.card import Card
 from zaq.methods import zaq as zaq_method
-from zaq.methods.job import Job
-from zaq.methods.loop import Game, play
-from zaq.methods.training import StepAdam
 from zaq.methods.zaq import ZAQ
 from zaq.passes.fold import fold
 from zaq.synth.losses import RELATIONS
@@ -75,7 +75,7 @@ def test_the_codes_choices_are_options(options: dict[str, object]) -> None:
     method = ZAQ(warm_up=2, rounds=2, latent=16, width=16, **options)  # type: ignore[arg-type]
     quantized = quantized_net("residual", "w4a4", method, card=CARD)
     assert quantized.report["options"]["method"] | options == quantized.report["options"]["method"]
-    assert len([r for r in quantized.job.log.rows if "loss_q" in r]) == 2
+    assert len([r for r in quantized.journal.log.rows if "loss_q" in r]) == 2
 
 
 @functools.cache
@@ -105,7 +105,7 @@ def test_an_ablation_leaves_its_part_out(
     else:
         monkeypatch.setattr(torch if unused == "softmax" else zaq_method, unused, computed)
     quantized = quantize_graph(graph(), QConfig.parse("w4a4"), replace(QUICK, **options), card=CARD)  # type: ignore[arg-type]
-    rows = [r for r in quantized.job.log.rows if "loss_q" in r]
+    rows = [r for r in quantized.journal.log.rows if "loss_q" in r]
     assert len(rows) == 3
     for row in rows:
         assert row["loss_q"] == pytest.approx(row["d_o"] + replace(QUICK, **options).alpha * row["d_f"])  # type: ignore[arg-type]
@@ -126,7 +126,7 @@ def test_frozen_ranges_stay() -> None:
     scales = []
     for rounds in (0, 2):
         method = ZAQ(warm_up=2, rounds=rounds, latent=16, width=16, learn_scales=False)
-        placement = quantized_net("residual", "w4a4", method, card=CARD).job.placement
+        placement = quantized_net("residual", "w4a4", method, card=CARD).student.placement
         weights = [
             q for q in placement.weights.values() if not q.pairs
         ]  # those of 8 bits make room for what weights became
@@ -174,7 +174,7 @@ def test_nan_rolls_back_twice_with_a_smaller_step_then_stops() -> None:
 
     before = it.student.weight.detach().clone()
     it.play(one_round)
-    stage = it.job.stages[0]
+    stage = it.journal.records[0]
     assert rates == pytest.approx([0.1, 0.1, 0.1, 0.01, 0.001])
     assert "became NaN 3 times" in stage.note and stage.steps == 2 and stage.kept
     torch.testing.assert_close(it.student.weight.detach(), before / 4)  # the last good round
@@ -195,7 +195,7 @@ def test_ctrl_c_keeps_the_last_whole_round() -> None:
 
     before = it.student.weight.detach().clone()
     it.play(one_round)
-    assert it.job.interrupted and it.job.stages[0].note == "interrupted after round 2 of 6"
+    assert it.job.interrupted and it.journal.records[0].note == "interrupted after round 2 of 6"
     torch.testing.assert_close(it.student.weight.detach(), before / 4)
 
 
@@ -209,7 +209,7 @@ def test_a_game_that_makes_it_worse_is_not_kept() -> None:
         return {"loss": 1.0}
 
     it.play(one_round)
-    assert not it.job.stages[0].kept and torch.equal(it.student.weight, before)
+    assert not it.journal.records[0].kept and torch.equal(it.student.weight, before)
 
 
 def test_saved_state_continues_as_if_never_stopped() -> None:

@@ -24,12 +24,12 @@ def test_structures_with_batch_norm_can_be_quantized(name: str) -> None:
     assert [s["name"] for s in quantized.report["stages"]] == ["distil", "calibrate"]
     assert quantized.report["agreement"]["output_sqnr"] > 15
     low, high = CARD.bounds()
-    samples = quantized.job.samples
+    samples = quantized.state.samples
     assert samples is not None and samples.shape == (8, *SHAPE) and (samples >= low).all() and (samples <= high).all()
 
 
 def test_the_statistics_come_closer() -> None:
-    rows = quantized_net("residual", "w8a8", ZeroQ(batch=8, steps=60), card=CARD).job.log.rows
+    rows = quantized_net("residual", "w8a8", ZeroQ(batch=8, steps=60), card=CARD).journal.log.rows
     assert rows[-1]["layers"] < 0.5 * rows[0]["layers"]
 
 
@@ -42,7 +42,7 @@ def test_weights_are_rounded_as_they_are() -> None:
     quantized = quantized_net("residual", "w4a4", QUICK, card=CARD)
     state = quantized.module.state_dict()
     assert all((state[name] == value).all() for name, value in quantized.teacher.state_dict().items())
-    for name, quantizer in quantized.job.placement.weights.items():
+    for name, quantizer in quantized.student.placement.weights.items():
         largest = state[name].transpose(0, quantizer.axis).flatten(1).abs().amax(1)
         assert (quantizer.scale >= 0.999 * largest / quantizer.quant_max).all()
 

@@ -5,12 +5,12 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from zaq.synth.distil import distil, shifted
 from zoo import images, traced
 
 from zaq.engine.progress import Progress
 from zaq.ir.taps import with_taps
 from zaq.passes.fold import fold
-from zaq.synth.distil import distil, shifted
 from zaq.synth.losses import sample_statistics_loss, standard
 
 

@@ -1,5 +1,6 @@
 """What verbs share: flags about source and input, `-s key=value` typed by a method's fields, the progress bar."""
 
+import dataclasses
 import json
 import re
 import sys
@@ -116,21 +117,55 @@ def size_in_bytes(text: str | None) -> int | None:
     return int(float(match[1]) * {"": 1, "K": 2**10, "M": 2**20}[match[2]])
 
 
-def method_of(name: str, settings: tuple[str, ...]) -> Any:
-    """The method, with `-s key=value` typed by the fields of its dataclass."""
-    from zaq.methods import METHODS
+class MethodOption(click.Option):
+    """`--method`, whose help names the methods that installed packages bring, too."""
 
-    if name not in METHODS:
-        raise BitsError("--method: " + unknown("method", name, METHODS))
-    kind = METHODS[name]
-    hints = typing.get_type_hints(kind)
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        from zaq.config.plugins import names
+
+        record = super().get_help_record(ctx)
+        return record and (record[0], ", ".join([record[1], *names("zaq.methods")]))
+
+
+def method_of(name: str, settings: tuple[str, ...]) -> Any:
+    """The method, with `-s key=value` typed by its fields, and `-s stage.key=value` by those of its stages."""
+    from zaq.config.plugins import lookup
+    from zaq.methods import METHODS, Method
+
+    kind = lookup("zaq.methods", "method", name, METHODS, by_path=True)
+    if not (isinstance(kind, type) and issubclass(kind, Method)):
+        raise BitsError(f"--method {name}: is no subclass of zaq.methods.Method.")
+    hints = {f.name: h for f, h in _fields(kind) if f.name != "stage_constants"}
     values: dict[str, Any] = {}
+    constants: dict[str, Any] = {}
     for setting in settings:
         key, equals, text = setting.partition("=")
+        stage, dot, constant = key.partition(".")
+        if equals and dot:
+            constants[key] = _typed(setting, text, _constant(kind, stage, constant, setting))
+            continue
         if not equals or key not in hints:
             raise UserError(f"-s {setting}: " + unknown(f"setting of {name}", key, hints) + " Write key=value.")
         values[key] = _typed(setting, text, hints[key])
-    return kind(**values)
+    return kind(**values, stage_constants=constants)
+
+
+def _fields(kind: Any) -> list[tuple[Any, Any]]:
+    """The fields of a dataclass that plain text can set, with their types."""
+    hints = typing.get_type_hints(kind)
+    return [(f, hints[f.name]) for f in dataclasses.fields(kind)]
+
+
+def _constant(kind: Any, stage: str, constant: str, setting: str) -> Any:
+    """The type of a stage's constant."""
+    parts = {part().name.replace(" ", "-"): part for part in kind.parts}
+    part = parts.get(stage) or parts.get(stage.removeprefix("held-out-"))
+    if part is None:
+        raise UserError(f"-s {setting}: " + unknown("stage", stage, parts))
+    hints = {f.name: h for f, h in _fields(part) if f.name not in ("name", "held_out")}
+    if constant not in hints:
+        raise UserError(f"-s {setting}: " + unknown(f"constant of {stage}", constant, hints))
+    return hints[constant]
 
 
 def _typed(setting: str, text: str, hint: Any) -> Any:

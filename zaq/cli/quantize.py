@@ -1,13 +1,12 @@
 """`zaq quantize`."""
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 import click
 
-from zaq.cli.options import PATH, ends, load_source, method_of, progress, size_in_bytes, source_options
+from zaq.cli.options import PATH, MethodOption, ends, load_source, method_of, progress, size_in_bytes, source_options
 from zaq.errors import BitsError, Interrupted, UserError, unknown
 
 __all__ = ["quantize"]
@@ -38,7 +37,11 @@ __all__ = ["quantize"]
 )
 @click.option("--first-last", default="", help="Bits of the first and the last layer, or 'same'; 8, and same for gdfq.")
 @click.option(
-    "--method", default="flagship", show_default=True, help="Or zaq, rtn, dfq, aciq, zeroq, deepinversion, gdfq, ft."
+    "--method",
+    cls=MethodOption,
+    default="flagship",
+    show_default=True,
+    help="Or package.module:Class, or zaq, rtn, dfq, aciq, zeroq, deepinversion, gdfq, ft",
 )
 @click.option("-s", "settings", multiple=True, metavar="KEY=VALUE", help="A constant of the method; repeatable.")
 @click.option("--effort", default="default", show_default=True, help="fast, default or best.")
@@ -59,14 +62,13 @@ def quantize(source: str, bits: str, target_size: str | None, placement: str, we
     hf-hub:OWNER/NAME; package.module:factory; zoo:NAME.
     """
     from zaq.config.bits import EFFORTS, QConfig
-    from zaq.methods import reads_data
     from zaq.pipeline import quantize_run
 
     if effort not in EFFORTS:
         raise BitsError("--effort: " + unknown("effort", effort, EFFORTS))
     qconfig = QConfig.parse(bits, ends(first_last), placement, weights, size_in_bytes(target_size), activations, target)
     algorithm = method_of(method, settings)
-    if reads_data(algorithm) != (data is not None):
+    if algorithm.reads_data != (data is not None):
         raise UserError(
             f"--method {method} "
             + ("reads real images: name them with --data." if data is None else "reads no data; only ft does.")
@@ -77,9 +79,7 @@ def quantize(source: str, bits: str, target_size: str | None, placement: str, we
         from zaq.report.inspect import describe_model
 
         click.echo(describe_model(model, qconfig))
-        click.echo(
-            f"\nwould run {dataclasses.asdict(algorithm)}\nwith effort {effort}, seed {seed}, into {folder}{'/'}"
-        )
+        click.echo(f"\nwould run {algorithm}\nwith effort {effort}, seed {seed}, into {folder}{'/'}")
         return
     report = quantize_run(model, qconfig, algorithm, effort, seed, folder, overwrite, progress(), data)
     click.echo(json.dumps(report, indent=1) if as_json else _summary(folder, report))

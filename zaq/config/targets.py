@@ -6,7 +6,8 @@ are checked in onnxruntime.
 
 from dataclasses import dataclass
 
-from zaq.errors import BitsError, unknown
+from zaq.config.plugins import lookup
+from zaq.errors import BitsError
 
 __all__ = ["TARGETS", "Target", "target_of"]
 
@@ -99,7 +100,5 @@ TARGETS = {
 
 
 def target_of(name: str) -> Target:
-    """The target of that name; BitsError, with the near one, if there is none."""
-    if name not in TARGETS:
-        raise BitsError("target: " + unknown("target", name, TARGETS))
-    return TARGETS[name]
+    """The target of that name, ours or an installed package's; BitsError, with the near one, if there is none."""
+    return lookup("zaq.targets", "target", name, TARGETS)

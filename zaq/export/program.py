@@ -7,7 +7,7 @@ from torch.fx import GraphModule, Node
 
 from zaq.ir.capture import export_program
 from zaq.ir.nodes import attribute, set_parameter
-from zaq.quant.fake_quantize import BiasQuantize
+from zaq.quant.fake_quantize import BiasQuantize, FakeQuantize
 
 __all__ = ["deployable", "program_of"]
 
@@ -24,7 +24,7 @@ def program_of(student: GraphModule) -> torch.export.ExportedProgram:
 
 
 def deployable(student: GraphModule) -> GraphModule:
-    """A copy of the student with biases rounded."""
+    """A copy of the student with biases rounded, and scales that are what is read of them."""
     gm = copy.deepcopy(student)
     gm.requires_grad_(False).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     for node in list(gm.graph.nodes):
@@ -33,6 +33,12 @@ def deployable(student: GraphModule) -> GraphModule:
         module = gm.get_submodule(str(node.target))
         source = node.args[0]
         assert isinstance(source, Node)
+        if isinstance(module, FakeQuantize):
+            if module.inputs or module.pairs:
+                values = (attribute(gm, str(n.target)) for n in node.args if isinstance(n, Node))
+                module.scale.copy_(module.step(*values))
+                module.pairs, module.inputs = False, ()
+            node.args = node.args[:1]
         if isinstance(module, BiasQuantize):
             name = f"{str(node.target).replace('.', '_')}_rounded"
             set_parameter(gm, name, module(attribute(gm, str(source.target))))

@@ -7,19 +7,24 @@ back the deviation and the mean that rounding took from it. No training, and no 
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
+from zaq.engine.journal import Journal
+from zaq.engine.stage import Stage
+from zaq.engine.state import State
+from zaq.engine.task import Task
 from zaq.errors import BitsError, unknown
-from zaq.ir.nodes import attribute, set_parameter
-from zaq.methods.job import Job, Stage
-from zaq.methods.zeroq import ZeroQ
+from zaq.ir.nodes import set_parameter
+from zaq.methods.base import Method
+from zaq.methods.zeroq import Distil
 from zaq.quant.aciq import allocate_bits, clip_range
 from zaq.quant.fake_quantize import FakeQuantize
 from zaq.quant.op import along
-from zaq.quant.placement import make_room
 from zaq.quant.qparams import grid_of, quant_range
-from zaq.stats.bias import correct_analytically
+from zaq.stages.bias import CorrectBiases
+from zaq.stages.calibrate import Noise
 from zaq.stats.moments import Clipped, moments
 
 __all__ = ["ACIQ"]
@@ -27,50 +32,27 @@ __all__ = ["ACIQ"]
 LEAST, MOST = 2, 8  # bits of a weight's channel
 
 
-@dataclass(frozen=True)
-class ACIQ:
-    """The paper's choices. It shares out the bits of activations among channels too, which no integer kernel can take."""
+@dataclass(frozen=True, kw_only=True)
+class Clip(Stage):
+    """Every range where clipping and rounding cost least together: from images, or from what batch norm knows."""
 
-    distribution: str = "laplace"  # or gauss
-    statistics: str = "batch_norm"  # or synthetic: of one batch of ZeroQ's images
-    allocate: bool = True  # bits for each channel of a weight, so many on average
-    correct: bool = True  # give channels back their deviation and mean
+    name: str = "ranges"
+    distribution: str = "laplace"
+    synthetic: bool = False  # from images alone
 
-    def __post_init__(self) -> None:
-        for what, name, known in (
-            ("distribution", self.distribution, ("laplace", "gauss")),
-            ("statistics", self.statistics, ("batch_norm", "synthetic")),
-        ):
-            if name not in known:
-                raise BitsError(f"{what}: " + unknown(what, name, known))
+    after_ctrl_c: ClassVar[str] = "run"
 
-    def __call__(self, job: Job) -> None:
-        job.samples = job.noise()
-        if self.statistics == "synthetic":
-            job.samples = job.in_bounds(ZeroQ().images(job))
-        known = moments(job.teacher, job.card)
-        self._set_ranges(job, known if self.statistics == "batch_norm" else {})
-        job.fit_weights(search=False)
-        for name, quantizer in job.placement.weights.items():
-            self._quantize_weight(job, name, quantizer)
-        if self.correct:
-            layers = correct_analytically(job.teacher, job.student, job.placement, known, mean_only=True)
-            job.stages.append(Stage("bias correction", layers))
-        if self.allocate:
-            job.notes.append("weights have their bits on average: 2 to 8 a channel")
-        make_room(job.student)
-
-    def _set_ranges(self, job: Job, known: dict[str, Clipped]) -> None:
-        """Every range from synthetic samples; or, where something is known of a tensor, from that."""
-        assert job.samples is not None
-        with job.calibrating(self.distribution), torch.no_grad():
-            for part in job.samples.split(job.batch):
-                job.student(part)
-        for name, quantizer in job.placement.activations.items():
-            tensor = job.placement.tensors[name]
+    def once(self, state: State, journal: Journal) -> None:
+        student, images = state.student, state.images
+        assert images is not None
+        known = {} if self.synthetic else moments(state.task.teacher, state.task.card)
+        with student.watching(self.distribution), torch.no_grad():
+            for part in images.split(state.task.batch):
+                student(part)
+        for name, quantizer in student.placement.activations.items():
+            tensor = student.placement.tensors[name]
             if tensor in known and not quantizer.guaranteed:
                 quantizer.set_range(*self._range(known[tensor], quantizer))
-        job.stages.append(Stage("ranges", len(known) or len(job.placement.activations)))
 
     def _range(self, known: Clipped, quantizer: FakeQuantize) -> tuple[float, float]:
         """The range of a tensor whose channels are distributed as known: their mixture's mean and deviation count."""
@@ -81,9 +63,26 @@ class ACIQ:
         ends = float(low.min()), float(high.max())
         return clip_range(float(mean), deviation, quantizer.bits, *ends, self.distribution, quantizer.signed)
 
+
+@dataclass(frozen=True, kw_only=True)
+class Channels(Stage):
+    """Weights: bits shared out among a tensor's channels, and each channel's deviation and mean given back."""
+
+    name: str = "channels"
+    allocate: bool = True
+    correct: bool = True
+
+    def once(self, state: State, journal: Journal) -> None:
+        student = state.student
+        student.fit_weights(search=False)
+        for name, quantizer in student.placement.weights.items():
+            self._quantize_weight(state, name, quantizer)
+        if self.allocate:
+            journal.notes.append("weights have their bits on average: 2 to 8 a channel")
+
     @torch.no_grad()
-    def _quantize_weight(self, job: Job, name: str, quantizer: FakeQuantize) -> None:
-        weight = attribute(job.student, name)
+    def _quantize_weight(self, state: State, name: str, quantizer: FakeQuantize) -> None:
+        weight = state.student.weight(name)
         if quantizer.axis < 0:
             return
         rows = weight.transpose(0, quantizer.axis).flatten(1)
@@ -96,8 +95,42 @@ class ACIQ:
                 quantizer.scale[here], quantizer.zero_point[here] = scale, zero_point
             quantizer.quant_min, quantizer.quant_max = quant_range(MOST, quantizer.signed)
         if self.correct:
-            rounded = quantizer(weight)
+            rounded = quantizer.on_grid(weight)
             ratio = rows.std(1) / rounded.transpose(0, quantizer.axis).flatten(1).std(1)
             ratio = torch.where(ratio.isfinite() & (ratio > 0), ratio, 1.0)
             quantizer.scale.mul_(ratio)
-            set_parameter(job.student, name, rounded * along(ratio, weight, quantizer.axis))
+            set_parameter(state.student.module, name, rounded * along(ratio, weight, quantizer.axis))
+
+
+@dataclass(frozen=True)
+class ACIQ(Method):
+    """The paper's choices. It shares out the bits of activations among channels too, which no integer kernel can take."""
+
+    distribution: str = "laplace"  # or gauss
+    statistics: str = "batch_norm"  # or synthetic: of one batch of ZeroQ's images
+    allocate: bool = True  # bits for each channel of a weight, so many on average
+    correct: bool = True  # give channels back their deviation and mean
+
+    name: ClassVar[str] = "aciq"
+    parts: ClassVar[tuple[type[Stage], ...]] = (Clip, Channels, CorrectBiases)
+    searches: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        for what, name, known in (
+            ("distribution", self.distribution, ("laplace", "gauss")),
+            ("statistics", self.statistics, ("batch_norm", "synthetic")),
+        ):
+            if name not in known:
+                raise BitsError(f"{what}: " + unknown(what, name, known))
+
+    def stages(self, task: Task) -> list[Stage]:
+        """Images, clipped ranges, channels, biases."""
+        synthetic = self.statistics == "synthetic"
+        images: Stage = Distil(stored_in_bounds=True) if synthetic else Noise()
+        correction: list[Stage] = [CorrectBiases(analytic=True, mean_only=True)] if self.correct else []
+        return [
+            images,
+            Clip(distribution=self.distribution, synthetic=synthetic),
+            Channels(allocate=self.allocate, correct=self.correct),
+            *correction,
+        ]

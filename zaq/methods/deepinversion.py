@@ -10,31 +10,150 @@ these ranges make. On both the student is then distilled. The paper prunes and t
 student is the teacher quantized, and the order of the rounds, are ours.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from zaq.engine.journal import Journal
+from zaq.engine.stage import Loop, Stage
+from zaq.engine.state import State
+from zaq.engine.task import Task
 from zaq.errors import BitsError, SourceError, unknown
 from zaq.ir.taps import with_taps
-from zaq.methods.job import Job, Stage
-from zaq.methods.loop import Game, play
-from zaq.methods.training import cosine, distillation, frozen, rate, step, student_optimizer
+from zaq.methods.base import Method
 from zaq.quant.observers import OBSERVERS
-from zaq.synth.distil import distil, shifted
+from zaq.stages.calibrate import Calibrate
+from zaq.stages.pixels import Pixels
+from zaq.stages.training import cosine, distillation, frozen, rate, step, student_optimizer
 from zaq.synth.losses import batch_statistics_loss, jensen_shannon, l2_prior, output_discrepancy, total_variation
+from zaq.synth.swing import shifted
 
 __all__ = ["DeepInversion"]
 
 # effort: iterations a round, batches of images a round, steps of the student; best is the paper's where it has one
 STEPS = {"fast": (50, 1, 50), "default": (150, 2, 300), "best": (2000, 4, 2000)}
-STEPS_A_ROUND = 5  # of the student, between two looks at whether the loss is still a number
 HELD_OUT = 0.25  # part of the images
 
 
+@dataclass(frozen=True, kw_only=True)
+class Invert(Stage):
+    """Draw images of all classes in turn, in an order of their own; against the student, if it competes."""
+
+    name: str = "distil"
+    of: "DeepInversion"
+    competition: float = 0.0
+
+    look: ClassVar[int] = 5
+
+    def applies(self, state: State) -> bool:
+        return True
+
+    def start(self, state: State, journal: Journal) -> Loop:
+        of, task = self.of, state.task
+        classes, count = task.classes, of.count(task)
+        labels = (torch.arange(count) % classes)[torch.randperm(count)] if classes else None
+        losses = self._losses(state, labels)
+        bounds = task.card.bounds() if of.clip else None
+        loop = Pixels(torch.randn(count, *task.card.input), lambda _: losses, self.steps, of.lr, bounds=bounds)
+
+        def finish() -> None:
+            images = task.in_bounds(torch.cat(loop.images))
+            state.images = torch.cat([state.images, images]) if state.images is not None else images
+            if state.samples is None:
+                state.samples, state.held_out = images, False
+
+        loop.finish = finish  # type: ignore[method-assign]
+        return loop
+
+    def _losses(self, state: State, labels: Tensor | None) -> Callable[[Tensor], dict[str, Tensor]]:
+        of, stats = self.of, state.task.batch_norms()
+        teacher = with_taps(state.task.teacher, list(stats))
+        student = with_taps(state.student.module, []) if self.competition else None
+
+        def losses(x: Tensor) -> dict[str, Tensor]:
+            x = shifted(x, of.jitter)
+            outputs, features = teacher(x)
+            found = {"tv": of.tv * total_variation(x), "l2": of.l2 * l2_prior(x)}
+            if labels is not None:
+                found["cross_entropy"] = F.cross_entropy(outputs[0], labels)
+            if features:
+                found["feature"] = of.feature * batch_statistics_loss(features, list(stats.values()))
+            if student is not None:
+                with frozen(state.student.module):
+                    apart = jensen_shannon(outputs[0], student(x)[0][0], of.temperature)
+                found["compete"] = self.competition * (1 - apart)
+            return found
+
+        return losses
+
+
+@dataclass(frozen=True, kw_only=True)
+class HoldSomeOut(Stage):
+    """Hold a part of the images out, at random."""
+
+    name: str = "hold out"
+
+    recorded: ClassVar[bool] = False
+
+    def once(self, state: State, journal: Journal) -> None:
+        assert state.images is not None
+        images = state.images[torch.randperm(len(state.images))]
+        count = max(int(HELD_OUT * len(images)), 1)
+        state.samples, state.images, state.held_out = images[:count], images[count:], True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tune(Stage):
+    """Distil the student on the images, and keep that only if it serves those held out."""
+
+    name: str = "finetune"
+    of: "DeepInversion"
+
+    checks: ClassVar[int] = 8
+    look: ClassVar[int] = 5
+
+    def judge(self, state: State) -> Callable[[], float] | None:
+        assert state.samples is not None
+        loss_of, samples = self._loss(state), state.samples
+
+        @torch.no_grad()
+        def held_out_loss() -> float:
+            parts = samples.split(state.task.batch)
+            return float(torch.stack([loss_of(x) * len(x) for x in parts]).sum()) / len(samples)
+
+        return held_out_loss
+
+    def start(self, state: State, journal: Journal) -> Loop:
+        of, task, training = self.of, state.task, state.images
+        assert training is not None
+        lr = rate(of.travel, sum(cosine(i / self.steps) for i in range(self.steps)))
+        optimizer, loss_of = student_optimizer(state.student, lr, of.lr_bias), self._loss(state)
+
+        def one(_: int) -> dict[str, float]:
+            loss = loss_of(shifted(training[torch.randint(len(training), (task.batch,))], of.jitter))
+            step(optimizer, loss)
+            return {"loss_q": float(loss.detach())}
+
+        return Loop(one, state.student.module, optimizer, schedule=cosine)
+
+    def _loss(self, state: State) -> Callable[[Tensor], Tensor]:
+        teacher, student = with_taps(state.task.teacher, []), with_taps(state.student.module, [])
+
+        def loss_of(x: Tensor) -> Tensor:
+            with torch.no_grad():
+                p = teacher(x)[0]
+            q = student(x)[0]
+            return distillation(q[0], p[0], self.of.temperature) if state.task.classes else output_discrepancy(p, q)
+
+        return loss_of
+
+
 @dataclass(frozen=True)
-class DeepInversion:
+class DeepInversion(Method):
     """The constants of the paper's CIFAR-10 experiments (readme of the code). `None`: set by the effort."""
 
     steps: int | None = None  # iterations a round (paper: 2000)
@@ -52,91 +171,31 @@ class DeepInversion:
     travel: float = 0.2  # steps of its grid that a weight may travel while fine-tuned
     lr_bias: float = 5e-5
 
+    name: ClassVar[str] = "deepinversion"
+    parts: ClassVar[tuple[type[Stage], ...]] = (Calibrate,)
+
     def __post_init__(self) -> None:
         if self.observer not in OBSERVERS:
             raise BitsError("observer: " + unknown("observer", self.observer, OBSERVERS))
 
-    def __call__(self, job: Job) -> None:
-        """Quantize `job.student` in place: draw, calibrate, draw against the student, distil."""
-        _, _, finetune = STEPS[job.effort]
-        steps = finetune if self.finetune is None else self.finetune
-        images = self._draw(job, "distil")
-        job.samples = images
-        parts = images.split(job.batch)
-        job.calibrate(parts, len(parts), self.observer)
-        if not steps or job.interrupted:
-            return
-        if self.competition and job.classes is not None:
-            with frozen(job.student):
-                images = torch.cat([images, self._draw(job, "compete", self.competition)])
-        if not job.interrupted:
-            self._finetune(job, images, steps)
-
-    def _draw(self, job: Job, name: str, competition: float = 0.0) -> Tensor:
-        """Images (N, C, H, W) of all classes in turn, in an order of their own, against the student if it competes."""
-        stats = job.batch_norms()
-        if not stats and job.classes is None:
+    def stages(self, task: Task) -> list[Stage]:
+        """Draw, calibrate, draw against the student, distil. Raises SourceError where nothing is known of images."""
+        if not task.batch_norms() and task.classes is None:
             raise SourceError(
                 "deepinversion needs batch norms or classes, and this model has neither; --method zaq does without."
             )
-        steps, batches, _ = STEPS[job.effort]
-        count = batches * job.batch if self.images is None else self.images
-        labels = (torch.arange(count) % job.classes)[torch.randperm(count)] if job.classes else None
-        teacher, student = with_taps(job.teacher, list(stats)), with_taps(job.student, [])
-
-        def losses(x: Tensor) -> dict[str, Tensor]:
-            x = shifted(x, self.jitter)
-            outputs, features = teacher(x)
-            found = {"tv": self.tv * total_variation(x), "l2": self.l2 * l2_prior(x)}
-            if labels is not None:
-                found["cross_entropy"] = F.cross_entropy(outputs[0], labels)
-            if features:
-                found["feature"] = self.feature * batch_statistics_loss(features, list(stats.values()))
-            if competition:
-                found["compete"] = competition * (1 - jensen_shannon(outputs[0], student(x)[0][0], self.temperature))
-            return found
-
-        found = distil(
-            torch.randn(count, *job.card.input),
-            losses,
-            steps if self.steps is None else self.steps,
-            self.lr,
-            bounds=job.card.bounds() if self.clip else None,
-            name=name,
-            progress=job.progress,
-            log=job.log,
+        steps, _, finetune = STEPS[task.effort]
+        steps, finetune = (
+            self.steps if self.steps is not None else steps,
+            (self.finetune if self.finetune is not None else finetune),
         )
-        job.interrupted |= found.interrupted
-        job.stages.append(Stage(name, found.steps, note=found.note))
-        return job.in_bounds(found.images)
+        stages: list[Stage] = [Invert(of=self, steps=steps), Calibrate(observer=self.observer)]
+        if not finetune:
+            return stages
+        if self.competition and task.classes is not None:
+            stages.append(Invert(name="compete", of=self, steps=steps, competition=self.competition))
+        return [*stages, HoldSomeOut(), Tune(of=self, steps=finetune)]
 
-    def _finetune(self, job: Job, images: Tensor, steps: int) -> None:
-        """Distil the student on a part of the images, and keep that only if it serves the rest."""
-        images = images[torch.randperm(len(images))]
-        count = max(int(HELD_OUT * len(images)), 1)
-        held_out, training = images[:count].split(job.batch), images[count:]
-        job.samples = images[:count]
-        rounds = -(-steps // STEPS_A_ROUND)
-        learning_rate = rate(self.travel, STEPS_A_ROUND * sum(cosine(i / rounds) for i in range(rounds)))
-        optimizer = student_optimizer(job, learning_rate, self.lr_bias)
-        teacher, student = with_taps(job.teacher, []), with_taps(job.student, [])
-
-        def loss_of(x: Tensor) -> Tensor:
-            with torch.no_grad():
-                p = teacher(x)[0]
-            q = student(x)[0]
-            return distillation(q[0], p[0], self.temperature) if job.classes else output_discrepancy(p, q)
-
-        def one_round(game: Game) -> dict[str, float]:
-            losses = []
-            for _ in range(STEPS_A_ROUND):
-                loss = loss_of(shifted(training[torch.randint(len(training), (job.batch,))], self.jitter))
-                step(optimizer, loss)
-                losses.append(float(loss.detach()))
-            return {"loss_q": sum(losses) / len(losses)}
-
-        @torch.no_grad()
-        def held_out_loss() -> float:
-            return float(torch.stack([loss_of(x) * len(x) for x in held_out]).sum()) / count
-
-        play(job, Game(job.student, None, optimizer, None), rounds, one_round, cosine, held_out_loss, "finetune")
+    def count(self, task: Task) -> int:
+        """Images of a round."""
+        return STEPS[task.effort][1] * task.batch if self.images is None else self.images

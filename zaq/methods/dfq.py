@@ -6,24 +6,75 @@ norm's statistics, beta +- 6 gamma, and the bias that rounding puts into each la
 weight: `--weights per_tensor_affine` is the paper's own setting.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
+from torch.fx import GraphModule
 
+from zaq.engine.journal import Journal
+from zaq.engine.stage import Loop, Stage
+from zaq.engine.state import State
+from zaq.engine.task import Task
 from zaq.errors import BitsError
-from zaq.methods.job import Job, Stage
-from zaq.methods.zeroq import ZeroQ
+from zaq.methods.base import Method
+from zaq.methods.zeroq import Distil
 from zaq.passes.absorb import absorb, absorb_constants
 from zaq.passes.equalize import equalize, relax_relu6
-from zaq.quant.placement import make_room
-from zaq.stats.bias import correct_analytically, correct_empirically
-from zaq.stats.moments import Clipped, moments
+from zaq.stages.bias import CorrectBiases
+from zaq.stages.calibrate import Noise
+from zaq.stats.moments import moments
 
 __all__ = ["DFQ"]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Rewrite(Stage):
+    """Go on with a teacher that a pass has rewritten; `rewrite` returns it, how much it did, and what it left alone."""
+
+    rewrite: Callable[[GraphModule], tuple[GraphModule, int, list[str]]]
+
+    def start(self, state: State, journal: Journal) -> Loop:
+        def one(_: int) -> None:
+            graph, count, skipped = self.rewrite(state.task.teacher)
+            state.rewrite(graph)
+            journal.notes.extend(skipped)
+            counted.append(count)
+
+        counted: list[int] = []
+        loop = Loop(one)
+        loop.finish = lambda: setattr(journal.records[-1], "steps", sum(counted))  # type: ignore[method-assign]
+        return loop
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranges(Stage):
+    """Activation ranges: beta +- so many gamma where batch norm knows, from noise elsewhere."""
+
+    name: str = "ranges"
+    deviations: float = 6.0
+
+    after_ctrl_c: ClassVar[str] = "run"
+
+    def once(self, state: State, journal: Journal) -> None:
+        student, known, images = state.student, moments(state.task.teacher, state.task.card), state.images
+        assert images is not None
+        placed = student.placement
+        unknown = [n for n, q in placed.activations.items() if placed.tensors[n] not in known and not q.guaranteed]
+        with student.watching("minmax"), torch.no_grad():
+            student(images)
+        for name, quantizer in placed.activations.items():
+            if placed.tensors[name] in known and not quantizer.guaranteed:
+                low, high = known[placed.tensors[name]].reach(self.deviations)
+                quantizer.set_range(float(low.min()), float(high.max()))
+        student.settle()
+        if unknown:
+            journal.notes.append(f"no statistics reach {', '.join(unknown)}: ranges from noise")
+
+
 @dataclass(frozen=True)
-class DFQ:
+class DFQ(Method):
     """The paper's constants. Exact by default: ReLU6 stays, with a clip for each channel."""
 
     constants: bool = True  # channels that training switched off must not set anybody's range (not in the paper)
@@ -36,55 +87,33 @@ class DFQ:
     bias_correction: str = "analytic"  # analytic, empirical (on a batch of ZeroQ's images), none
     search: bool = False  # True: weight grids of the least error; the paper takes the whole range
 
+    name: ClassVar[str] = "dfq"
+    parts: ClassVar[tuple[type[Stage], ...]] = (Rewrite, Ranges, CorrectBiases)
+
     def __post_init__(self) -> None:
         if self.bias_correction not in ("analytic", "empirical", "none"):
             raise BitsError(f"bias_correction: {self.bias_correction!r} is not analytic, empirical or none.")
 
-    def __call__(self, job: Job) -> None:
-        self._prepare(job)
-        job.fit_weights(self.search)
-        known = moments(job.teacher, job.card)
-        self._set_ranges(job, known)
-        job.samples = job.noise()
-        if self.bias_correction == "analytic":
-            layers = correct_analytically(job.teacher, job.student, job.placement, known)
-            job.stages.append(Stage("bias correction", layers, note="analytic"))
-        elif self.bias_correction == "empirical":
-            job.samples = job.in_bounds(ZeroQ().images(job))
-            layers = correct_empirically(job.teacher, job.student, job.samples)
-            job.stages.append(Stage("bias correction", layers, note="empirical"))
-        make_room(job.student)
+    def stages(self, task: Task) -> list[Stage]:
+        """Rewrite the teacher, read ranges off batch norm, correct biases."""
 
-    def _prepare(self, job: Job) -> None:
-        """Rewrite the teacher, and go on with it."""
-        graph = job.teacher
-        if self.relu6_to_relu:
-            graph = relax_relu6(graph)
-            job.notes.append("ReLU6 became ReLU, which changes the float model itself")
-        if self.constants:
-            graph, off = absorb_constants(graph)
-            job.stages.append(Stage("constants", off))
-        if self.equalize:
+        def equalized(graph: GraphModule) -> tuple[GraphModule, int, list[str]]:
             graph, skipped = equalize(graph, self.iterations)
-            job.stages.append(Stage("equalize", self.iterations))
-            job.notes += skipped
-        if self.absorb:
-            graph, moved = absorb(graph, self.absorb_deviations)
-            job.stages.append(Stage("absorb", moved))
-        job.use(graph)
+            return graph, self.iterations, skipped
 
-    def _set_ranges(self, job: Job, known: dict[str, Clipped]) -> None:
-        tensors = job.placement.tensors
-        unknown = [
-            name for name, q in job.placement.activations.items() if tensors[name] not in known and not q.guaranteed
+        def relaxed(graph: GraphModule) -> tuple[GraphModule, int, list[str]]:
+            return relax_relu6(graph), 1, ["ReLU6 became ReLU, which changes the float model itself"]
+
+        rewrites: list[tuple[bool, Stage]] = [
+            (self.relu6_to_relu, Rewrite(name="relu6", rewrite=relaxed)),
+            (self.constants, Rewrite(name="constants", rewrite=lambda g: (*absorb_constants(g), []))),
+            (self.equalize, Rewrite(name="equalize", rewrite=equalized)),
+            (self.absorb, Rewrite(name="absorb", rewrite=lambda g: (*absorb(g, self.absorb_deviations), []))),
         ]
-        with job.calibrating("minmax"), torch.no_grad():
-            job.student(job.noise())
-        for name, quantizer in job.placement.activations.items():
-            if tensors[name] in known and not quantizer.guaranteed:
-                low, high = known[tensors[name]].reach(self.range_deviations)
-                quantizer.set_range(float(low.min()), float(high.max()))
-        make_room(job.student)
-        job.stages.append(Stage("ranges", len(job.placement.activations) - len(unknown)))
-        if unknown:
-            job.notes.append(f"no statistics reach {', '.join(unknown)}: ranges from noise")
+        correction: dict[str, list[Stage]] = {
+            "analytic": [CorrectBiases(analytic=True, tell=True)],
+            "empirical": [Distil(stored_in_bounds=True), CorrectBiases(tell=True)],
+            "none": [],
+        }
+        ranges = [Noise(steps=1, stored=True), Ranges(deviations=self.range_deviations)]
+        return [*(stage for wanted, stage in rewrites if wanted), *ranges, *correction[self.bias_correction]]

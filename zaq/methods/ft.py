@@ -7,29 +7,94 @@ difference). It is the only method that is handed any, and the report of a run s
 synthetic all the same.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from zaq.engine.journal import Journal
+from zaq.engine.stage import Loop, Stage
+from zaq.engine.state import State
+from zaq.engine.task import Task
 from zaq.errors import BitsError, DataError
-from zaq.methods.job import Job
-from zaq.methods.loop import Game, play
-from zaq.methods.training import cosine, distillation, rate, step, student_optimizer
+from zaq.methods.base import Method
+from zaq.stages.calibrate import Calibrate
+from zaq.stages.training import cosine, distillation, rate, step, student_optimizer
 
 __all__ = ["FineTune"]
 
 STEPS = {"fast": 100, "default": 600, "best": 6000}
-STEPS_A_ROUND = 5  # between two looks at whether the loss is still a number
 HELD_OUT_BATCHES = 8
 CALIBRATION_BATCHES = 8
 NOISE_BATCHES = 4
+REAL = (
+    "trained on real images; held-out losses are on real training images. "
+    "Only the samples stored for verification are noise."
+)
+Batch = tuple[Tensor, Tensor]  # images (N, C, H, W), labels (N,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Take(Stage):
+    """Take real images to calibrate on; what the run stores is uniform noise."""
+
+    name: str = "take"
+    batches: Iterator[Batch]
+
+    recorded: ClassVar[bool] = False
+
+    def once(self, state: State, journal: Journal) -> None:
+        task = state.task
+        journal.notes.append(REAL)
+        low, high = task.card.bounds()
+        count = NOISE_BATCHES * task.batch
+        state.samples, state.held_out = low + (high - low) * torch.rand(count, *task.card.input), True
+        state.images = torch.cat([next(self.batches)[0] for _ in range(CALIBRATION_BATCHES)])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tune(Stage):
+    """Distil on real images and learn their labels."""
+
+    name: str = "ft"
+    of: "FineTune"
+    batches: Iterator[Batch]
+    held_out: list[Batch]
+
+    checks: ClassVar[int] = 8
+    look: ClassVar[int] = 5
+
+    def judge(self, state: State) -> Callable[[], float] | None:
+        @torch.no_grad()
+        def held_out_loss() -> float:
+            return float(torch.stack([self._loss(state, *batch) for batch in self.held_out]).mean())
+
+        return held_out_loss
+
+    def start(self, state: State, journal: Journal) -> Loop:
+        of = self.of
+        optimizer = student_optimizer(state.student, of.rate(self.steps), of.lr_bias, of.learn_scales)
+
+        def one(_: int) -> dict[str, float]:
+            loss = self._loss(state, *_checked(next(self.batches), state.task))
+            step(optimizer, loss)
+            return {"loss_q": float(loss.detach())}
+
+        return Loop(one, state.student.module, optimizer, schedule=cosine)
+
+    def _loss(self, state: State, images: Tensor, labels: Tensor) -> Tensor:
+        with torch.no_grad():
+            p = state.task.teacher(images)
+        q = state.student(images)
+        loss = self.of.alpha * distillation(q, p, self.of.temperature)
+        return loss + F.cross_entropy(q, labels) if self.of.labels else loss
 
 
 @dataclass(frozen=True)
-class FineTune:
+class FineTune(Method):
     """Real images in; ranges from them, then distillation and their labels."""
 
     alpha: float = 1.0  # weight of the distillation
@@ -43,68 +108,34 @@ class FineTune:
     lr_bias: float = 5e-5
     learn_scales: bool = True
 
-    name = "ft"
-    reads_data = True  # no field, hence no -s: it is what the method is
+    name: ClassVar[str] = "ft"
+    reads_data: ClassVar[bool] = True
 
-    def __call__(self, job: Job, batches: Iterator[tuple[Tensor, Tensor]] | None) -> None:
-        """Quantize `job.student` in place on batches of images (N, C, H, W) and labels (N,), of which the first are
-        held out.
-        """
+    def stages(self, task: Task, batches: Iterator[Batch] | None = None) -> list[Stage]:
+        """Ranges, then training, on batches of images (N, C, H, W) and labels (N,), of which the first are held out."""
         if batches is None:
             raise DataError(
                 "ft trains on real images and was handed none; name them with --data, or take --method zaq."
             )
-        if job.classes is None:
+        if task.classes is None:
             raise BitsError(
                 "ft needs labels of whole images, and the model is no classifier; --method zaq needs neither."
             )
-        job.notes.append(
-            "trained on real images; held-out losses are on real training images. Only the samples stored for verification are noise."
-        )
-        low, high = job.card.bounds()
-        job.samples = low + (high - low) * torch.rand(NOISE_BATCHES * job.batch, *job.card.input)
-        held_out = [_checked(next(batches), job) for _ in range(HELD_OUT_BATCHES)]
-        job.calibrate((next(batches)[0] for _ in range(CALIBRATION_BATCHES)), CALIBRATION_BATCHES)
-        self._train(job, batches, STEPS[job.effort] if self.steps is None else self.steps, held_out)
+        held_out = [_checked(next(batches), task) for _ in range(HELD_OUT_BATCHES)]
+        steps = STEPS[task.effort] if self.steps is None else self.steps
+        tune = Tune(of=self, steps=steps, batches=batches, held_out=held_out)
+        return [Take(batches=batches), Calibrate(), tune]
 
-    def _train(
-        self, job: Job, batches: Iterator[tuple[Tensor, Tensor]], steps: int, held_out: list[tuple[Tensor, Tensor]]
-    ) -> None:
-        rounds = -(-steps // STEPS_A_ROUND)
-        optimizer = student_optimizer(job, self._rate(steps), self.lr_bias, self.learn_scales)
-
-        def loss_of(images: Tensor, labels: Tensor) -> Tensor:
-            with torch.no_grad():
-                p = job.teacher(images)
-            q = job.student(images)
-            loss = self.alpha * distillation(q, p, self.temperature)
-            return loss + F.cross_entropy(q, labels) if self.labels else loss
-
-        def one_round(game: Game) -> dict[str, float]:
-            losses = []
-            for _ in range(STEPS_A_ROUND):
-                loss = loss_of(*_checked(next(batches), job))
-                step(optimizer, loss)
-                losses.append(float(loss.detach()))
-            return {"loss_q": sum(losses) / len(losses)}
-
-        @torch.no_grad()
-        def held_out_loss() -> float:
-            return float(torch.stack([loss_of(*batch) for batch in held_out]).mean())
-
-        play(job, Game(job.student, None, optimizer, None), rounds, one_round, cosine, held_out_loss, "ft")
-
-    def _rate(self, steps: int) -> float:
-        return (
-            self.lr_student
-            if self.lr_student is not None
-            else rate(self.travel, sum(cosine(i / steps) for i in range(steps)))
-        )
+    def rate(self, steps: int) -> float:
+        """The learning rate, in steps of each channel's grid."""
+        if self.lr_student is not None:
+            return self.lr_student
+        return rate(self.travel, sum(cosine(i / steps) for i in range(steps)))
 
 
-def _checked(batch: tuple[Tensor, Tensor], job: Job) -> tuple[Tensor, Tensor]:
+def _checked(batch: tuple[Tensor, Tensor], task: Task) -> tuple[Tensor, Tensor]:
     images, labels = batch
-    classes = job.classes or 0
+    classes = task.classes or 0
     if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
         raise DataError(
             f"a label of the images is {int(labels.max())}, and the model knows the classes 0..{classes - 1}."

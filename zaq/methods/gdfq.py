@@ -13,25 +13,26 @@ as it does for CIFAR's. The code's Q also learns batch norm's gamma, which moves
 left out here; its beta is the folded bias.
 """
 
-import math
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from zaq.engine.journal import Journal
+from zaq.engine.stage import Loop, Stage, numbers
+from zaq.engine.state import State
+from zaq.engine.task import Task
 from zaq.errors import BitsError, unknown
 from zaq.ir.nodes import attribute
 from zaq.ir.ops import TRANSPOSED
 from zaq.ir.taps import with_taps
-from zaq.methods.job import Job, Stage
-from zaq.methods.loop import Game, play
-from zaq.methods.training import distillation, step
+from zaq.methods.base import Method
 from zaq.passes.fold import BatchNormStats
-from zaq.quant.placement import make_room
+from zaq.stages.synthesis import Draw
+from zaq.stages.training import distillation, step
 from zaq.synth.generators import DCGAN
 from zaq.synth.losses import channel_moments
 
@@ -39,21 +40,18 @@ __all__ = ["GDFQ", "FoldedSGD", "folded_gains", "statistics_loss"]
 
 WARM_UP = 100  # steps that G learns alone, at least: ranges are read from what it draws by then
 LARGE, MANY = 64, 1000  # pixels a side or classes from which the paper's choices for ImageNet hold
-STEPS_A_ROUND = 5  # between two looks at whether the loss is still a number
 HELD_OUT_BATCHES = 4
 REDUCTIONS = ("batchmean", "mean")
 DEAD = 0.01  # of a layer's largest gamma: a channel below has no scale of its own
 
-Draw = Callable[[], tuple[Tensor, Tensor, Tensor, dict[str, float]]]
-
 
 @dataclass(frozen=True)
-class Plan:
+class Lengths:
     """What depends on effort and size."""
 
     epochs: int
     iterations: int  # of an epoch
-    batch: int  # 0: the job's
+    batch: int  # 0: the task's
     warm_up: float
     lr_student: float
     lr_generator: float
@@ -65,16 +63,140 @@ class Plan:
 # student's held-out KL went from 3.41 to 1.12, 1.10, 4.09 and 4.31, and a generator of width 32 came to a cross-entropy
 # of 2.6, 1.9 and 2.5 in 120 steps of 1e-3, 3e-3 and 1e-2. Those for ImageNet's follow from them; nothing was measured
 # there.
-PLANS = {
-    "fast": (Plan(32, 5, 0, 0.01, 3e-4, 3e-3, 32), Plan(32, 5, 0, 0.125, 3e-6, 3e-3, 32)),
-    "default": (Plan(110, 5, 0, 0.01, 3e-4, 3e-3, 32), Plan(110, 5, 0, 0.125, 3e-6, 3e-3, 32)),
-    "best": (Plan(400, 200, 200, 0.01, 1e-4, 1e-3, 128), Plan(400, 200, 16, 0.125, 1e-6, 1e-3, 128)),
+LENGTHS = {
+    "fast": (Lengths(32, 5, 0, 0.01, 3e-4, 3e-3, 32), Lengths(32, 5, 0, 0.125, 3e-6, 3e-3, 32)),
+    "default": (Lengths(110, 5, 0, 0.01, 3e-4, 3e-3, 32), Lengths(110, 5, 0, 0.125, 3e-6, 3e-3, 32)),
+    "best": (Lengths(400, 200, 200, 0.01, 1e-4, 1e-3, 128), Lengths(400, 200, 16, 0.125, 1e-6, 1e-3, 128)),
 }
 
 
+@dataclass(frozen=True, kw_only=True)
+class WarmUp(Stage):
+    """G alone; the student watches what it draws in the first `watched` steps, and its ranges are frozen there."""
+
+    name: str = "warm-up"
+    of: "GDFQ"
+    plan: Lengths
+    watched: int
+
+    look: ClassVar[int] = 5
+
+    def start(self, state: State, journal: Journal) -> Loop:
+        task, student, plan = state.task, state.student, self.plan
+        generator = DCGAN(task.card, self.of.latent, plan.width, task.classes, doublings=2, eps=0.8, tanh=True)
+        state.generator = generator
+        state.optimizer = torch.optim.Adam(generator.parameters(), plan.lr_generator, (0.5, 0.999))
+        draw = drawing(self.of, state, plan.batch)
+        for quantizer in student.placement.activations.values():
+            quantizer.watch("ema")
+        frozen: list[bool] = []
+
+        def freeze() -> None:
+            if not frozen:
+                student.freeze()
+                frozen.append(True)
+
+        def one(i: int) -> dict[str, float]:
+            if i == self.watched:
+                freeze()
+            images, _, _, losses = draw()
+            if i < self.watched:
+                with torch.no_grad():
+                    student(images)
+            return losses
+
+        def finish() -> None:
+            freeze()
+            student.fit_weights(search=False)
+
+        loop = Loop(one, generator, state.optimizer)
+        loop.finish = finish  # type: ignore[method-assign]
+        return loop
+
+
+@dataclass(frozen=True, kw_only=True)
+class Play(Stage):
+    """Both learn: G goes on, and the student learns from what it draws; the state with the least held-out KL stays."""
+
+    name: str = "gdfq"
+    of: "GDFQ"
+    plan: Lengths
+
+    checks: ClassVar[int] = 8
+    look: ClassVar[int] = 5
+
+    def judge(self, state: State) -> Callable[[], float] | None:
+        assert state.samples is not None
+        parts = state.samples.split(state.task.batch)
+
+        @torch.no_grad()
+        def held_out_loss() -> float:
+            temperature = self.of.temperature
+            pairs = ((state.student(x), state.task.teacher(x)) for x in parts)
+            return float(torch.stack([distillation(q, p, temperature) for q, p in pairs]).mean())
+
+        return held_out_loss
+
+    def start(self, state: State, journal: Journal) -> Loop:
+        of, student, draw = self.of, state.student, drawing(self.of, state, self.plan.batch)
+        optimizer = self._optimizer(state)
+
+        def one(_: int) -> dict[str, float]:
+            images, labels, p, losses = draw()
+            q = student(images)
+            cross_entropy, kl = F.cross_entropy(q, labels), distillation(q, p, of.temperature, of.reduction)
+            step(optimizer, cross_entropy + of.alpha * kl)
+            student.fit_weights(search=False)
+            return losses | numbers({"cross_entropy_q": cross_entropy, "kl_q": kl})
+
+        schedule = self.schedule
+        return Loop(one, student.module, state.generator, optimizer, state.optimizer, schedule=schedule)
+
+    def schedule(self, progress: float) -> float:
+        """The factor on every rate: milestones are counted over the warm-up, too."""
+        done = self.plan.warm_up + (1 - self.plan.warm_up) * progress
+        return float(0.1 ** sum(done >= m for m in self.of.milestones))
+
+    def _optimizer(self, state: State) -> torch.optim.Optimizer:
+        """Weights and biases by SGD, scales not at all. What batch norm's mean put into a bias does not decay."""
+        student, teacher = state.student, state.task.teacher
+        for quantizer in (*student.placement.weights.values(), *student.placement.activations.values()):
+            quantizer.scale.requires_grad_(False)
+        names = [str(n.args[2].target) for n in teacher.graph.nodes if "bn" in n.meta]
+        bare = {id(attribute(student.module, name)) for name in names}
+        learned = [p for p in student.module.parameters() if p.requires_grad]
+        groups: list[dict[str, Any]] = [
+            {"params": [p for p in learned if id(p) not in bare]},
+            {"params": [p for p in learned if id(p) in bare], "weight_decay": 0.0},
+        ]
+        of, lr = self.of, self.plan.lr_student
+        gains = folded_gains(state)
+        return FoldedSGD(groups, gains, lr=lr, momentum=of.momentum, nesterov=True, weight_decay=of.weight_decay)
+
+
+Drawn = tuple[Tensor, Tensor, Tensor, dict[str, float]]
+
+
+def drawing(of: "GDFQ", state: State, batch: int) -> Callable[[], Drawn]:
+    """A step of G as a function: draws, learns from it, and returns images, labels, the teacher's logits, and losses."""
+    stats, generator, optimizer = state.task.batch_norms(), state.generator, state.optimizer
+    teacher = with_taps(state.task.teacher, list(stats))
+
+    def draw() -> Drawn:
+        images, labels = generator.sample(batch)
+        (p,), features = teacher(images)
+        cross_entropy, bns = F.cross_entropy(p, labels), statistics_loss(features, list(stats.values()))
+        loss = cross_entropy + of.beta * bns
+        step(optimizer, loss)
+        found = numbers({"loss_g": loss, "cross_entropy": cross_entropy, "statistics": bns})
+        return images.detach(), labels, p.detach(), found
+
+    return draw
+
+
 @dataclass(frozen=True)
-class GDFQ:
-    """The paper's constants; where its released code has others they are named. `None`: see PLANS."""
+class GDFQ(Method):
+    """The paper's constants; where its released code has others they are named. `None`: see LENGTHS."""
 
     alpha: float = 1.0  # weight of the distillation ...
     temperature: float = 20.0
@@ -99,122 +221,39 @@ class GDFQ:
     latent: int = 100
     width: int | None = None  # of the generator, 128 at `best`
 
+    name: ClassVar[str] = "gdfq"
+
     def __post_init__(self) -> None:
         if self.reduction not in REDUCTIONS:
             raise BitsError("reduction: " + unknown("reduction", self.reduction, REDUCTIONS))
 
-    def __call__(self, job: Job) -> None:
-        """Quantize `job.student` in place: G learns alone while ranges are read, then both learn."""
+    def stages(self, task: Task) -> list[Stage]:
+        """G learns alone while ranges are read, then both learn. Raises BitsError for what has no classes or statistics."""
         lacks = {
-            "is no classifier": job.classes is None,
-            "has no batch norm that could be folded": not job.batch_norms(),
+            "is no classifier": task.classes is None,
+            "has no batch norm that could be folded": not task.batch_norms(),
         }
         if any(lacks.values()):
             missing = " and ".join(what for what, lacking in lacks.items() if lacking)
             raise BitsError(
                 f"gdfq draws images from classes and batch-norm statistics; the model {missing}. --method zaq needs neither."
             )
-        plan = self._plan(job)
-        generator = DCGAN(job.card, self.latent, plan.width, job.classes, doublings=2, eps=0.8, tanh=True)
-        optimizer = torch.optim.Adam(generator.parameters(), plan.lr_generator, (0.5, 0.999))
-        draw = self._drawing(job, generator, optimizer, plan.batch)
+        plan = self.lengths(task)
         steps = plan.epochs * plan.iterations
         alone = max(round(plan.warm_up * steps), WARM_UP if self.warm_up is None else 1)
-        self._warm_up(job, draw, alone, watched=max(round(self.calibration * steps), WARM_UP))
-        with torch.no_grad():
-            held_out = [generator.draw(job.batch) for _ in range(HELD_OUT_BATCHES)]
-        job.samples = torch.cat(held_out)
-        if not job.interrupted:
-            rounds = max(-(-(steps - alone) // STEPS_A_ROUND), 0)
-            game = Game(job.student, generator, self._student_optimizer(job, plan.lr_student), optimizer)
-            self._play(job, game, draw, rounds, plan.warm_up, held_out)
-
-    def _warm_up(self, job: Job, draw: Draw, steps: int, watched: int) -> None:
-        """G alone; the student watches what it draws in the first `watched` steps, and its ranges are frozen there."""
-        stage = Stage("warm-up", 0)
-        job.stages.append(stage)
-        try:
-            with ExitStack() as watching:
-                watching.enter_context(job.calibrating("ema"))
-                for i in job.progress.track("warm-up", steps):
-                    if i == watched:
-                        watching.close()
-                    images, _, _, losses = draw()
-                    if not math.isfinite(losses["loss_g"]):
-                        stage.note = f"stopped at step {i} of {steps}: the loss became NaN"
-                        break
-                    if i < watched:
-                        _watch(job, images)
-                    stage.steps = i + 1
-                    job.log("warm-up", i, **losses)
-        except KeyboardInterrupt:
-            job.interrupted = True
-            stage.note = f"interrupted after step {stage.steps} of {steps}"
-        _set_grids(job)
-
-    def _play(self, job: Job, game: Game, draw: Draw, rounds: int, start: float, held_out: list[Tensor]) -> None:
-        def one_round(game: Game) -> dict[str, float]:
-            losses: dict[str, float] = {}
-            for _ in range(STEPS_A_ROUND):
-                images, labels, p, losses = draw()
-                q = job.student(images)
-                cross_entropy, kl = F.cross_entropy(q, labels), distillation(q, p, self.temperature, self.reduction)
-                step(game.optimizer_q, cross_entropy + self.alpha * kl)
-                _set_grids(job)
-                losses |= {"cross_entropy_q": float(cross_entropy.detach()), "kl_q": float(kl.detach())}
-            return losses
-
-        def schedule(progress: float) -> float:
-            done = start + (1 - start) * progress
-            return float(0.1 ** sum(done >= m for m in self.milestones))
-
-        @torch.no_grad()
-        def held_out_loss() -> float:
-            return float(
-                torch.stack([distillation(job.student(x), job.teacher(x), self.temperature) for x in held_out]).mean()
-            )
-
-        play(job, game, rounds, one_round, schedule, held_out_loss, "gdfq")
-
-    def _drawing(self, job: Job, generator: DCGAN, optimizer: torch.optim.Optimizer, batch: int) -> Draw:
-        """A step of G as a function: draws, learns from it, and returns images, labels, the teacher's logits, and
-        losses.
-        """
-        stats = job.batch_norms()
-        teacher = with_taps(job.teacher, list(stats))
-
-        def draw() -> tuple[Tensor, Tensor, Tensor, dict[str, float]]:
-            images, labels = generator.sample(batch)
-            assert labels is not None
-            (p,), features = teacher(images)
-            cross_entropy, bns = F.cross_entropy(p, labels), statistics_loss(features, list(stats.values()))
-            loss = cross_entropy + self.beta * bns
-            if math.isfinite(loss.detach()):
-                step(optimizer, loss)
-            found = {"loss_g": loss, "cross_entropy": cross_entropy, "statistics": bns}
-            return images.detach(), labels, p.detach(), {k: float(v.detach()) for k, v in found.items()}
-
-        return draw
-
-    def _student_optimizer(self, job: Job, lr: float) -> torch.optim.Optimizer:
-        """Weights and biases by SGD, scales not at all. What batch norm's mean put into a bias does not decay."""
-        for quantizer in (*job.placement.weights.values(), *job.placement.activations.values()):
-            quantizer.scale.requires_grad_(False)
-        gains = folded_gains(job)
-        bare = {id(attribute(job.student, str(n.args[2].target))) for n in job.teacher.graph.nodes if "bn" in n.meta}
-        learned = [p for p in job.student.parameters() if p.requires_grad]
-        groups: list[dict[str, Any]] = [
-            {"params": [p for p in learned if id(p) not in bare]},
-            {"params": [p for p in learned if id(p) in bare], "weight_decay": 0.0},
+        watched = max(round(self.calibration * steps), WARM_UP)
+        return [
+            WarmUp(of=self, plan=plan, steps=alone, watched=watched),
+            Draw(name="held-out draw", count=HELD_OUT_BATCHES * task.batch, held_out=True),
+            Play(of=self, plan=plan, steps=max(steps - alone, 0)),
         ]
-        return FoldedSGD(groups, gains, lr=lr, momentum=self.momentum, nesterov=True, weight_decay=self.weight_decay)
 
-    def _plan(self, job: Job) -> Plan:
-        """The plan for this effort and size, with the fields that were set in place of its own."""
-        large = max(job.card.input[1:]) > LARGE or (job.classes or 0) >= MANY
-        plan = PLANS[job.effort][large]
+    def lengths(self, task: Task) -> Lengths:
+        """What holds for this effort and size, with the fields that were set in place of its own."""
+        large = max(task.card.input[1:]) > LARGE or (task.classes or 0) >= MANY
+        plan = LENGTHS[task.effort][large]
         chosen = {f.name: getattr(self, f.name) for f in fields(plan) if getattr(self, f.name) is not None}
-        return replace(plan, **({"batch": plan.batch or job.batch} | chosen))
+        return replace(plan, **({"batch": plan.batch or task.batch} | chosen))
 
 
 class FoldedSGD(torch.optim.SGD):
@@ -240,13 +279,13 @@ class FoldedSGD(torch.optim.SGD):
         super().step(closure)
 
 
-def folded_gains(job: Job) -> dict[nn.Parameter, Tensor]:
+def folded_gains(state: State) -> dict[nn.Parameter, Tensor]:
     """The student's weights that a batch norm was folded into, and g^2 in a shape that broadcasts to them."""
     gains = {}
-    for node in job.teacher.graph.nodes:
+    for node in state.task.teacher.graph.nodes:
         if "bn" in node.meta:
             stats: BatchNormStats = node.meta["bn"]
-            weight = cast(nn.Parameter, attribute(job.student, str(node.args[1].target)))
+            weight = cast(nn.Parameter, state.student.weight(str(node.args[1].target)))
             gain = (stats.std / stats.running_std) ** 2
             if node.target in TRANSPOSED:  # (C_in, C_out / groups, ...), C_in by groups
                 rows = gain.view(-1, 1, weight.shape[1])
@@ -270,14 +309,3 @@ def statistics_loss(features: list[Tensor], stats: list[BatchNormStats]) -> Tens
         mean, var = channel_moments(feature)
         losses.append((((mean - stat.mean) * unfold) ** 2).mean() + (((var - stat.std**2) * unfold**2) ** 2).mean())
     return torch.stack(losses).mean()
-
-
-@torch.no_grad()
-def _watch(job: Job, images: Tensor) -> None:
-    job.student(images)
-
-
-def _set_grids(job: Job) -> None:
-    """The weights' grids as they are now, with room for the biases."""
-    job.fit_weights(search=False)
-    make_room(job.student)

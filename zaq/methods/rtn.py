@@ -1,18 +1,19 @@
 """Round to nearest: the naive baseline ("RQ" in ZAQ's tables), which every other method has to beat."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
-import torch
-
-from zaq.methods.job import Job
+from zaq.engine.stage import Stage
+from zaq.engine.task import Task
+from zaq.methods.base import Method
+from zaq.stages.calibrate import Calibrate, Noise
 
 __all__ = ["RTN"]
 
 
 @dataclass(frozen=True)
-class RTN:
-    """Weights rounded over their whole range, activation ranges from the least and the greatest value that noise
-    causes.
+class RTN(Method):
+    """Weights rounded over their whole range, activation ranges from the least and the greatest value that noise causes.
 
     The noise is what tools that ask for data are fed without any: standard normal in the model's normalised space.
     """
@@ -21,8 +22,9 @@ class RTN:
     observer: str = "minmax"  # one of OBSERVERS
     search: bool = False  # True: weight grids of the least error instead of the whole range
 
-    def __call__(self, job: Job) -> None:
-        noise = [job.noise() for _ in range(self.batches)]
-        job.fit_weights(self.search)
-        job.calibrate(noise, self.batches, self.observer)
-        job.samples = torch.cat(noise)
+    name: ClassVar[str] = "rtn"
+    parts: ClassVar[tuple[type[Stage], ...]] = (Calibrate,)
+
+    def stages(self, task: Task) -> list[Stage]:
+        """Noise, and ranges from it."""
+        return [Noise(steps=self.batches), Calibrate(observer=self.observer)]

@@ -12,21 +12,27 @@ statistics where the teacher has them, and on its classes where it is a classifi
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
+from zaq.engine.journal import Journal
+from zaq.engine.stage import Loop, Stage, numbers
+from zaq.engine.state import State
+from zaq.engine.task import Task
 from zaq.errors import BitsError, unknown
 from zaq.ir.taps import with_taps
-from zaq.methods.job import Job
-from zaq.methods.loop import Game, HeldOut, play
-from zaq.methods.training import descend, frozen, rate, step, student_optimizer
-from zaq.synth.generators import GENERATORS, Generator
+from zaq.methods.base import Method
+from zaq.stages.calibrate import Calibrate, HoldOut
+from zaq.stages.synthesis import Draw
+from zaq.stages.training import frozen, rate, step, student_optimizer
+from zaq.synth.generators import generator_of
 from zaq.synth.losses import RELATIONS, activation_loss, batch_norm_loss, output_discrepancy, relation_gaps
 
-__all__ = ["ZAQ"]
+__all__ = ["ZAQ", "Game"]
 
 STEPS = {"fast": (16, 3), "default": (150, 85), "best": (600, 1200)}  # effort: warm-up steps of G, rounds of the game
 HELD_OUT_BATCHES = 4
@@ -34,8 +40,8 @@ CALIBRATION_BATCHES = 8
 
 
 @dataclass(frozen=True)
-class ZAQ:
-    """The paper's constants; where its released code has others they are named. `None`: set by the effort."""
+class Rules:
+    """Constants of the game."""
 
     alpha: float = 0.1  # weight of D_f (code: 1.0); 0 leaves the relation maps out
     beta: float = 0.05  # weight of L_a (code: 0.1); 0 leaves it out
@@ -44,46 +50,144 @@ class ZAQ:
     ema: float = 0.9  # memory of those gaps
     q_steps: int = 5  # student steps a round ...
     g_steps: int = 1  # ... and generator steps
-    rounds: int | None = None
     milestones: tuple[float, ...] = (1 / 3, 2 / 3)  # parts of the game after which every step is ten times smaller
     lr_student: float | None = None  # Adam, in steps of each channel's grid (code: SGD at 0.1); None: from `travel`
     travel: float = 0.2  # steps of its grid that a weight may travel over the game; sets lr_student, up to 2e-3
     learn_scales: bool = True  # scales move with the weights, counted at the grid's end; False keeps ranges frozen
     lr_bias: float = 5e-5
     lr_generator: float = 1e-4  # Adam, in the game (code: 1e-3, over 18,000 steps and without a warm-up)
-    lr_warm_up: float = 1e-3
-    generator: str = "dcgan"
-    latent: int = 256
-    width: int = 32  # of the generator (paper: 128, a quarter of it on CIFAR)
-    warm_up: int | None = None
     bns: float = 0.0  # weight of batch-norm statistics in L_DE as well (not in the paper)
 
     def __post_init__(self) -> None:
-        for what, name, known in (("relation", self.relation, RELATIONS), ("generator", self.generator, GENERATORS)):
-            if name not in known:
-                raise BitsError(f"{what}: " + unknown(what, name, known))
+        if self.relation not in RELATIONS:
+            raise BitsError("relation: " + unknown("relation", self.relation, RELATIONS))
 
-    def __call__(self, job: Job) -> None:
-        """Quantize `job.student` in place: warm up, calibrate, play."""
-        warm_up, rounds = STEPS[job.effort]
-        generator = GENERATORS[self.generator](job.card, self.latent, self.width, job.classes)
-        self._warm_up(job, generator, warm_up if self.warm_up is None else self.warm_up)
-        job.samples = torch.cat([generator.draw(job.batch) for _ in range(HELD_OUT_BATCHES)])
-        job.calibrate((generator.draw(job.batch) for _ in range(CALIBRATION_BATCHES)), CALIBRATION_BATCHES)
-        if not job.interrupted:
-            held_out_loss = HeldOut(job, job.samples, output_discrepancy)
-            self.game(job, generator, rounds if self.rounds is None else self.rounds, held_out_loss)
+    def schedule(self, progress: float) -> float:
+        """The factor on every rate, over progress in [0, 1)."""
+        return float(0.1 ** sum(progress >= m for m in self.milestones))
 
-    def _warm_up(self, job: Job, generator: Generator, steps: int) -> None:
-        stats = job.batch_norms()
+    def rate(self, rounds: int) -> float:
+        """The student's learning rate, in steps of each grid."""
+        if self.lr_student is not None:
+            return self.lr_student
+        return rate(self.travel, self.q_steps * sum(self.schedule(i / rounds) for i in range(rounds)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Game(Rules, Stage):
+    """Student and generator play, a round a step; the state with the least held-out loss stays."""
+
+    name: str = "zaq"
+
+    checks: ClassVar[int] = 8
+
+    def judge(self, state: State) -> Callable[[], float] | None:
+        return state.judge
+
+    def start(self, state: State, journal: Journal) -> Loop:
+        play = _Play(self, state)
+        optimizers = (play.optimizer_q, play.optimizer_g)
+        return Loop(play.round, state.student.module, state.generator, *optimizers, play, schedule=self.schedule)
+
+
+class _Play:
+    """What a game holds beside the two networks and their optimizers: the memory of the layers' gaps."""
+
+    def __init__(self, rules: Game, state: State) -> None:
+        self.rules, self.state, self.batch = rules, state, state.task.batch
+        self.teacher, self.student = state.tapped(student=False), state.tapped(student=True)
+        self.stats = state.task.batch_norms() if rules.bns else {}
+        self.watched = with_taps(state.task.teacher, list(self.stats)) if self.stats else None
+        student, scales = state.student, rules.learn_scales
+        self.optimizer_q = student_optimizer(student, rules.rate(rules.steps), rules.lr_bias, scales)
+        self.optimizer_g = torch.optim.Adam(state.generator.parameters(), rules.lr_generator)
+        self.layer_gaps: Tensor | None = None  # EMA of each layer's relation gap, (layers,)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What changes from round to round and is no network."""
+        return {"layer_gaps": self.layer_gaps}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Put that back."""
+        self.layer_gaps = saved["layer_gaps"]
+
+    def round(self, _: int) -> dict[str, float]:
+        """`q_steps` steps of the student, `g_steps` of the generator; the last losses of each."""
+        rules, generator, losses = self.rules, self.state.generator, dict[str, float]()
+        for _ in range(rules.q_steps):
+            d_o, d_f, _features = self._discrepancy(generator.draw(self.batch))
+            loss = d_o + rules.alpha * d_f
+            step(self.optimizer_q, loss)
+            losses = numbers({"d_o": d_o, "d_f": d_f, "loss_q": loss})
+        with frozen(self.state.student.module):
+            for _ in range(rules.g_steps):
+                loss = self._generator_loss(generator.sample(self.batch)[0])
+                step(self.optimizer_g, loss)
+                losses["loss_g"] = float(loss.detach())
+        return losses
+
+    def _generator_loss(self, images: Tensor) -> Tensor:
+        """L_DE = -D_o - alpha D_f + beta L_a (ZAQ, eq. 9), and batch norm's statistics if they are asked for."""
+        rules = self.rules
+        d_o, d_f, last = self._discrepancy(images)
+        loss = -d_o - rules.alpha * d_f
+        if rules.beta:
+            loss = loss + rules.beta * activation_loss(last)
+        if self.watched is not None:
+            loss = loss + rules.bns * batch_norm_loss(self.watched(images)[1], list(self.stats.values()))
+        return loss
+
+    def _discrepancy(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """D_o, D_f and the teacher's last feature map."""
+        with torch.set_grad_enabled(images.requires_grad):
+            p, p_features = self.teacher(images)
+        q, q_features = self.student(images)
+        gaps = torch.zeros(1)
+        if p_features and self.rules.alpha:
+            gaps = relation_gaps(p_features, q_features, self.rules.relation)
+        d_f = (self._weights(gaps) * gaps).sum()
+        return output_discrepancy(p, q), d_f, p_features[-1] if p_features else p[0]
+
+    def _weights(self, gaps: Tensor) -> Tensor:
+        """w_l = softmax over layers of the relation gap, accumulated by an EMA (ZAQ, eq. 6)."""
+        if not self.rules.layer_weights:
+            return torch.full_like(gaps, 1 / len(gaps))
+        now, ema = gaps.detach(), self.rules.ema
+        self.layer_gaps = now if self.layer_gaps is None else ema * self.layer_gaps + (1 - ema) * now
+        return torch.softmax(self.layer_gaps, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WarmUp(Stage):
+    """Teach the generator alone to draw images that ranges can be read from."""
+
+    name: str = "warm-up"
+    beta: float = 0.05  # weight of L_a, where there is no batch norm
+    lr: float = 1e-3
+    generator: str = "dcgan"
+    latent: int = 256
+    width: int = 32
+
+    after_ctrl_c: ClassVar[str] = "start"
+
+    def applies(self, state: State) -> bool:
+        return True
+
+    def length(self, state: State) -> int:
+        return self.steps if state.task.batch_norms() or state.generator.classes is not None else 0
+
+    def start(self, state: State, journal: Journal) -> Loop:
+        task = state.task
+        generator = generator_of(self.generator)(task.card, self.latent, self.width, task.classes)
+        state.generator, stats = generator, task.batch_norms()
         if not stats and generator.classes is None:
-            job.notes.append("the teacher has neither batch norm nor classes: the generator starts from noise")
-            return
-        teacher = with_taps(job.teacher, [*stats, *job.taps[-1:]])
-        optimizer = _adam(generator, self.lr_warm_up)
+            journal.notes.append("the teacher has neither batch norm nor classes: the generator starts from noise")
+            return Loop(lambda _: None)
+        teacher = with_taps(task.teacher, [*stats, *task.taps[-1:]])
+        optimizer = torch.optim.Adam(generator.parameters(), self.lr)
 
-        def losses(_: int) -> dict[str, Tensor]:
-            images, labels = generator.sample(job.batch)
+        def one(_: int) -> dict[str, float]:
+            images, labels = generator.sample(task.batch)
             outputs, features = teacher(images)
             found = {}
             if stats:
@@ -92,70 +196,46 @@ class ZAQ:
                 found["activation"] = self.beta * activation_loss(features[-1])
             if labels is not None:
                 found["cross_entropy"] = F.cross_entropy(outputs[0], labels)
-            return found
+            step(optimizer, torch.stack(list(found.values())).sum())
+            return numbers(found)
 
-        descend(job, "warm-up", steps, optimizer, losses)
-
-    def game(self, job: Job, generator: Generator, rounds: int, held_out: Callable[[], float]) -> None:
-        """Play, and keep the state of `job.student` for which `held_out` is least."""
-        teacher, student = job.tapped(student=False), job.tapped(student=True)
-        stats = job.batch_norms() if self.bns else {}
-        watched = with_taps(job.teacher, list(stats)) if stats else None
-        optimizer_q = student_optimizer(job, self._rate(rounds), self.lr_bias, self.learn_scales)
-        optimizer_g = _adam(generator, self.lr_generator)
-        game = Game(job.student, generator, optimizer_q, optimizer_g)
-
-        def discrepancy(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            """D_o, D_f and the teacher's last feature map."""
-            with torch.set_grad_enabled(images.requires_grad):
-                p, features_p = teacher(images)
-            q, features_q = student(images)
-            gaps = relation_gaps(features_p, features_q, self.relation) if features_p and self.alpha else torch.zeros(1)
-            return (
-                output_discrepancy(p, q),
-                (self._weights(game, gaps) * gaps).sum(),
-                features_p[-1] if features_p else p[0],
-            )
-
-        def one_round(game: Game) -> dict[str, float]:
-            losses = {}
-            for _ in range(self.q_steps):
-                images = generator.draw(job.batch)
-                d_o, d_f, _ = discrepancy(images)
-                loss = d_o + self.alpha * d_f
-                step(optimizer_q, loss)
-                losses = {"d_o": float(d_o.detach()), "d_f": float(d_f.detach()), "loss_q": float(loss.detach())}
-            with frozen(job.student):
-                for _ in range(self.g_steps):
-                    images, _ = generator.sample(job.batch)
-                    d_o, d_f, last = discrepancy(images)
-                    loss = -d_o - self.alpha * d_f
-                    if self.beta:
-                        loss = loss + self.beta * activation_loss(last)
-                    if watched is not None:
-                        loss = loss + self.bns * batch_norm_loss(watched(images)[1], list(stats.values()))
-                    step(optimizer_g, loss)
-                    losses["loss_g"] = float(loss.detach())
-            return losses
-
-        play(job, game, rounds, one_round, self._schedule, held_out, "zaq")
-
-    def _schedule(self, progress: float) -> float:
-        return float(0.1 ** sum(progress >= m for m in self.milestones))
-
-    def _rate(self, rounds: int) -> float:
-        if self.lr_student is not None:
-            return self.lr_student
-        return rate(self.travel, self.q_steps * sum(self._schedule(i / rounds) for i in range(rounds)))
-
-    def _weights(self, game: Game, gaps: Tensor) -> Tensor:
-        """w_l = softmax over layers of the relation gap, accumulated by an EMA (ZAQ, eq. 6)."""
-        if not self.layer_weights:
-            return torch.full_like(gaps, 1 / len(gaps))
-        now = gaps.detach()
-        game.layer_gaps = now if game.layer_gaps is None else self.ema * game.layer_gaps + (1 - self.ema) * now
-        return torch.softmax(game.layer_gaps, 0)
+        return Loop(one, generator, optimizer)
 
 
-def _adam(module: nn.Module, lr: float) -> torch.optim.Optimizer:
-    return torch.optim.Adam(module.parameters(), lr)
+@dataclass(frozen=True)
+class ZAQ(Rules, Method):
+    """The paper's constants; where its released code has others they are named. `None`: set by the effort."""
+
+    rounds: int | None = None
+    generator: str = "dcgan"
+    latent: int = 256
+    width: int = 32  # of the generator (paper: 128, a quarter of it on CIFAR)
+    warm_up: int | None = None
+    lr_warm_up: float = 1e-3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        generator_of(self.generator)  # an unknown one is refused before any work
+
+    name: ClassVar[str] = "zaq"
+    parts: ClassVar[tuple[type[Stage], ...]] = (WarmUp, Calibrate, HoldOut, Game)
+
+    def stages(self, task: Task) -> list[Stage]:
+        """Warm up, calibrate, play."""
+        warm_up, rounds = STEPS[task.effort]
+        rules = {f.name: getattr(self, f.name) for f in fields(Rules)}
+        return [
+            WarmUp(
+                steps=warm_up if self.warm_up is None else self.warm_up,
+                beta=self.beta,
+                lr=self.lr_warm_up,
+                generator=self.generator,
+                latent=self.latent,
+                width=self.width,
+            ),
+            Draw(name="held-out draw", count=HELD_OUT_BATCHES * task.batch, held_out=True),
+            Draw(count=CALIBRATION_BATCHES * task.batch),
+            Calibrate(),
+            HoldOut(attack=0.0, relative=False),
+            Game(steps=rounds if self.rounds is None else self.rounds, **rules),
+        ]

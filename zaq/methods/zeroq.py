@@ -9,24 +9,79 @@ own, from how much it disturbs the teacher on that batch (`quant.mixed`), which 
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from zaq.engine.journal import Journal
+from zaq.engine.stage import Loop, Stage
+from zaq.engine.state import State
+from zaq.engine.task import Task
 from zaq.errors import SourceError
 from zaq.ir.taps import with_taps
-from zaq.methods.job import Job, Stage
-from zaq.methods.mix import choose_bits
-from zaq.synth.distil import distil
+from zaq.methods.base import Method
+from zaq.stages.calibrate import Calibrate
+from zaq.stages.mix import ChooseBits
+from zaq.stages.pixels import Pixels
 from zaq.synth.losses import sample_statistics_loss, standard
 
-__all__ = ["ZeroQ"]
+__all__ = ["Distil", "ZeroQ"]
 
 STEPS = {"fast": 60, "default": 250, "best": 500}  # effort: iterations; best is the paper's
 
 
+@dataclass(frozen=True, kw_only=True)
+class Distil(Stage):
+    """One batch of images with the teacher's statistics. Raises SourceError where it has none."""
+
+    name: str = "distil"
+    steps: int = -1  # -1: set by the effort
+    batch: int = 32  # images (readme: 64); fewer where they are large, but for effort best
+    lr: float = 0.5  # Adam, on pixels
+    patience: int = 100  # steps without progress after which the rate is a tenth, down to 1e-4
+    noise: float = 255 / 5418.75  # width of the uniform noise at the start: its variance, where a deviation was meant
+    stored_in_bounds: bool = False  # go on with them as a file stores them; else with what was found
+
+    look: ClassVar[int] = 5
+
+    def applies(self, state: State) -> bool:
+        return True
+
+    def length(self, state: State) -> int:
+        return STEPS[state.task.effort] if self.steps < 0 else self.steps
+
+    def start(self, state: State, journal: Journal) -> Loop:
+        task, stats = state.task, state.task.batch_norms()
+        if not stats:
+            raise SourceError(
+                "zeroq lives on the statistics of batch norms, and this model has none that folds into a layer; "
+                "--method zaq needs none."
+            )
+        teacher, pixels = with_taps(task.teacher, list(stats)), standard(task.card.input[0])
+
+        def losses(x: Tensor) -> dict[str, Tensor]:
+            features = teacher(x)[1]
+            return {
+                "layers": sample_statistics_loss(features, list(stats.values())),
+                "input": sample_statistics_loss([x], [pixels]),
+            }
+
+        count = self.batch if task.effort == "best" else min(self.batch, task.batch)
+        start = self.noise * (torch.rand(count, *task.card.input) - 0.5)
+        loop = Pixels(start, lambda _: losses, self.length(state), self.lr, patience=self.patience)
+
+        def finish() -> None:
+            found = torch.cat(loop.images)
+            state.samples, state.held_out = task.in_bounds(found), False
+            state.images = state.samples if self.stored_in_bounds else found
+
+        loop.finish = finish  # type: ignore[method-assign]
+        return loop
+
+
 @dataclass(frozen=True)
-class ZeroQ:
+class ZeroQ(Method):
     """The paper's constants, as its code has them. `None`: set by the effort."""
 
     batch: int = 32  # images (readme: 64); fewer where they are large, but for effort best
@@ -37,38 +92,12 @@ class ZeroQ:
     search: bool = False  # True: weight grids of the least error instead of the whole range
     observer: str = "minmax"  # one of OBSERVERS
 
-    mixes = True  # finds bits for `--bits mixed`
+    name: ClassVar[str] = "zeroq"
+    mixes: ClassVar[bool] = True
+    parts: ClassVar[tuple[type[Stage], ...]] = (Distil, ChooseBits, Calibrate)
 
-    def __call__(self, job: Job) -> None:
-        """Quantize `job.student` in place: distil, choose bits if asked to, round, calibrate."""
-        images = self.images(job)
-        job.samples = job.in_bounds(images)
-        if job.qconfig.mixed:
-            choose_bits(job, images, self.search)
-        job.fit_weights(self.search)
-        parts = images.split(job.batch)
-        job.calibrate(parts, len(parts), self.observer)
-
-    def images(self, job: Job) -> Tensor:
-        """One batch (n, C, H, W) with the teacher's statistics; raises SourceError where it has none."""
-        stats = job.batch_norms()
-        if not stats:
-            raise SourceError(
-                "zeroq lives on the statistics of batch norms, and this model has none that folds into a layer; --method zaq needs none."
-            )
-        teacher, pixels = with_taps(job.teacher, list(stats)), standard(job.card.input[0])
-
-        def losses(x: Tensor) -> dict[str, Tensor]:
-            features = teacher(x)[1]
-            return {
-                "layers": sample_statistics_loss(features, list(stats.values())),
-                "input": sample_statistics_loss([x], [pixels]),
-            }
-
-        count = self.batch if job.effort == "best" else min(self.batch, job.batch)
-        start = self.noise * (torch.rand(count, *job.card.input) - 0.5)
-        steps = STEPS[job.effort] if self.steps is None else self.steps
-        found = distil(start, losses, steps, self.lr, patience=self.patience, progress=job.progress, log=job.log)
-        job.interrupted |= found.interrupted
-        job.stages.append(Stage("distil", found.steps, note=found.note))
-        return found.images
+    def stages(self, task: Task) -> list[Stage]:
+        """Distil, choose bits if asked to, calibrate."""
+        steps = -1 if self.steps is None else self.steps
+        distil = Distil(steps=steps, batch=self.batch, lr=self.lr, patience=self.patience, noise=self.noise)
+        return [distil, ChooseBits(search=self.search, all_images=True), Calibrate(observer=self.observer)]

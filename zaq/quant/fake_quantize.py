@@ -45,7 +45,11 @@ class FakeQuantize(FakeQuantizeBase):
         self.scale = nn.Parameter(torch.ones(channels))
         self.register_buffer("zero_point", torch.zeros(channels, dtype=torch.int32))
         self.known = limits  # no value lies outside, whatever was observed
-        self.pairs = False  # of 8 bits, read beside 8-bit activations: see `make_room`
+        self.pairs = False  # of 8 bits, read beside 8-bit activations: see `step`
+        # Of a weight: for each bias added in steps of its grid, the quantizer of what that layer reads. A tuple, so that
+        # modules are not registered twice.
+        self.inputs: tuple[FakeQuantize, ...] = ()
+        self.read: Tensor | None = None  # the scale that was read last, where that may be another than `scale`
         self.drop = 0.0  # part of the values that pass unrounded while a block is learned (QDrop; Wei et al. 2022)
         self.guaranteed = False  # a range that the graph itself guarantees, which nothing should learn away
         self.observer: ObserverBase | None = (
@@ -63,13 +67,44 @@ class FakeQuantize(FakeQuantizeBase):
         super().enable_observer(enabled)
         self.observing = bool(enabled)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *biases: Tensor) -> Tensor:
+        """Round x; a weight also reads the biases that are added in steps of its grid, which may need room."""
         if self.observing and self.observer is not None:
             self.observer(x)
         if not self.quantizing:
             return x
-        y: Tensor = fake_quantize(x, self.scale, self.zero_point, self.axis, self.quant_min, self.quant_max)
+        scale = self.step(x, *biases)
+        y: Tensor = fake_quantize(x, scale, self.zero_point, self.axis, self.quant_min, self.quant_max)
         return torch.where(torch.rand_like(x) < self.drop, x, y) if self.drop else y
+
+    def on_grid(self, x: Tensor) -> Tensor:
+        """x rounded to the grid of `scale` as it is, whatever room accumulators need."""
+        y: Tensor = fake_quantize(x, self.scale, self.zero_point, self.axis, self.quant_min, self.quant_max)
+        return y
+
+    def step(self, x: Tensor, *biases: Tensor) -> Tensor:
+        """The scale that is read: the learned one, or what an integer kernel's accumulators need where that is more.
+
+        Two limits, both for weights. Two products must fit the 16 bits in which x86 without VNNI adds them in pairs:
+        255 (|w_i| + |w_i+1|) <= 32767 for neighbours of one sign, in both orders in which kernels lay a weight out.
+        (Most channels need a third more, where the usual remedy, weights of 7 bits, takes twice.) And a bias must fit
+        int32 in steps of s_x s_w, which dead channels need, whose weights are all but zero beside it.
+        Returns: (channels,), with the gradient of `scale` where that is what is read.
+        """
+        needed = []
+        if self.pairs:
+            pair = largest_pair(x.detach()) / LARGEST_PAIR
+            needed.append(pair if self.axis >= 0 else pair.amax())
+        for bias, source in zip(biases, self.inputs, strict=False):
+            if source.quantizing:
+                largest = bias.detach().abs() / (source.scale.detach() * LARGEST_BIAS)
+                needed.append(largest.view(-1, len(self.scale)).amax(0))
+        scale: Tensor = self.scale
+        for least in needed:
+            scale = torch.where(scale >= least, scale, least)
+        if needed:
+            self.read = scale.detach()
+        return scale
 
     def watch(self, observer: str) -> None:
         """Observe from now on, with one of OBSERVERS, and round nothing; unless the range is guaranteed."""
@@ -115,18 +150,8 @@ class FakeQuantize(FakeQuantizeBase):
         if search:
             low, high = search_range(rows, low, high, self.quant_min, self.quant_max, grid)
         self.set_qparams(*grid(low, high, self.quant_min, self.quant_max))
-        self.make_room(weight)
-
-    @torch.no_grad()
-    def make_room(self, weight: Tensor) -> None:
-        """Coarsen the grid where two products could overflow the 16 bits in which x86 without VNNI adds them in pairs.
-
-        255 (|w_i| + |w_i+1|) <= 32767 for neighbours of one sign, in both orders in which kernels lay a weight out.
-        Most channels need a third more, where the usual remedy, weights of 7 bits, takes twice.
-        """
-        if self.pairs:
-            needed = largest_pair(weight.detach()) / LARGEST_PAIR
-            self.scale.copy_(self.scale.maximum(needed if self.axis >= 0 else needed.amax()))
+        with torch.no_grad():
+            self.scale.copy_(self.step(weight))
 
     def limits(self) -> tuple[float, float]:
         """The least and the greatest value the grid holds (per tensor)."""
@@ -161,13 +186,6 @@ class BiasQuantize(nn.Module):
         activation, weight = self.sources
         if not (activation.quantizing and weight.quantizing):
             return bias
-        step = (activation.scale * weight.scale).detach()
+        step = activation.scale.detach() * (weight.scale.detach() if weight.read is None else weight.read)
         step = step.repeat(len(bias) // len(step))  # a grouped transposed convolution shares scales between groups
         return bias + ((bias / step).round() * step - bias).detach()
-
-    @torch.no_grad()
-    def make_room(self, bias: Tensor) -> None:
-        """Coarsen the weight's grid in channels whose bias would overflow int32: dead ones, all but zero beside it."""
-        activation, weight = self.sources
-        needed = bias.abs() / (activation.scale * LARGEST_BIAS)
-        weight.scale.copy_(weight.scale.maximum(needed.view(-1, len(weight.scale)).amax(0)))

@@ -14,7 +14,7 @@ from zaq.quant.edges import HIGH, activation_bits, ends, is_product, joins_a_con
 from zaq.quant.fake_quantize import BiasQuantize, FakeQuantize
 from zaq.quant.ranges import Bounds, bounds
 
-__all__ = ["Placement", "make_room", "place"]
+__all__ = ["Placement", "place"]
 
 READ = "_read"  # behind a tensor's name: its rounding for the kernels that read it at fewer bits than others do
 
@@ -27,6 +27,7 @@ class Placement:
     tensors: dict[str, str] = field(default_factory=dict)  # activation -> the node whose tensor it is
     weights: dict[str, FakeQuantize] = field(default_factory=dict)
     layers: dict[str, tuple[str, str]] = field(default_factory=dict)  # layer -> (input tensor, weight)
+    biases: dict[str, list[str]] = field(default_factory=dict)  # weight -> the biases in steps of its grid
     in_float: list[str] = field(default_factory=list)
 
 
@@ -59,18 +60,19 @@ def place(gm: GraphModule, qconfig: QConfig, card: Card, search: bool = True) ->
     for node in weighted_layers(gm):
         width = qconfig.first_last if qconfig.first_last and (node in first or node in last) else qconfig.weight_bits
         _quantize_layer(gm, node, width, qconfig, placed)
+    _leave_room(gm, placed)
     for name, quantizer in placed.weights.items():
         quantizer.fit_weight(attribute(gm, name), search)
     gm.recompile()
     return gm, placed
 
 
-def make_room(gm: GraphModule) -> None:
-    """Let no accumulator overflow, once ranges are known and whenever weights have changed: see both `make_room`."""
-    for node in gm.graph.nodes:
-        module = gm.get_submodule(str(node.target)) if node.op == "call_module" else None
-        if isinstance(module, BiasQuantize) or (isinstance(module, FakeQuantize) and module.pairs):
-            module.make_room(attribute(gm, str(node.args[0].target)))
+def _leave_room(gm: GraphModule, placed: Placement) -> None:
+    """Let each weight's quantizer read the biases that are added in steps of its grid (`FakeQuantize.step`)."""
+    for name, biases in placed.biases.items():
+        for node in [n for n in gm.graph.nodes if n.target == f"quant.{_key(name)}"]:
+            with gm.graph.inserting_before(node):
+                node.args = (node.args[0], *(gm.graph.get_attr(bias) for bias in biases))
 
 
 def _activation_quantizer(bits: int, known: Bounds, signed: bool) -> FakeQuantize:
@@ -132,6 +134,8 @@ def _quantize_layer(gm: GraphModule, node: Node, bits: int, qconfig: QConfig, pl
     bias = node.args[2] if len(node.args) > 2 else None
     if isinstance(bias, Node) and bias.op == "get_attr" and reads:
         module[f"{node.name}_bias"] = BiasQuantize(placed.activations[reads], placed.weights[name])
+        placed.weights[name].inputs += (placed.activations[reads],)
+        placed.biases.setdefault(name, []).append(str(bias.target))
         with gm.graph.inserting_before(node):
             new = gm.graph.call_module(f"quant.{node.name}_bias", (bias,))
         node.args = (*node.args[:2], new, *node.args[3:])

@@ -78,7 +78,8 @@ class LearnedRounding(nn.Module):
     def h(self) -> Tensor:
         return (torch.sigmoid(self.v) * (ZETA - GAMMA) + GAMMA).clamp(0, 1)
 
-    def forward(self, weight: Tensor) -> Tensor:
+    def forward(self, weight: Tensor, *biases: Tensor) -> Tensor:
+        self.quantizer.read = self.quantizer.scale.detach()
         soft = (self.base + self.h()).clamp(self.low, self.high)
         return soft * along(self.quantizer.scale, weight, self.quantizer.axis)
 

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from zaq.engine.journal import Journal
+from zaq.engine.state import State
 from zaq.ir.nodes import attribute, input_node
 from zaq.ir.taps import with_taps
-from zaq.methods.job import Job
 from zaq.stats.mixed import packed_bytes
 
 __all__ = ["SCHEMA", "describe", "method_dict", "onnx_metadata"]
@@ -21,10 +22,11 @@ SCHEMA = 1
 def method_dict(method: Any) -> dict[str, Any]:
     """A method's name and its constants."""
     constants = dataclasses.asdict(method) if dataclasses.is_dataclass(method) and not isinstance(method, type) else {}
-    return {"name": getattr(method, "name", type(method).__name__.lower()), **constants}
+    own = constants.pop("stage_constants", {})
+    return {"name": method.name or type(method).__name__.lower(), **constants, **own}
 
 
-def describe(job: Job, options: dict[str, Any], minutes: float) -> dict[str, Any]:
+def describe(state: State, journal: Journal, options: dict[str, Any], minutes: float) -> dict[str, Any]:
     """The report: options, stages, every tensor's grid, per-layer SQNR, notes."""
     from zaq import __version__
 
@@ -35,15 +37,15 @@ def describe(job: Job, options: dict[str, Any], minutes: float) -> dict[str, Any
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
         "options": options,
         "minutes": round(minutes, 2),
-        "interrupted": job.interrupted,
-        "stages": [dataclasses.asdict(s) for s in job.stages],
-        "notes": job.notes,
-        "in_float": job.placement.in_float,
-        "layer_bits": job.qconfig.layer_bits,
-        "frontier": job.frontier,
-        "weight_bytes": packed_bytes(job.teacher, job.placement.weights),
-        "tensors": _tensors(job),
-        "agreement": _agreement(job),
+        "interrupted": journal.interrupted,
+        "stages": [dataclasses.asdict(s) for s in journal.records],
+        "notes": journal.notes,
+        "in_float": state.student.placement.in_float,
+        "layer_bits": state.task.qconfig.layer_bits,
+        "frontier": state.frontier,
+        "weight_bytes": packed_bytes(state.task.teacher, state.student.placement.weights),
+        "tensors": _tensors(state),
+        "agreement": _agreement(state),
     }
 
 
@@ -67,16 +69,16 @@ def onnx_metadata(options: dict[str, Any]) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def _tensors(job: Job) -> list[dict[str, Any]]:
+def _tensors(state: State) -> list[dict[str, Any]]:
     """Every quantized tensor: what it is, its grid, and how well the grid holds it (SQNR in dB on synthetic samples)."""
-    tensors = job.placement.tensors
+    tensors = state.student.placement.tensors
     rows = []
     values: tuple[list[Tensor], list[Tensor]] | None = None
-    if job.samples is not None:
-        inner = [n for n in dict.fromkeys(tensors.values()) if not _is_input(job, n)]
-        some = job.samples[: job.batch]
-        values = with_taps(job.teacher, inner)(some)[1], with_taps(job.student, inner)(some)[1]
-    for name, quantizer in job.placement.activations.items():
+    if state.samples is not None:
+        inner = [n for n in dict.fromkeys(tensors.values()) if not _is_input(state, n)]
+        some = state.samples[: state.task.batch]
+        values = with_taps(state.task.teacher, inner)(some)[1], with_taps(state.student.module, inner)(some)[1]
+    for name, quantizer in state.student.placement.activations.items():
         low, high = quantizer.limits()
         row = {
             "name": name,
@@ -91,8 +93,8 @@ def _tensors(job: Job) -> list[dict[str, Any]]:
             p, q = (v[inner.index(tensors[name])] for v in values)
             row |= {"seen_low": float(p.min()), "seen_high": float(p.max()), "sqnr": sqnr(p, quantizer(q))}
         rows.append(row)
-    for name, quantizer in job.placement.weights.items():
-        weight = attribute(job.student, name)
+    for name, quantizer in state.student.placement.weights.items():
+        weight = state.student.weight(name)
         rows.append(
             {
                 "name": name,
@@ -104,7 +106,7 @@ def _tensors(job: Job) -> list[dict[str, Any]]:
                 "seen_low": float(weight.min()),
                 "seen_high": float(weight.max()),
                 "elements": weight.numel(),
-                "sqnr": sqnr(attribute(job.teacher, name), quantizer(weight)),
+                "sqnr": sqnr(attribute(state.task.teacher, name), quantizer(weight)),
             }
         )
     return rows
@@ -120,19 +122,19 @@ def sqnr(signal: Tensor, quantized: Tensor) -> float:
 
 
 @torch.no_grad()
-def _agreement(job: Job) -> dict[str, Any]:
-    """How the student compares with its teacher on synthetic samples it was not trained on."""
-    if job.samples is None:
+def _agreement(state: State) -> dict[str, Any]:
+    """How the student compares with its teacher on the synthetic samples; `held_out`: whether none of them was learned on."""
+    if state.samples is None:
         return {}
     p, q = (
-        torch.cat([pytree.tree_leaves(m(x))[0] for x in job.samples.split(job.batch)])
-        for m in (job.teacher, job.student)
+        torch.cat([pytree.tree_leaves(m(x))[0] for x in state.samples.split(state.task.batch)])
+        for m in (state.task.teacher, state.student.module)
     )
-    found: dict[str, Any] = {"samples": len(job.samples), "output_sqnr": sqnr(p, q)}
-    if job.classes:
+    found: dict[str, Any] = {"samples": len(state.samples), "held_out": state.held_out, "output_sqnr": sqnr(p, q)}
+    if state.task.classes:
         found["top1_agreement"] = float((p.argmax(1) == q.argmax(1)).float().mean())
     return found
 
 
-def _is_input(job: Job, name: str) -> bool:
-    return name == input_node(job.teacher).name
+def _is_input(state: State, name: str) -> bool:
+    return name == input_node(state.task.teacher).name

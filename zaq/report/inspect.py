@@ -9,10 +9,10 @@ import torch
 from torch.fx import GraphModule, Node
 
 from zaq.config.bits import QConfig
+from zaq.engine.task import NO_BATCH_NORM
 from zaq.ir.nodes import activations, attribute, input_node
 from zaq.ir.ops import CONVS, TRANSPOSED
 from zaq.ir.taps import taps
-from zaq.methods.job import NO_BATCH_NORM
 from zaq.passes.channels import regions
 from zaq.passes.fold import fold
 from zaq.quant.edges import weighted_layers

@@ -18,13 +18,12 @@ from torch.fx import GraphModule, Node
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
-from zaq.engine.progress import Progress
 from zaq.errors import BitsError
 from zaq.ir.nodes import attribute
 from zaq.quant.edges import weighted_layers
 from zaq.quant.fake_quantize import FakeQuantize
 
-__all__ = ["Choice", "allocate", "packed_bytes", "sensitivities", "sizes"]
+__all__ = ["Choice", "Sensitivities", "allocate", "packed_bytes", "sizes"]
 
 MOST = 8  # bits
 UNITS = 2**17  # steps that the bytes are counted in at most; fewer bytes than this between 2 and 8 bits: exact
@@ -64,35 +63,45 @@ def _biases(teacher: GraphModule) -> int:
     return sum(4 * attribute(teacher, name).numel() for name in names)
 
 
-@torch.no_grad()
-def sensitivities(
-    teacher: GraphModule,
-    weights: dict[str, FakeQuantize],
-    images: Tensor,
-    search: bool = False,
-    batch: int = 64,
-    progress: Progress | None = None,
-) -> dict[str, dict[int, float]]:
-    """Omega of each weight at the bits of its quantizer and all above, on grids like that quantizer's.
+class Sensitivities:
+    """Omega of each weight at the bits of its quantizer and all above, on grids like that quantizer's, one at a time.
 
-    The teacher is as it was afterwards. images: (N, C, H, W); search: see `FakeQuantize.fit_weight`.
+    The teacher is as it was after each. `found`: weight -> bits -> Omega, as far as it is measured.
+
+    Args:
+        images: (N, C, H, W), taken `batch` at a time.
+        search: see `FakeQuantize.fit_weight`.
     """
-    clean = _outputs(teacher, images, batch)
-    found: dict[str, dict[int, float]] = {name: {} for name in weights}
-    names = list(weights)
-    for i in (progress or Progress()).track("sensitivity", len(names)):
-        weight, like = attribute(teacher, names[i]), weights[names[i]]
+
+    def __init__(
+        self,
+        teacher: GraphModule,
+        weights: dict[str, FakeQuantize],
+        images: Tensor,
+        search: bool = False,
+        batch: int = 64,
+    ) -> None:
+        self.teacher, self.weights, self.images, self.search, self.batch = teacher, weights, images, search, batch
+        with torch.no_grad():
+            self.clean = _outputs(teacher, images, batch)
+        self.found: dict[str, dict[int, float]] = {}
+
+    @torch.no_grad()
+    def measure(self, name: str) -> None:
+        """Measure one weight at all its bits."""
+        weight, like, omega = attribute(self.teacher, name), self.weights[name], dict[int, float]()
         kept = weight.clone()
         try:
             for bits in range(like.bits, MOST + 1):
                 alone = FakeQuantize(bits, like.axis, len(like.scale), like.signed)
-                alone.fit_weight(kept, search)
+                alone.fit_weight(kept, self.search)
                 weight.copy_(alone(kept))
-                gaps = [_divergence(p, q) for p, q in zip(clean, _outputs(teacher, images, batch), strict=True)]
-                found[names[i]][bits] = sum(gaps) / len(gaps)
+                outputs = _outputs(self.teacher, self.images, self.batch)
+                gaps = [_divergence(p, q) for p, q in zip(self.clean, outputs, strict=True)]
+                omega[bits] = sum(gaps) / len(gaps)
         finally:
             weight.copy_(kept)
-    return found
+        self.found[name] = omega
 
 
 def _outputs(gm: GraphModule, images: Tensor, batch: int) -> list[Tensor]:

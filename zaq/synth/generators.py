@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from zaq.config.card import Card
+from zaq.config.plugins import lookup
 
-__all__ = ["DCGAN", "GENERATORS", "Generator", "natural"]
+__all__ = ["DCGAN", "GENERATORS", "Generator", "generator_of", "natural"]
 
 BASE = 8  # pixels a side before the first upsampling, at most
 NATURAL_REACH = (
@@ -117,4 +118,12 @@ def natural(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
     return x.maximum(low).minimum(high)
 
 
-GENERATORS: dict[str, Callable[..., DCGAN]] = {"dcgan": DCGAN}
+GENERATORS: dict[str, Callable[..., Generator]] = {"dcgan": DCGAN}
+
+
+def generator_of(name: str) -> Callable[..., Generator]:
+    """The generator class of that name: one of GENERATORS, an installed package's, or `package.module:Class`.
+
+    It is called with the card, the size of the latent, the width, and the number of classes or None.
+    """
+    return lookup("zaq.generators", "generator", name, GENERATORS, by_path=True)

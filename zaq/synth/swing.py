@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from zaq.ir.nodes import shape_of
 from zaq.ir.ops import CONVS
 
-__all__ = ["with_swing"]
+__all__ = ["shifted", "with_swing"]
 
 
 def with_swing(gm: GraphModule) -> GraphModule:
@@ -42,3 +42,13 @@ def _shifted(x: Tensor) -> Tensor:
         return x
     down, right = torch.randint(3, (2,)).tolist()
     return F.pad(x, (1, 1, 1, 1), mode="reflect")[:, :, down : down + x.shape[2], right : right + x.shape[3]]
+
+
+def shifted(images: Tensor, reach: int) -> Tensor:
+    """All images rolled by up to `reach` pixels either way, and mirrored every other time: no pixel can be a trick.
+
+    (N, C, H, W) -> the same.
+    """
+    down, right, mirror = (int(torch.randint(n, ())) for n in (2 * reach + 1, 2 * reach + 1, 2))
+    rolled = images.roll((down - reach, right - reach), (2, 3))
+    return rolled.flip(3) if mirror else rolled

@@ -1,7 +1,7 @@
 """What methods that train a student share: its optimizers, one step, and how it is held still."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -9,11 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zaq.ir.nodes import attribute
-from zaq.methods.job import Job, Stage
 from zaq.quant.op import along
+from zaq.quant.student import Student
 
-__all__ = ["StepAdam", "cosine", "descend", "distillation", "frozen", "rate", "step", "student_optimizer"]
+__all__ = ["StepAdam", "cosine", "distillation", "frozen", "rate", "step", "student_optimizer"]
 
 FASTEST = 2e-3  # learning rate of a student, in steps of the grid, whatever `travel` allows, unless said otherwise
 
@@ -37,17 +36,20 @@ class StepAdam(torch.optim.Adam):
 
 
 def student_optimizer(
-    job: Job, lr: float, lr_bias: float, learn_scales: bool = True, weights: bool = True
+    student: Student, lr: float, lr_bias: float, learn_scales: bool = True, weights: bool = True
 ) -> torch.optim.Optimizer:
     """StepAdam over a calibrated student: weights and scales at `lr` steps of their grid, biases at `lr_bias`.
 
     Without `weights`, these and their scales stay as they are.
     """
     units: dict[nn.Parameter, Tensor] = {}
-    for target, quantizer in job.placement.weights.items():
-        weight = attribute(job.student, target).requires_grad_(weights)
+    for target, quantizer in student.placement.weights.items():
+        weight = student.weight(target).requires_grad_(weights)
         units[cast(nn.Parameter, weight)] = along(quantizer.scale.detach().clone(), weight, quantizer.axis)
-    for some, learned in ((job.placement.weights, learn_scales and weights), (job.placement.activations, learn_scales)):
+    for some, learned in (
+        (student.placement.weights, learn_scales and weights),
+        (student.placement.activations, learn_scales),
+    ):
         for quantizer in some.values():
             quantizer.scale.requires_grad_(learned and not quantizer.guaranteed)
             units[cast(nn.Parameter, quantizer.scale)] = quantizer.scale.detach() / quantizer.quant_max
@@ -55,7 +57,7 @@ def student_optimizer(
     groups: list[dict[str, Any]] = [
         {"params": [p for p in units if p.dim() > 1], "lr": lr},
         {"params": [p for p in units if p.dim() == 1], "lr": lr},
-        {"params": [p for p in job.student.parameters() if id(p) not in known], "lr": lr_bias},
+        {"params": [p for p in student.module.parameters() if id(p) not in known], "lr": lr_bias},
     ]
     return StepAdam([g for g in groups if g["params"]], units)
 
@@ -87,30 +89,6 @@ def step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
-
-
-def descend(
-    job: Job, name: str, steps: int, optimizer: torch.optim.Optimizer, losses: Callable[[int], dict[str, Tensor]]
-) -> None:
-    """Go down the sum of what `losses` returns at each step, logged by name: a stage of its own, in the report.
-
-    A loss that is not finite ends it before it is taken, Ctrl-C with what was learnt.
-    """
-    stage = Stage(name, 0)
-    job.stages.append(stage)
-    try:
-        for i in job.progress.track(name, steps):
-            found = losses(i)
-            loss = torch.stack(list(found.values())).sum()
-            if not math.isfinite(float(loss.detach())):
-                stage.note = f"stopped at step {i} of {steps}: the loss became NaN"
-                break
-            step(optimizer, loss)
-            stage.steps = i + 1
-            job.log(name, i, **{k: float(v.detach()) for k, v in found.items()})
-    except KeyboardInterrupt:
-        job.interrupted = True
-        stage.note = f"interrupted after step {stage.steps} of {steps}"
 
 
 @contextmanager

@@ -1,0 +1,52 @@
+"""What happened: the stages and what each was worth, losses step by step, notes, and whether somebody pressed Ctrl-C."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from zaq.engine.progress import Progress
+
+__all__ = ["Journal", "Log", "Record"]
+
+
+@dataclass
+class Log:
+    """Losses step by step, in memory and, if there is a path, in a file of JSON lines as they come."""
+
+    path: Path | None = None
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+    def __call__(self, stage: str, step: int, **values: float) -> None:
+        row = {"stage": stage, "step": step, **values}
+        self.rows.append(row)
+        if self.path:
+            with self.path.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+
+
+@dataclass
+class Record:
+    """What one stage did: steps, the held-out loss before and after if it was judged by one, and whether it was kept."""
+
+    name: str
+    steps: int = 0
+    loss_before: float | None = None
+    loss_after: float | None = None
+    kept: bool = True
+    note: str = ""
+
+    def say(self, note: str) -> None:
+        """Add a sentence to the note."""
+        self.note = "; ".join(filter(None, [self.note, note]))
+
+
+@dataclass
+class Journal:
+    """What the report of a run is made from. `interrupted`: stages that can wait are not begun any more."""
+
+    progress: Progress = field(default_factory=Progress)
+    log: Log = field(default_factory=Log)
+    records: list[Record] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    interrupted: bool = False

@@ -1,0 +1,178 @@
+"""The one place where stages are run: random numbers, progress, log, rollback, Ctrl-C, and what is kept."""
+
+import math
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from zaq.engine.journal import Journal, Record
+from zaq.engine.stage import Loop, Stage
+from zaq.engine.state import State
+
+__all__ = ["drawing", "run_stage", "run_stages", "seed_of"]
+
+LIVES = 2  # times a loss may be no number before a stage stops
+SMALLER = 0.1  # the factor on every learning rate each time
+
+
+def seed_of(seed: int, name: str, again: int = 0) -> int:
+    """The seed of a stage's own random numbers: they depend on nothing that another stage did.
+
+    `again`: how many stages of that name ran before. What is called "noise" has the seed itself.
+    """
+    return seed if name == "noise" else seed + zlib.crc32(f"{name} {again}".encode()) * 2**20
+
+
+@contextmanager
+def drawing(seed: int) -> Iterator[None]:
+    """Inside, torch's random numbers are those of a seed; afterwards they go on as if nothing had been drawn."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed % 2**63)
+        yield
+
+
+def run_stages(stages: Iterable[Stage], state: State, journal: Journal) -> None:
+    """Run a method's stages in their order."""
+    seen = Counter[str]()
+    for stage in stages:
+        run_stage(stage, state, journal, seen[stage.name])
+        seen[stage.name] += 1
+
+
+def run_stage(stage: Stage, state: State, journal: Journal, again: int = 0) -> None:
+    """Run one stage: log its losses, go back where one is not finite, stop at Ctrl-C, keep the best state it went through.
+
+    A loss that is not finite puts the last good state back and goes on with a tenth of the rate, twice; then the stage
+    ends with what it has. Ctrl-C ends it with the last good state, and those after it are left out, except for what
+    `Stage.after_ctrl_c` says. With a judge the state with the least held-out loss stays, the one before the stage included.
+    """
+    stopped = journal.interrupted
+    if (stopped and not stage.after_ctrl_c) or not stage.applies(state):
+        return
+    record = Record(stage.name)
+    if stage.recorded:
+        journal.records.append(record)
+    with drawing(seed := seed_of(state.task.seed, stage.name, again)):
+        judge = _undisturbed(stage.judge(state), journal)
+        record.loss_before = judge() if judge else None
+        before = state.student.snapshot() if judge else None
+        try:
+            loop = stage.start(state, journal)
+        except KeyboardInterrupt:
+            journal.interrupted = True
+            record.say("interrupted before its first step")
+            return
+        if not stopped or stage.after_ctrl_c == "run":
+            _Steps(stage, loop, record, journal, judge, seed).run(stage.length(state))
+        loop.finish()
+        if judge and before is not None:
+            record.loss_after = judge()
+            record.kept = record.loss_after < (record.loss_before or 0.0)  # never where it is NaN
+            if not record.kept:
+                state.student.restore(before)
+                if "not kept" not in record.note:
+                    record.say(f"not kept: the held-out loss was {record.loss_after:.4g} after it")
+                record.loss_after = record.loss_before
+
+
+def _undisturbed(judge: Callable[[], float] | None, journal: Journal) -> Callable[[], float] | None:
+    """The same judge, which Ctrl-C does not keep from judging."""
+
+    def judged() -> float:
+        assert judge is not None
+        try:
+            return judge()
+        except KeyboardInterrupt:
+            journal.interrupted = True
+            return judge()
+
+    return judged if judge else None
+
+
+class _Steps:
+    """The steps of one stage."""
+
+    def __init__(
+        self,
+        stage: Stage,
+        loop: Loop,
+        record: Record,
+        journal: Journal,
+        judge: Callable[[], float] | None,
+        seed: int,
+    ) -> None:
+        self.stage, self.loop, self.record, self.journal = stage, loop, record, journal
+        self.judge, self.seed = judge, seed
+        self.good: tuple[int, Any] = (0, loop.save())  # the last state whose losses were all finite
+        self.best: tuple[float, int, Any] | None = None  # held-out loss, step, state
+        if judge:
+            self.best = (record.loss_before or 0.0, 0, self.good[1])
+
+    def run(self, steps: int) -> None:
+        """All of them, as far as nothing stops them."""
+        name, lives = self.stage.name, LIVES
+        ticks = iter(self.journal.progress.track(name, steps) if self.stage.recorded else range(steps))
+        i: int | None = None
+        while True:
+            try:
+                i = next(ticks, None)
+                if i is None:
+                    break
+                losses = self.loop.step(i, steps)
+            except KeyboardInterrupt:
+                self.journal.interrupted = True
+                if self.stage.after_ctrl_c == "run":
+                    ticks = iter(range(0 if i is None else i + 1, steps))
+                    continue
+                self._back()
+                self.record.say(f"interrupted after step {self.record.steps} of {steps}")
+                break
+            if all(math.isfinite(v) for v in losses.values()):
+                self._good(i, steps, losses)
+                continue
+            self._back()
+            self.journal.log(name, i, rolled_back=1.0)
+            lives, self.loop.slower = lives - 1, self.loop.slower * SMALLER
+            if lives < 0:
+                self.record.say(f"stopped at step {i + 1} of {steps}: the loss became NaN {LIVES + 1} times")
+                break
+            torch.manual_seed((self.seed + i + 1) % 2**63)  # other numbers than those that led there
+        if self.best is not None:
+            self._keep_the_best()
+
+    def _good(self, i: int, steps: int, losses: dict[str, float]) -> None:
+        done = i + 1
+        if losses:
+            self.journal.log(self.stage.name, i, **losses)
+        self.record.steps = done
+        if done % self.stage.look == 0 or done == steps:
+            self.good = (done, self.loop.save())
+        if self.stage.checks > 1 and done % max(steps // self.stage.checks, 1) == 0 and done < steps:
+            self._check()
+
+    def _back(self) -> None:
+        self.record.steps = self.good[0]
+        self.loop.restore(self.good[1])
+
+    def _check(self) -> None:
+        """Ask the judge, and remember the state if it is the best so far."""
+        assert self.judge is not None and self.best is not None
+        loss = self.judge()
+        self.journal.log(self.stage.name, self.record.steps, held_out=loss)
+        if loss < self.best[0]:
+            self.best = (loss, self.record.steps, self.loop.save())
+
+    def _keep_the_best(self) -> None:
+        assert self.best is not None
+        if self.stage.checks == 1:  # the runner looks once, when all is finished
+            return
+        self._check()
+        _, step, state = self.best
+        self.loop.restore(state)
+        if step < self.record.steps:
+            kept = f"the state after step {step} was kept" if step else "not kept"
+            self.record.say(f"{kept}: the held-out loss went up from there")

@@ -1,0 +1,67 @@
+"""What stages hand on to each other: the student and the images it learns from and is judged by."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+
+from zaq.config.bits import QConfig
+from zaq.engine.task import Task
+from zaq.ir.taps import with_taps
+from zaq.quant.student import Student
+
+__all__ = ["HeldOut", "State"]
+
+
+@dataclass
+class State:
+    """All that one stage leaves for the next; `task` says what is asked, and its teacher may be rewritten."""
+
+    task: Task
+    images: Tensor | None = None  # (N, C, H, W), to learn and to calibrate on
+    samples: Tensor | None = None  # (N, C, H, W), held out: stored with the run, for its report and for `zaq verify`
+    held_out: bool = False  # whether `samples` are none of those that were learned on
+    generator: Any = None  # of `images`
+    other: Any = None  # of `samples`
+    optimizer: Any = None  # of `generator`, where later stages go on with it
+    judge: Callable[[], float] | None = None  # the held-out loss that stages are kept or taken back by
+    frontier: list[tuple[int, float]] = field(default_factory=list)  # mixed precision: (bytes, least sensitivity)
+    _student: Student | None = None
+
+    @property
+    def student(self) -> Student:
+        """Placed when it is asked for first, uncalibrated."""
+        if self._student is None:
+            self._student = Student(self.task.teacher, self.task.qconfig, self.task.card, self.task.search)
+        return self._student
+
+    def rewrite(self, teacher: GraphModule | None = None, qconfig: QConfig | None = None) -> None:
+        """Go on with a teacher that computes the same, or with other bits: the student is placed anew, uncalibrated."""
+        self.task = replace(self.task, teacher=teacher or self.task.teacher, qconfig=qconfig or self.task.qconfig)
+        self._student, self.judge = None, None
+
+    def tapped(self, student: bool) -> GraphModule:
+        """Teacher or student as a module that returns ([outputs], [tapped features])."""
+        return with_taps(self.student.module if student else self.task.teacher, self.task.taps)
+
+
+class HeldOut:
+    """The held-out loss: by what `discrepancy` student and teacher differ on samples (N, C, H, W), a mean over batches."""
+
+    def __init__(
+        self, state: State, samples: Tensor, discrepancy: Callable[[list[Tensor], list[Tensor]], Tensor]
+    ) -> None:
+        task = state.task
+        self.student, self.parts = with_taps(state.student.module, []), samples.split(task.batch)
+        self.discrepancy = discrepancy
+        with torch.no_grad():
+            self.wanted = [with_taps(task.teacher, [])(x)[0] for x in self.parts]
+
+    @torch.no_grad()
+    def __call__(self) -> float:
+        """The loss now."""
+        gaps = [self.discrepancy(p, self.student(x)[0]) for p, x in zip(self.wanted, self.parts, strict=True)]
+        return float(torch.stack(gaps).mean())

@@ -1,0 +1,90 @@
+"""The student: a copy of the teacher with quantizers on its edges, and what is always true of it.
+
+Its promises: every scale that is read leaves room for an integer kernel's accumulators (`FakeQuantize.step`), whatever
+was learned; and what `restore` puts back is what `snapshot` took.
+"""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+
+from zaq.config.bits import QConfig
+from zaq.config.card import Card
+from zaq.ir.nodes import attribute
+from zaq.quant.placement import place
+
+__all__ = ["Snapshot", "Student"]
+
+Snapshot = dict[str, Tensor]
+
+
+class Student:
+    """A network being quantized: `module` computes, `placement` names its quantizers.
+
+    Args:
+        teacher: a folded graph; it is copied.
+        qconfig, card: bits and where they go; what is known of the input.
+        search: weight grids of the least error, else over the whole range (see `FakeQuantize.fit_weight`).
+    """
+
+    def __init__(self, teacher: GraphModule, qconfig: QConfig, card: Card, search: bool = True) -> None:
+        self.module, self.placement = place(teacher, qconfig, card, search)
+        self.module.requires_grad_(True)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """What the network computes of images (N, C, H, W)."""
+        outputs: Tensor = self.module(images)
+        return outputs
+
+    def weight(self, name: str) -> Tensor:
+        """The weight of that name, before its quantizer."""
+        return attribute(self.module, name)
+
+    def fit_weights(self, search: bool) -> None:
+        """Set every weight's grid anew (see `FakeQuantize.fit_weight`)."""
+        for name, quantizer in self.placement.weights.items():
+            quantizer.fit_weight(self.weight(name), search)
+
+    @contextmanager
+    def watching(self, observer: str = "mse") -> Iterator[None]:
+        """Inside, activations pass unrounded and one of OBSERVERS watches them; afterwards their ranges are frozen."""
+        for quantizer in self.placement.activations.values():
+            quantizer.watch(observer)
+        try:
+            yield
+        finally:
+            self.freeze()
+
+    def freeze(self) -> None:
+        """Set the ranges to what was watched, and round from now on."""
+        for quantizer in self.placement.activations.values():
+            quantizer.calibrate()
+        self.settle()
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Write into every weight's scale what is read of it: so learning starts there, and files hold nothing else."""
+        for name, quantizer in self.placement.weights.items():
+            biases = (attribute(self.module, bias) for bias in self.placement.biases.get(name, ()))
+            quantizer.scale.copy_(quantizer.step(self.weight(name), *biases))
+
+    def snapshot(self) -> Snapshot:
+        """A copy of all that training changes."""
+        return copy.deepcopy(self.module.state_dict())
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Put a snapshot back."""
+        self.module.load_state_dict(copy.deepcopy(snapshot))
+
+    def broken(self) -> str:
+        """The first parameter or buffer that is not finite, or a scale that is not positive; "" where all is well."""
+        for name, value in self.module.state_dict().items():
+            if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+                return name
+            if name.endswith(".scale") and bool((value <= 0).any()):
+                return name
+        return ""

@@ -1,0 +1,101 @@
+"""Noise where nothing better is known, ranges from images, and the samples that stages are judged on."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from zaq.engine.journal import Journal
+from zaq.engine.stage import Loop, Stage
+from zaq.engine.state import HeldOut, State
+from zaq.ir.taps import with_taps
+from zaq.stages.training import frozen
+from zaq.synth.losses import output_discrepancy, relative_discrepancy
+
+__all__ = ["Calibrate", "HoldOut", "Noise"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Noise(Stage):
+    """Standard normal images in the model's normalised space: `steps` batches to calibrate on, and to be stored."""
+
+    name: str = "noise"
+    stored: bool = False  # draw the samples to be stored after those; else they are the same
+
+    recorded: ClassVar[bool] = False
+    after_ctrl_c: ClassVar[str] = "run"
+
+    def length(self, state: State) -> int:
+        return 1
+
+    def once(self, state: State, journal: Journal) -> None:
+        state.images = torch.cat([state.task.noise() for _ in range(self.steps)])
+        state.samples, state.held_out = (state.task.noise(), True) if self.stored else (state.images, False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibrate(Stage):
+    """Freeze the ranges of activations at what images cause, a batch a step."""
+
+    name: str = "calibrate"
+    observer: str = "mse"  # one of OBSERVERS
+
+    after_ctrl_c: ClassVar[str] = "run"
+
+    def length(self, state: State) -> int:
+        assert state.images is not None
+        return -(-len(state.images) // state.task.batch)
+
+    def start(self, state: State, journal: Journal) -> Loop:
+        assert state.images is not None
+        parts, student = state.images.split(state.task.batch), state.student
+        watching = student.watching(self.observer)
+        watching.__enter__()
+
+        @torch.no_grad()
+        def one(i: int) -> None:
+            student(parts[i])
+
+        loop = Loop(one)
+        loop.finish = lambda: watching.__exit__(None, None, None)  # type: ignore[method-assign,assignment]
+        return loop
+
+
+@dataclass(frozen=True, kw_only=True)
+class HoldOut(Stage):
+    """Judge what follows on the samples held out, half of which are first moved up the gradient of what teacher and
+    student differ by, so that what is judged by is hard.
+    """
+
+    name: str = "hold out"
+    steps: int = 3  # of the attack
+    attack: float = 0.02  # how far samples are moved, in parts of a pixel's range; 0: not at all
+    relative: bool = True  # outputs in units of their spread, else D_o as ZAQ has it
+
+    recorded: ClassVar[bool] = False
+    after_ctrl_c: ClassVar[str] = "run"
+
+    def applies(self, state: State) -> bool:
+        return True
+
+    def length(self, state: State) -> int:
+        return 1
+
+    def once(self, state: State, journal: Journal) -> None:
+        assert state.samples is not None
+        if self.attack and self.steps:
+            half = len(state.samples) // 2
+            parts = [self._moved(state, part) for part in state.samples[half:].split(state.task.batch)]
+            state.samples = torch.cat([state.samples[:half], *parts])
+        state.judge = HeldOut(state, state.samples, relative_discrepancy if self.relative else output_discrepancy)
+
+    def _moved(self, state: State, part: Tensor) -> Tensor:
+        low, high = state.task.card.bounds()
+        teacher, student = with_taps(state.task.teacher, []), with_taps(state.student.module, [])
+        with frozen(state.student.module):
+            for _ in range(self.steps):
+                x = part.clone().requires_grad_(True)
+                (gradient,) = torch.autograd.grad(output_discrepancy(teacher(x)[0], student(x)[0]), x)
+                part = state.task.in_bounds(part + self.attack / self.steps * (high - low) * gradient.sign())
+        return part

@@ -1,0 +1,100 @@
+"""Images without a generator: pixels that Adam moves until a frozen network says of them what it should."""
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zaq.engine.stage import Loop, numbers
+
+__all__ = ["Pixels"]
+
+SMALLEST_LR = 1e-4  # where a plateau stops making the step smaller
+Losses = Callable[[Tensor], dict[str, Tensor]]
+
+
+class Pixels(Loop):
+    """Takes images a part at a time, `steps` steps each, down the sum of losses.
+
+    Args:
+        images: (N, C, H, W), where the pixels start; they are not changed.
+        losses_of: takes the number of images in a part, and returns what maps these, (n, C, H, W), to losses by name.
+        steps: for each part.
+        lr: of Adam.
+        together: images of a part; all of them by default.
+        patience: steps without a smaller loss after which the rate is a tenth.
+        bounds: the least and the greatest pixel, (C, 1, 1) each, kept at every step.
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        losses_of: Callable[[int], Losses],
+        steps: int,
+        lr: float,
+        *,
+        together: int | None = None,
+        patience: int | None = None,
+        bounds: tuple[Tensor, Tensor] | None = None,
+    ) -> None:
+        super().__init__(lambda i: None)
+        self.losses_of, self.each, self.lr, self.patience, self.bounds = losses_of, steps, lr, patience, bounds
+        self.images = list(images.split(together or len(images)))  # those whose turn has not come as they were given
+        self.at, self.finished = -1, 0  # the part that is being moved; how many have gone all their steps
+
+    @property
+    def length(self) -> int:
+        """Steps for all of the parts."""
+        return self.each * len(self.images)
+
+    def step(self, i: int, of: int) -> dict[str, float]:
+        if i // self.each != self.at:
+            self._open(i // self.each)
+        found = self.losses(self.x)
+        loss = torch.stack(list(found.values())).sum()
+        if math.isfinite(float(loss.detach())):
+            self.optimizer.zero_grad()
+            loss.backward()
+            if self.plateau is None:
+                self.optimizer.param_groups[0]["lr"] = self.lr * self.slower
+            self.optimizer.step()
+            if self.bounds is not None:
+                self.x.data.copy_(self.x.detach().maximum(self.bounds[0]).minimum(self.bounds[1]))
+            if self.plateau is not None:
+                self.plateau.step(float(loss.detach()))
+            self.images[self.at] = self.x.detach()
+        self.finished = (i + 1) // self.each
+        return numbers(found)
+
+    def _open(self, at: int) -> None:
+        """Begin with the next part."""
+        self.at, self.losses = at, self.losses_of(len(self.images[at]))
+        self.x = self.images[at].detach().clone(memory_format=torch.channels_last).requires_grad_(True)
+        self.optimizer = torch.optim.Adam([self.x], self.lr * self.slower)
+        self.plateau = None
+        if self.patience is not None:
+            self.plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
+                self.optimizer, patience=self.patience, factor=0.1, min_lr=SMALLEST_LR
+            )
+
+    def save(self) -> Any:
+        now = copy.deepcopy(self.optimizer.state_dict()) if self.at >= 0 else None
+        part = self.images[self.at].clone() if self.at >= 0 else None
+        return list(self.images), self.at, self.finished, part, now
+
+    def restore(self, saved: Any) -> None:
+        images, at, self.finished, part, now = saved
+        self.images = list(images)
+        if part is None:
+            self.at = -1
+            return
+        if at != self.at:
+            self._open(at)
+        self.x.data.copy_(part)
+        self.images[at] = self.x.detach()
+        self.optimizer.load_state_dict(now)
+        if self.plateau is not None:  # the plateau sets the rate itself
+            self.optimizer.param_groups[0]["lr"] *= self.slower

@@ -1,0 +1,69 @@
+"""Distillation end to end: outputs and feature maps of the student brought to the teacher's (PLF; Li et al. 2024)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from zaq.engine.journal import Journal
+from zaq.engine.stage import Loop, Stage
+from zaq.engine.state import State
+from zaq.stages.synthesis import moves, shift
+from zaq.stages.training import cosine, rate, step, student_optimizer
+from zaq.synth.losses import relative_discrepancy
+from zaq.synth.swing import shifted
+
+__all__ = ["Polish"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Polish(Stage):
+    """Distil on the images given, shifted at random; or, where their pixels were not moved, on new ones at every step.
+
+    Weights stay as they were rounded where a step sees too few images to choose better; ranges and biases do not.
+    """
+
+    name: str = "polish"
+    steps: int = 200
+    drawn: bool = False  # on new images at every step, whatever the teacher knows
+    unpainted: float = 0.5  # part of the images drawn anew that are dead leaves as they are
+    feature: float = 1.0  # weight of the feature maps
+    travel: float = 6.0  # steps of its grid that a weight may travel ...
+    fastest: float = 6e-3  # ... at no more than this a step: at 2e-2 four bits gain more, and a student of two is lost
+    lr_bias: float = 1e-4
+    enough: int = 16  # images a step that may move weights: at eight it forgets what rounding has learned
+
+    look: ClassVar[int] = 5
+
+    def judge(self, state: State) -> Callable[[], float] | None:
+        return state.judge
+
+    def start(self, state: State, journal: Journal) -> Loop:
+        task, student = state.task, state.student
+        lr = rate(self.travel, sum(cosine(i / self.steps) for i in range(self.steps)), self.fastest)
+        optimizer = student_optimizer(student, lr, self.lr_bias, weights=task.batch >= self.enough)
+        p_tapped, q_tapped = state.tapped(student=False), state.tapped(student=True)
+
+        def one(_: int) -> dict[str, float]:
+            images = self._images(state)
+            with torch.no_grad():
+                p, wanted = p_tapped(images)
+            q, found = q_tapped(images)
+            loss = relative_discrepancy(p, q)
+            if self.feature and wanted:
+                gaps = [(b - a).pow(2).mean() / a.var().clamp(min=1e-12) for a, b in zip(wanted, found, strict=True)]
+                loss = loss + self.feature * torch.stack(gaps).sum()
+            step(optimizer, loss)
+            return {"loss_q": float(loss.detach())}
+
+        return Loop(one, student.module, optimizer, schedule=cosine)
+
+    def _images(self, state: State) -> Tensor:
+        """A batch (n, C, H, W) to learn on."""
+        batch, given = state.task.batch, state.images
+        if given is None or self.drawn or not moves(state.task):
+            drawn: Tensor = state.generator.draw(batch, self.unpainted)
+            return drawn
+        return shifted(given[torch.randint(len(given), (batch,))], shift(state.task))

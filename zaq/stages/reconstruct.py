@@ -1,0 +1,237 @@
+"""Block reconstruction: rounding and steps learned block by block, each from the quantized prefix to the teacher's
+output.
+
+    min over V, s_w, s_x, b of  E ||Q_k(x^) - P_k(x)||^2 + lambda sum (1 - |2 h(V) - 1|^beta)
+
+x is what enters block k in the teacher, x^ what the blocks before it make of it in the student (BRECQ; Li et al. 2021).
+Half of the values that enter or pass a quantizer are the exact ones, at random (QDrop; Wei et al. 2022); weight scales
+move with the rounding (Genie-M; Jeon et al. 2023), activation scales as LSQ's. When a block is learned, its biases take
+back what the means of its layers are still off by (DFQ; Nagel et al. 2019): the blocks behind it learn from what it
+then writes, and steps as few as ours move no bias that far.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from zaq.engine.journal import Journal
+from zaq.engine.stage import Loop, Stage
+from zaq.engine.state import State
+from zaq.ir.nodes import input_node
+from zaq.quant.edges import HIGH
+from zaq.quant.fake_quantize import FakeQuantize
+from zaq.quant.rounding import LearnedRounding, into_cells
+from zaq.quant.student import Student
+from zaq.stages.blocks import Block, between, blocks
+from zaq.stages.training import StepAdam, cosine, rate, step
+from zaq.stats.bias import correct_empirically
+
+__all__ = ["Reconstruct"]
+
+CACHED = 2**30  # bytes of features kept at a time; more images are taken in pieces
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reconstruct(Stage):
+    """Learn every block of a calibrated student for `steps` steps. Constants are for blocks whose output has variance 1."""
+
+    name: str = "reconstruct"
+    steps: int = 100  # for each block
+    batch: int = 32
+    drop: float = 0.5  # QDrop's probability
+    lr_rounding: float = 1e-2  # Adam, of V (AdaRound: 1e-2, BRECQ 1e-3 over 20,000 steps), or so much that ...
+    travel: float = 3.0  # ... V can move this far in the steps there are
+    lr_scale: float = (
+        1e-1  # Adam, in steps of each grid (less in proportion where batches are smaller), or so little ...
+    )
+    travel_scale: float = 5.0  # ... that an end of the range moves no farther than this
+    lr_bias: float = 1e-4
+    weight: float = 0.1  # lambda (BRECQ: 0.01, Genie-M: 1)
+    warm_up: float = 0.2  # part of the steps before h is pushed to 0 or 1
+    beta: tuple[float, float] = (20.0, 2.0)
+    correct: bool = True  # a block's biases once it is learned
+
+    def applies(self, state: State) -> bool:
+        """At 8 bits there is nothing in a block to learn."""
+        placed = state.student.placement
+        return self.steps > 0 and any(q.bits < HIGH for q in (*placed.weights.values(), *placed.activations.values()))
+
+    def length(self, state: State) -> int:
+        return self.steps * len(blocks(state.task.teacher, state.student.placement.activations))
+
+    def judge(self, state: State) -> Callable[[], float] | None:
+        return state.judge
+
+    def start(self, state: State, journal: Journal) -> Loop:
+        assert state.images is not None
+        return _Blocks(self, state, state.images)
+
+
+class _Blocks(Loop):
+    """Block after block: opened at its first step, closed after its last. What is gone back to is the last one closed."""
+
+    def __init__(self, stage: Reconstruct, state: State, images: Tensor) -> None:
+        super().__init__(lambda i: None)
+        self.stage, self.task, self.whole, self.steps = stage, state.task, state.student, stage.steps
+        self.blocks = blocks(self.task.teacher, self.whole.placement.activations)
+        self.source, self.at = _Source(state, images), -1
+
+    def step(self, i: int, of: int) -> dict[str, float]:
+        stage, done = self.stage, i % self.steps
+        if self.at != i // self.steps:
+            self._open(i // self.steps, done)
+        piece = min(done * self.pieces // self.steps, self.pieces - 1)
+        if piece != self.piece:
+            self._take(piece)
+        for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
+            group["lr"] = peak * self.slower * (cosine(done / self.steps) if group is not self.first else 1.0)
+        index = torch.randint(len(self.pair[0]), (min(stage.batch, self.task.batch),))
+        exact, noisy = (x[index] for x in self.pair)
+        x = torch.where(torch.rand_like(exact) < stage.drop, exact, noisy) if stage.drop else noisy
+        outputs = zip(self.student(x), self.wanted, self.weights, strict=True)
+        loss = torch.stack([w * (q - y[index]).pow(2).mean() for q, y, w in outputs]).sum()
+        step(self.optimizer, loss + self._push(done / self.steps))
+        if done + 1 == self.steps:
+            self._close()
+        return {"loss": float(loss.detach())}
+
+    def save(self) -> Any:
+        """The student as it was when the last block was closed; what an open block has learned is not in its weights."""
+        return self.closed if self.at >= 0 else self.whole.snapshot()
+
+    def restore(self, saved: Any) -> None:
+        if self.at >= 0:
+            self._put_back()
+        self.whole.restore(saved)
+
+    def finish(self) -> None:
+        if self.at >= 0:  # broken off
+            self._put_back()
+
+    def _open(self, at: int, done: int) -> None:
+        """Begin to learn a block (with the steps that are left, where it was put back after a loss that was no number)."""
+        self.closed, self.at, self.block = self.whole.snapshot(), at, self.blocks[at]
+        self.student = between(self.whole.module, self.block)
+        self.roundings = _place_roundings(self.whole, self.student)
+        self._drop(self.stage.drop)
+        self.optimizer = self._optimizer()
+        self.first = self.optimizer.param_groups[0]
+        self.peaks = [group["lr"] for group in self.optimizer.param_groups]
+        self.pieces = self.source.pieces(self.block)
+        self._take(min(done * self.pieces // self.steps, self.pieces - 1))
+
+    def _take(self, piece: int) -> None:
+        """Take a piece of the images: what enters the block in teacher and student, and what should leave it."""
+        self.piece = piece
+        self.pair, self.wanted = self.source.piece(self.block, piece)
+        self.weights = [y.shape[1] / float(y.var().clamp(min=1e-12)) for y in self.wanted]
+
+    def _drop(self, part: float) -> None:
+        """Let a part of the values pass every quantizer unrounded (QDrop), but where a range is guaranteed."""
+        for quantizer in self.whole.placement.activations.values():
+            quantizer.drop = 0.0 if quantizer.guaranteed else part
+
+    def _close(self) -> None:
+        """Keep what the block has learned, and give its biases back what its means are off by."""
+        if self.stage.correct:
+            exact, noisy = (x[: self.task.few] for x in self.pair)
+            correct_empirically(between(self.task.teacher, self.block), self.student, exact, noisy)
+        self.source.advance(self.block, self.student)
+        for _, rounding, weight in self.roundings:
+            into_cells(rounding.quantizer, weight.data, rounding.codes())
+        self._put_back()
+
+    def _put_back(self) -> None:
+        """Put the quantizers back into the place of what was learning."""
+        self._drop(0.0)
+        for path, rounding, _ in self.roundings:
+            self.student.set_submodule(path, rounding.quantizer)
+        self.at = -1
+
+    def _push(self, done: float) -> Tensor:
+        """lambda sum (1 - |2 h(V) - 1|^beta), after a warm-up, with a beta that falls."""
+        stage = self.stage
+        if done < stage.warm_up or not self.roundings:
+            return torch.zeros(())
+        start, end = stage.beta
+        beta = start + (end - start) * (done - stage.warm_up) / (1 - stage.warm_up)
+        return stage.weight * torch.stack([r.regularization(beta) for _, r, _ in self.roundings]).sum()
+
+    def _optimizer(self) -> StepAdam:
+        """Over what a block holds: its roundings first, at a constant rate; then scales, in steps of their grid; biases."""
+        stage, student, roundings = self.stage, self.student, [r for _, r, _ in self.roundings]
+        lr_scale = stage.lr_scale * min(stage.batch, self.task.batch) / stage.batch
+        quantizers = [r.quantizer for r in roundings] + [m for m in student.modules() if isinstance(m, FakeQuantize)]
+        units: dict[nn.Parameter, Tensor] = {}
+        for q in quantizers:
+            q.scale.requires_grad_(not q.guaranteed)
+            if not q.guaranteed:
+                units[q.scale] = q.scale.detach() / q.quant_max  # type: ignore[index]
+        weights = {id(self.whole.weight(name)) for name in self.whole.placement.weights}
+        known = weights | {id(p) for p in units} | {id(r.v) for r in roundings} | {id(q.scale) for q in quantizers}
+        slow = rate(stage.travel_scale, self.steps / 2, lr_scale)  # half: the cosine's mean
+        return StepAdam(
+            [
+                {"params": [r.v for r in roundings], "lr": max(stage.lr_rounding, stage.travel / self.steps)},
+                {"params": list(units), "lr": slow},
+                {"params": [p for p in student.parameters() if id(p) not in known], "lr": stage.lr_bias},
+            ],
+            units,
+        )
+
+
+class _Source:
+    """What enters a block in teacher and student, and what should leave it, for a piece of the images at a time."""
+
+    def __init__(self, state: State, images: Tensor) -> None:
+        self.task, self.whole, self.images = state.task, state.student, images
+        self.start = input_node(self.task.teacher).name
+        self.at, self.pair = self.start, (images, images)  # kept from block to block where all images fit
+
+    def pieces(self, block: Block) -> int:
+        """How many pieces the images are taken in, so that a block's features fit into `CACHED` bytes."""
+        values = {n.name: n.meta["val"] for n in self.task.teacher.graph.nodes if n.name in (block.entry, *block.exits)}
+        each = sum(4 * math.prod(v.shape[1:]) * (2 if name == block.entry else 1) for name, v in values.items())
+        return max(math.ceil(int(each) * len(self.images) / CACHED), 1)
+
+    @torch.no_grad()
+    def piece(self, block: Block, number: int) -> tuple[tuple[Tensor, Tensor], list[Tensor]]:
+        """(exact, noisy) entries and the teacher's exits."""
+        pair = self.pair
+        if self.at != block.entry or self.pieces(block) > 1:
+            way = Block(self.start, (block.entry,), ())
+            images = self.images[number :: self.pieces(block)]
+            pair = tuple(self._run(between(gm, way), images)[0] for gm in (self.task.teacher, self.whole.module))  # type: ignore[assignment]
+        wanted = self._run(between(self.task.teacher, block), pair[0])
+        self.at, self.pair = (block.entry, pair) if self.pieces(block) == 1 else ("", (self.images[:0],) * 2)
+        self.exact = wanted[0]
+        return pair, wanted
+
+    @torch.no_grad()
+    def advance(self, block: Block, student: GraphModule) -> None:
+        """Go on to where a block ends, with what it has learned."""
+        if self.at == block.entry:
+            self.at, self.pair = block.exits[0], (self.exact, self._run(student, self.pair[1])[0])
+
+    def _run(self, gm: GraphModule, x: Tensor) -> list[Tensor]:
+        found = [gm(part) for part in x.split(self.task.batch)]
+        return [torch.cat(list(exit)) for exit in zip(*found, strict=True)]
+
+
+def _place_roundings(whole: Student, student: GraphModule) -> list[tuple[str, LearnedRounding, Tensor]]:
+    """Put a rounding that is learned into the place of the quantizer of each of a block's weights; (path, rounding, weight).
+
+    Weights of 8 bits stay as they are: so small a step leaves nothing to learn.
+    """
+    placed = []
+    for name, quantizer in whole.placement.weights.items():
+        path = next((p for p, m in student.named_modules() if m is quantizer), None)
+        if path is not None and quantizer.bits < HIGH:
+            placed.append((path, LearnedRounding(quantizer, whole.weight(name)), whole.weight(name)))
+            student.set_submodule(path, placed[-1][1])
+    return placed

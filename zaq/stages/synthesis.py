@@ -1,0 +1,231 @@
+"""A generator worth training on: the teacher's batch-norm statistics, classes, hard ones first, swinging convolutions.
+
+    L_G = sum_l [mean and deviation of layer l against its batch norm] + beta mean (1 - p_y)^gamma CE(P(G(x, y)), y)
+
+Batch-norm matching as ZeroQ's, (1 - p_y)^gamma as HAST's (Li et al. 2023, eq. 5): what is sure already is left alone,
+so that images stay near the borders between classes. A teacher without batch norm excites its last feature map instead
+(ZAQ's L_a); one without classes either leaves the generator as it is, and the adversarial stage to make what it can.
+
+Images start from dead leaves, not from noise: those of a generator that starts from noise are too much alike, and what
+a student learns on them it does not keep on others, however small the loss becomes. What the generator draws is then
+refined: its pixels go down the same loss (ZeroQ, eq. 3; DeepInversion, eq. 2), from where they are.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from zaq.engine.journal import Journal
+from zaq.engine.stage import Loop, Stage, numbers
+from zaq.engine.state import State
+from zaq.engine.task import Task
+from zaq.ir.taps import with_taps
+from zaq.stages.pixels import Pixels
+from zaq.stages.training import cosine, step
+from zaq.synth.leaves import Painter
+from zaq.synth.losses import activation_loss, batch_norm_loss
+from zaq.synth.swing import shifted, with_swing
+
+__all__ = ["Draw", "FromNoise", "Refine", "Synthesize", "refines", "shift"]
+
+SHIFTED = 16  # see `shift`
+DRAWS_A_CLASS = 100  # that it takes to learn one; a short training draws from fewer classes, at random
+LARGEST = 64  # pixels a side that are refined: larger images fit the statistics with patterns, and teach a student less
+NOTHING_KNOWN = "the teacher has neither batch norm nor classes: images are dead leaves, painted at random"
+
+
+def moves(task: Task) -> bool:
+    """Whether the teacher has statistics that pixels can be moved to."""
+    return bool(task.batch_norms())
+
+
+def refines(task: Task) -> bool:
+    """Whether what a generator draws is refined."""
+    return moves(task) and max(task.card.input[1:]) <= LARGEST
+
+
+def shift(task: Task) -> int:
+    """Pixels that images are shifted by, at most, wherever refined ones are looked at: a sixteenth of a side."""
+    return min(task.card.input[1:]) // SHIFTED
+
+
+@dataclass(frozen=True, kw_only=True)
+class Likeness(Stage):
+    """What images should be: the loss L_G, which a generator's weights or the images' pixels go down."""
+
+    held_out: bool = False  # of the images that are judged by, not those that are learned on
+    beta: float = 1.0  # weight of the classes
+    gamma: float = 2.0  # how much less a sure sample counts (HAST: 2 on CIFAR)
+    swing: bool = True
+
+    def losses_of(self, task: Task) -> Callable[[Tensor, Tensor | None], dict[str, Tensor]]:
+        """The parts of L_G by name, as a function of images (N, C, H, W) and labels (N,)."""
+        stats = task.batch_norms()
+        teacher = with_taps(with_swing(task.teacher) if self.swing else task.teacher, [*stats] or task.taps[-1:])
+
+        def losses(images: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
+            outputs, features = teacher(images)
+            found = {}
+            if stats:
+                found["batch_norm"] = batch_norm_loss(features, list(stats.values()))
+            elif features:
+                found["activation"] = activation_loss(features[-1])
+            if labels is not None and self.beta:
+                found["classes"] = self.beta * self._hard(outputs[0], labels)
+            return found
+
+        return losses
+
+    def _hard(self, logits: Tensor, labels: Tensor) -> Tensor:
+        log_p = -F.cross_entropy(logits, labels, reduction="none")
+        weight = (1 - log_p.detach().exp()) ** self.gamma
+        return -(weight * log_p).mean()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Synthesize(Likeness):
+    """Train a generator for the teacher, for `steps` batches."""
+
+    name: str = "synthesis"
+    lr: float = 1e-2  # Adam, falling as a cosine (Genie: 1e-2). At 3e-3 short trainings end nearer, and teach less
+    width: int = 32
+
+    after_ctrl_c: ClassVar[str] = "start"
+
+    def applies(self, state: State) -> bool:
+        return True
+
+    def length(self, state: State) -> int:
+        return self.steps if moves(state.task) or state.task.classes is not None else 0
+
+    def start(self, state: State, journal: Journal) -> Loop:
+        task = state.task
+        generator = Painter(task.card, self.width, task.classes)
+        if self.held_out:
+            state.other = generator
+        else:
+            state.generator = generator
+        if task.classes is not None:
+            learned = max(min(task.classes, self.steps * task.batch // DRAWS_A_CLASS), 2)
+            generator.drawn = torch.randperm(task.classes)[:learned].sort().values
+            if learned < task.classes:
+                journal.records[-1].say(f"it learns {learned} of {task.classes} classes, drawn at random")
+        elif not moves(task):
+            journal.records[-1].say(NOTHING_KNOWN)
+            return Loop(lambda _: None)
+        losses, optimizer = self.losses_of(task), torch.optim.Adam(generator.parameters(), self.lr)
+
+        def one(_: int) -> dict[str, float]:
+            found = losses(*generator.sample(task.batch))
+            step(optimizer, torch.stack(list(found.values())).sum())
+            return numbers(found)
+
+        return Loop(one, generator, optimizer, schedule=cosine)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draw(Stage):
+    """Draw images from a generator, a batch at a time: to learn on, or to be held out."""
+
+    name: str = "draw"
+    count: int = 256
+    held_out: bool = False
+
+    recorded: ClassVar[bool] = False
+    after_ctrl_c: ClassVar[str] = "run"
+
+    def once(self, state: State, journal: Journal) -> None:
+        generator = state.other if self.held_out and state.other is not None else state.generator
+        batch = state.task.batch
+        images = torch.cat([generator.draw(batch) for _ in range(-(-self.count // batch))])[: self.count]
+        if self.held_out:
+            state.samples, state.held_out = images, True
+        else:
+            state.images = images
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refine(Likeness):
+    """Move the images' own pixels down L_G, `together` at a time, each such part with random classes.
+
+    One generator cannot give every image what the teacher's batch norms remember; their pixels can take it.
+    """
+
+    name: str = "refine"
+    steps: int = 40  # for each part
+    lr: float = 0.03  # Adam, of pixels
+    together: int = 128  # images that are refined at once, to the statistics of all of them
+
+    look: ClassVar[int] = 5
+
+    def applies(self, state: State) -> bool:
+        return self.steps > 0 and refines(state.task)
+
+    def length(self, state: State) -> int:
+        images = state.samples if self.held_out else state.images
+        assert images is not None
+        return self.steps * -(-len(images) // self.together)
+
+    def start(self, state: State, journal: Journal) -> Loop:
+        images = state.samples if self.held_out else state.images
+        assert images is not None
+
+        def keep(found: Pixels) -> None:
+            if self.held_out:
+                state.samples = torch.cat(found.images)
+            else:
+                state.images = torch.cat(found.images)
+
+        return self.pixels(state.task, images, self.steps, self.together, keep)
+
+    def pixels(self, task: Task, images: Tensor, steps: int, together: int, keep: Callable[[Pixels], None]) -> Pixels:
+        """The descent of pixels from `images`; what it comes to is handed to `keep`."""
+        losses_of, reach = self.losses_of(task), shift(task)
+
+        def part(count: int) -> Callable[[Tensor], dict[str, Tensor]]:
+            labels = torch.randint(task.classes, (count,)) if task.classes else None
+            return lambda x: losses_of(shifted(x, reach), labels)
+
+        loop = Pixels(images, part, steps, self.lr, together=together, bounds=task.card.bounds())
+        loop.finish = lambda: keep(loop)  # type: ignore[method-assign]
+        return loop
+
+
+@dataclass(frozen=True, kw_only=True)
+class FromNoise(Refine):
+    """Of images too large to be refined, put what noise becomes on the same way (ZeroQ) in the place of every
+    `every`-th: another kind, as one kind alone can be fitted at the cost of all else without that being seen.
+    """
+
+    every: int = 4
+    lr: float = 0.1
+
+    def applies(self, state: State) -> bool:
+        return self.steps > 0 and moves(state.task) and not refines(state.task)
+
+    def length(self, state: State) -> int:
+        return self._half * -(-self._count(state) // state.task.batch)
+
+    @property
+    def _half(self) -> int:
+        return max(self.steps // 2, 1)  # all of them teach no more
+
+    def _count(self, state: State) -> int:
+        images = state.samples if self.held_out else state.images
+        assert images is not None
+        return len(images[:: self.every])
+
+    def start(self, state: State, journal: Journal) -> Loop:
+        task, images = state.task, state.samples if self.held_out else state.images
+        assert images is not None
+
+        def keep(found: Pixels) -> None:
+            """Those that have gone all their steps; where Ctrl-C came before, painted ones stay, and no noise."""
+            done: Any = torch.cat([*found.images[: found.finished], images[:0]])
+            images[:: self.every][: len(done)] = done
+
+        return self.pixels(task, task.noise(self._count(state)), self._half, task.batch, keep)
