@@ -1,1 +1,1 @@
-"""How a run tells where it is."""
+"""What runs stages: the task, the state, the journal, the runner, progress."""

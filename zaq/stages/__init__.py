@@ -1,1 +1,1 @@
-"""The blocks of a network that methods learn one after another."""
+"""The steps that methods are lists of, and the blocks they learn one after another."""
