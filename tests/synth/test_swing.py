@@ -3,7 +3,7 @@
 import torch
 from zoo import images, traced
 
-from zaq.synth.swing import with_swing
+from zaq.synth.swing import shifted, with_swing
 
 
 def test_strided_convolutions_swing() -> None:
@@ -22,3 +22,11 @@ def test_strided_convolutions_swing() -> None:
 def test_nothing_to_swing() -> None:
     gm = traced("concat")
     assert torch.equal(with_swing(gm)(images(3)), gm(images(3)))
+
+
+def test_shifted_moves_pixels_and_makes_none() -> None:
+    x = images(2)
+    torch.manual_seed(0)
+    seen = [shifted(x, 2) for _ in range(20)]
+    assert all(torch.equal(y.flatten().sort().values, x.flatten().sort().values) for y in seen)
+    assert len({float(y[0, 0, 0, 0]) for y in seen}) > 5

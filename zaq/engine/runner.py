@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from zaq.engine.journal import Journal, Record
 from zaq.engine.stage import Loop, Stage
@@ -93,6 +95,11 @@ def _undisturbed(judge: Callable[[], float] | None, journal: Journal) -> Callabl
     return judged if judge else None
 
 
+def _finite(saved: Any) -> bool:
+    tensors = (leaf for leaf in pytree.tree_leaves(saved) if isinstance(leaf, Tensor))
+    return all(bool(t.isfinite().all()) for t in tensors)
+
+
 class _Steps:
     """The steps of one stage."""
 
@@ -107,7 +114,7 @@ class _Steps:
     ) -> None:
         self.stage, self.loop, self.record, self.journal = stage, loop, record, journal
         self.judge, self.seed = judge, seed
-        self.good: tuple[int, Any] = (0, loop.save())  # the last state whose losses were all finite
+        self.good: tuple[int, Any] = (0, loop.save())  # the last state that was saved with all of it finite
         self.best: tuple[float, int, Any] | None = None  # held-out loss, step, state
         if judge:
             self.best = (record.loss_before or 0.0, 0, self.good[1])
@@ -131,8 +138,7 @@ class _Steps:
                 self._back()
                 self.record.say(f"interrupted after step {self.record.steps} of {steps}")
                 break
-            if all(math.isfinite(v) for v in losses.values()):
-                self._good(i, steps, losses)
+            if all(math.isfinite(v) for v in losses.values()) and self._good(i, steps, losses):
                 continue
             self._back()
             self.journal.log(name, i, rolled_back=1.0)
@@ -144,15 +150,21 @@ class _Steps:
         if self.best is not None:
             self._keep_the_best()
 
-    def _good(self, i: int, steps: int, losses: dict[str, float]) -> None:
+    def _good(self, i: int, steps: int, losses: dict[str, float]) -> bool:
+        """Go on from a step whose losses were finite; False if what it led to is not: a finite loss may have a gradient
+        that is not."""
         done = i + 1
+        if done % self.stage.look == 0 or done == steps:
+            saved = self.loop.save()
+            if not _finite(saved):
+                return False
+            self.good = (done, saved)
         if losses:
             self.journal.log(self.stage.name, i, **losses)
         self.record.steps = done
-        if done % self.stage.look == 0 or done == steps:
-            self.good = (done, self.loop.save())
         if self.stage.checks > 1 and done % max(steps // self.stage.checks, 1) == 0 and done < steps:
             self._check()
+        return True
 
     def _back(self) -> None:
         self.record.steps = self.good[0]

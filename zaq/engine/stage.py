@@ -71,13 +71,14 @@ class Loop:
     ) -> None:
         self._step, self.parts, self._schedule = step, parts, schedule
         self.slower = 1.0  # what the runner has made every rate smaller by, after a loss that was not finite
-        groups = [g for part in parts if isinstance(part, torch.optim.Optimizer) for g in part.param_groups]
-        self._peaks = [(group, group["lr"]) for group in groups]
+        self._optimizers = [part for part in parts if isinstance(part, torch.optim.Optimizer)]
+        self._peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in self._optimizers]
 
     def step(self, i: int, of: int) -> dict[str, float]:
         """Step number `i` of `of`; its losses by name."""
-        for group, peak in self._peaks:
-            group["lr"] = peak * self.slower * self._schedule(i / of)
+        for optimizer, peaks in zip(self._optimizers, self._peaks, strict=True):
+            for group, peak in zip(optimizer.param_groups, peaks, strict=True):  # which `restore` puts others in place of
+                group["lr"] = peak * self.slower * self._schedule(i / of)
         return self._step(i) or {}
 
     def save(self) -> Any:
