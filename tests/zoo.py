@@ -12,9 +12,16 @@ from torch.nn import functional as F
 
 from zaq.api import Quantized, quantize_graph
 from zaq.config.bits import QConfig
+from zaq.config.card import Card
+from zaq.engine.state import HeldOut, State
+from zaq.engine.task import Task
 from zaq.ir.capture import trace
+from zaq.ir.nodes import input_node
+from zaq.passes.fold import fold
+from zaq.synth.losses import relative_discrepancy
 
 SHAPE = (3, 16, 16)
+CARD = Card(input=SHAPE, mean=(0.5,) * 3, std=(0.25,) * 3)
 
 
 def conv(channels_in: int, channels_out: int, **kwargs: object) -> nn.Sequential:
@@ -271,6 +278,23 @@ def traced(name: str, seed: int = 0) -> GraphModule:
 def quantized_net(name: str, bits: str | QConfig, method: Any, **options: Any) -> Quantized:
     """`zaq.quantize` of a net of the zoo, traced once."""
     return quantize_graph(traced(name), QConfig.parse(bits) if isinstance(bits, str) else bits, method, **options)
+
+
+def state_of(graph: str | GraphModule, bits: str | QConfig = "w3a3", card: Card = CARD, **task: Any) -> State:
+    """The state that a run on a net of the zoo, or on a graph, begins with."""
+    graph = traced(graph) if isinstance(graph, str) else graph
+    card = card.override(input=tuple(int(d) for d in input_node(graph).meta["val"].shape[1:]))
+    return State(Task(fold(graph)[0], QConfig.parse(bits) if isinstance(bits, str) else bits, card, **task))
+
+
+def calibrated(name: str, bits: str = "w3a3") -> State:
+    """The same behind calibration: it learns from, and is judged on, 64 images."""
+    state = state_of(name, bits)
+    state.images = state.samples = images(64)
+    with state.student.watching(), torch.no_grad():
+        state.student(state.images)
+    state.judge = HeldOut(state, state.images, relative_discrepancy)
+    return state
 
 
 def with_history(model: nn.Module) -> nn.Module:

@@ -43,7 +43,11 @@ class Distil(Stage):
 
 
 def distil(
-    start: Tensor, losses: Callable[[Tensor], dict[str, Tensor]], *given: Any, journal: Journal | None = None, **more: Any
+    start: Tensor,
+    losses: Callable[[Tensor], dict[str, Tensor]],
+    *given: Any,
+    journal: Journal | None = None,
+    **more: Any,
 ) -> Tensor:
     loop = Pixels(start, lambda count: losses, *given, **more)
     state = State(Task(fold(traced("no_batch_norm"))[0], QConfig.parse("w4a4"), Card(input=SHAPE)))

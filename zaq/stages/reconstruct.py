@@ -137,14 +137,14 @@ class _Blocks(Loop):
             quantizer.drop = 0.0 if quantizer.guaranteed else part
 
     def _close(self) -> None:
-        """Keep what the block has learned, and give its biases back what its means are off by."""
+        """Keep what the block has learned, and give its biases back what its means, now rounded, are off by."""
+        for _, rounding, weight in self.roundings:
+            into_cells(rounding.quantizer, weight.data, rounding.codes())
+        self._put_back()
         if self.stage.correct:
             exact, noisy = (x[: self.task.few] for x in self.pair)
             correct_empirically(between(self.task.teacher, self.block), self.student, exact, noisy)
         self.source.advance(self.block, self.student)
-        for _, rounding, weight in self.roundings:
-            into_cells(rounding.quantizer, weight.data, rounding.codes())
-        self._put_back()
 
     def _put_back(self) -> None:
         """Put the quantizers back into the place of what was learning."""

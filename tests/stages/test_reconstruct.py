@@ -1,0 +1,78 @@
+"""Blocks learned one after another: each comes closer, at once or in pieces, and nothing of the learning stays."""
+
+import pytest
+import torch
+from zoo import calibrated, images
+
+from zaq.engine.journal import Journal
+from zaq.engine.runner import run_stages
+from zaq.ir.taps import with_taps
+from zaq.stages import reconstruct
+from zaq.stages.blocks import blocks
+from zaq.stages.reconstruct import Reconstruct
+
+
+@pytest.mark.parametrize("name", ["residual", "grouped", "transposed", "shared_weight"])
+def test_every_block_comes_closer(name: str) -> None:
+    state, journal, x = calibrated(name), Journal(), images(64)
+    teacher, placement = state.task.teacher, state.student.placement
+    ends = [e for b in blocks(teacher, placement.activations) for e in b.exits]
+    tapped, learned = with_taps(teacher, ends), with_taps(state.student.module, ends)
+
+    def gaps() -> list[tuple[float, float]]:
+        """Of each block's output: the error, and that of its channels' means."""
+        with torch.no_grad():
+            errors = [
+                ((q - p) / p.std()).transpose(0, 1).flatten(1) for p, q in zip(tapped(x)[1], learned(x)[1], strict=True)
+            ]
+        return [(float(e.pow(2).mean()), float(e.mean(1).pow(2).mean())) for e in errors]
+
+    apart = gaps()
+    run_stages([Reconstruct(steps=60)], state, journal)
+    record = journal.records[0]
+    assert record.kept and (record.loss_after or 1) < (record.loss_before or 0) and record.steps % 60 == 0
+    assert all(now[0] < 1.01 * was[0] for now, was in zip(gaps(), apart, strict=True))  # with 8 bits they stay
+    assert gaps()[-1][1] < 0.1 * apart[-1][1] + 1e-4
+    assert all(q.drop == 0 for q in placement.activations.values())
+    assert not [m for m in state.student.module.modules() if type(m).__name__ == "LearnedRounding"]
+
+
+def test_images_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    state, journal = calibrated("residual"), Journal()
+    monkeypatch.setattr(reconstruct, "CACHED", 2**18)
+    seen: list[int] = []
+    run = reconstruct._Source._run
+    monkeypatch.setattr(
+        reconstruct._Source, "_run", lambda self, gm, part: (seen.append(len(part)), run(self, gm, part))[1]
+    )
+    run_stages([Reconstruct(steps=40)], state, journal)
+    assert journal.records[0].kept and max(seen) < len(images(64))
+
+
+@pytest.mark.parametrize("after", [10, 150])
+def test_ctrl_c_keeps_the_blocks_that_are_learned(after: int) -> None:
+    """Inside of the first block nothing is kept; later the blocks before it are, and no quantizer is left out of place."""
+    state, journal = calibrated("residual"), Journal()
+    before = state.student.snapshot()
+    steps: list[int] = []
+
+    class Impatient(Reconstruct):
+        def start(self, state, journal):  # type: ignore[no-untyped-def]
+            loop = super().start(state, journal)
+            take = loop.step
+
+            def step(i: int, of: int) -> dict[str, float]:
+                steps.append(i)
+                if i == after:
+                    raise KeyboardInterrupt
+                return take(i, of)
+
+            loop.step = step  # type: ignore[method-assign]
+            return loop
+
+    run_stages([Impatient(steps=60)], state, journal)
+    changed = any(not torch.equal(v, before[k]) for k, v in state.student.module.state_dict().items())
+    assert journal.interrupted and len(steps) == after + 1 and changed == (after > 60)
+    assert set(state.student.module.state_dict()) == set(before)
+    assert not [m for m in state.student.module.modules() if type(m).__name__ == "LearnedRounding"]
+    assert all(q.drop == 0 for q in state.student.placement.activations.values())
