@@ -1,11 +1,13 @@
 """Samples held out: half of them are moved to where student and teacher differ more; noise is what it says."""
 
+import pytest
 import torch
 from zoo import calibrated, images, state_of
 
 from zaq.engine.journal import Journal
 from zaq.engine.runner import run_stages
 from zaq.engine.state import HeldOut
+from zaq.ir.taps import with_taps
 from zaq.stages.calibrate import Calibrate, HoldOut, Noise
 from zaq.synth.losses import output_discrepancy
 
@@ -39,10 +41,15 @@ def test_noise_is_the_seeds_own_and_in_bounds() -> None:
 
 
 def test_ranges_are_what_images_cause_a_batch_a_step() -> None:
-    state, journal = state_of("residual", "w8a8"), Journal()
-    state.images = images(130)
-    run_stages([Calibrate(observer="minmax")], state, journal)
-    entry = next(iter(state.student.placement.activations.values()))
-    span = float(state.images.max() - state.images.min())
-    assert journal.records[0].steps == -(-130 // state.task.batch)
-    assert abs(float(entry.scale.detach()) * 255 / span - 1) < 0.02
+    ranges = {}
+    for observer in ("minmax", "mse"):
+        state, journal = state_of("residual", "w8a8"), Journal()
+        state.images = images(130)
+        run_stages([Calibrate(observer=observer)], state, journal)
+        assert journal.records[0].steps == -(-130 // state.task.batch)
+        learned = [q for q in state.student.placement.activations.values() if not q.guaranteed]
+        ranges[observer] = torch.stack([q.scale.detach() for q in learned])
+    assert (ranges["mse"] <= ranges["minmax"] * 1.001).all() and (ranges["mse"] < ranges["minmax"]).any()
+    with torch.no_grad():
+        seen = with_taps(state.task.teacher, ["relu"])(images(130))[1][0]
+    assert float(ranges["minmax"][0]) == pytest.approx(float(seen.max()) / 255, rel=0.02)
