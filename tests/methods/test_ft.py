@@ -137,7 +137,7 @@ def test_ctrl_c_keeps_the_last_whole_round() -> None:
 
     quantized = quantize(FineTune(steps=100), interrupted())
     assert quantized.report["interrupted"] and quantized.report["stages"][-1]["note"].startswith(
-        "interrupted after round 2 of 20"
+        "interrupted after step 10 of 100"
     )
     assert math.isfinite(quantized.report["stages"][-1]["loss_after"])
 

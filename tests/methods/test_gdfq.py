@@ -1,5 +1,6 @@
 """GDFQ on tiny nets: its losses against their formulas, SGD on folded weights against SGD on the others, frozen ranges."""
 
+import dataclasses
 import functools
 import math
 from dataclasses import replace
@@ -9,11 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.nn import functional as F
-from zoo import SHAPE, build, images, traced
+from zoo import CARD, build, images, state_of, traced
 
 from zaq.api import Quantized, quantize_graph
 from zaq.config.bits import QConfig
 from zaq.config.card import Card
+from zaq.engine.journal import Journal
+from zaq.engine.runner import run_stages
 from zaq.engine.state import State
 from zaq.engine.task import Task
 from zaq.errors import BitsError
@@ -21,11 +24,11 @@ from zaq.ir.capture import trace
 from zaq.ir.nodes import attribute
 from zaq.ir.taps import with_taps
 from zaq.methods import gdfq
-from zaq.methods.gdfq import GDFQ, FoldedSGD, folded_gains, statistics_loss
+from zaq.methods.gdfq import GDFQ, FoldedSGD, Play, folded_gains, statistics_loss
 from zaq.passes.fold import BatchNormStats, fold
+from zaq.quant.student import Student
 from zaq.stages.training import distillation
 
-CARD = Card(input=SHAPE, mean=(0.5,) * 3, std=(0.25,) * 3)
 QUICK = GDFQ(epochs=2, iterations=5, warm_up=0.5, batch=8, latent=16, width=16, lr_student=1e-3)
 
 
@@ -36,11 +39,6 @@ def graph(name: str) -> GraphModule:
 
 def quantize(name: str, method: GDFQ, bits: str = "w4a4", seed: int = 0) -> Quantized:
     return quantize_graph(graph(name), QConfig.parse(bits), method, card=CARD, seed=seed)
-
-
-def job_of(traced: GraphModule, bits: str = "w4a4", effort: str = "fast") -> State:
-    torch.manual_seed(0)
-    return State(Task(fold(traced)[0], QConfig.parse(bits), CARD, effort))
 
 
 @pytest.mark.parametrize("name", ["residual", "depthwise", "shared_weight", "signed", "functional_batch_norm"])
@@ -102,55 +100,63 @@ def test_an_unknown_reduction_is_a_sentence() -> None:
         GDFQ(reduction="meen")
 
 
+def run(method: GDFQ, bits: str = "w4a4") -> tuple[State, Journal]:
+    state, journal = state_of(graph("residual"), bits), Journal()
+    run_stages(method.plan(state.task), state, journal)
+    return state, journal
+
+
 def test_activation_ranges_are_frozen_after_calibration_and_weight_grids_follow_the_weights(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     found: list[tuple[list[Tensor], list[Tensor]]] = []
 
-    def grids(job: State) -> tuple[list[Tensor], list[Tensor]]:
-        return [q.scale.detach().clone() for q in job.student.placement.activations.values()], [
-            attribute(job.student.module, n).detach().flatten(1).abs().amax(1) / q.quant_max
-            for n, q in job.student.placement.weights.items()
+    def grids(student: Student) -> tuple[list[Tensor], list[Tensor]]:
+        return [q.scale.detach().clone() for q in student.placement.activations.values()], [
+            student.weight(n).detach().flatten(1).abs().amax(1) / q.quant_max
+            for n, q in student.placement.weights.items()
         ]
 
-    def set_grids(job: State) -> None:
-        before(job)
-        found.append(grids(job))
+    def fit_weights(student: Student, search: bool) -> None:
+        fit(student, search)
+        found.append(grids(student))
 
-    before = gdfq._set_grids
-    monkeypatch.setattr(gdfq, "_set_grids", set_grids)
-    job = job_of(graph("residual"))
-    replace(QUICK, lr_student=1e-2)(job)
+    fit = Student.fit_weights
+    monkeypatch.setattr(Student, "fit_weights", fit_weights)
+    state, _ = run(replace(QUICK, lr_student=1e-2))
     assert len(found) == 1 + 5
     assert all(torch.equal(a, b) for scales, _ in found for a, b in zip(scales, found[0][0], strict=True))
     assert not all(torch.equal(a, b) for a, b in zip(found[0][1], found[-1][1], strict=True))  # the weights did move
-    for quantizer, scale in zip(job.student.placement.weights.values(), grids(job)[1], strict=True):
+    placement = state.student.placement
+    for quantizer, scale in zip(placement.weights.values(), grids(state.student)[1], strict=True):
         if not quantizer.pairs:  # 8 bits make room in 16-bit sums
             torch.testing.assert_close(quantizer.scale.detach(), scale)
-    assert not any(
-        q.scale.requires_grad
-        for q in (*job.student.placement.weights.values(), *job.student.placement.activations.values())
-    )
+    quantizers = (*placement.weights.values(), *placement.activations.values())
+    assert not any(q.scale.requires_grad for q in quantizers)
 
 
 def test_ranges_are_moving_averages_of_the_first_steps_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of ten steps that G learns alone, three are watched; the range is what EMA makes of those three."""
     monkeypatch.setattr(gdfq, "WARM_UP", 3)
-    job, seen = job_of(graph("residual"), "w8a8"), []
+    seen: list[Tensor] = []
 
-    def watch(job: State, x: Tensor) -> None:
-        before(job, x)
-        node = next(iter(n for n, q in job.student.placement.activations.items() if not q.guaranteed))
-        seen.append((with_taps(job.task.teacher, [node])(x)[1][0].aminmax(), job.student.placement.activations[node]))
+    def watched(student: Student, images: Tensor) -> Tensor:
+        if any(q.observing for q in student.placement.activations.values()):
+            seen.append(images)
+        return call(student, images)
 
-    before = gdfq._watch
-    monkeypatch.setattr(gdfq, "_watch", watch)
-    replace(QUICK, iterations=5, warm_up=1.0)(job)
-    assert len(seen) == 3 and job.stages[0].steps == 10 and job.stages[1].steps == 0
-    low, high = seen[0][0]
-    for (a, b), _ in seen[1:]:
-        low, high = 0.9 * low + 0.1 * a, 0.9 * high + 0.1 * b
-    reached = seen[0][1].limits()
+    call = Student.__call__
+    monkeypatch.setattr(Student, "__call__", watched)
+    state, journal = run(replace(QUICK, iterations=5, warm_up=1.0), "w8a8")
+    assert len(seen) == 3 and [r.steps for r in journal.records] == [10]
+    node, quantizer = next((n, q) for n, q in state.student.placement.activations.items() if not q.guaranteed)
+    low, high = None, None
+    for images_seen in seen:
+        with torch.no_grad():
+            a, b = with_taps(state.task.teacher, [node])(images_seen)[1][0].aminmax()
+        low, high = (a, b) if low is None else (0.9 * low + 0.1 * a, 0.9 * high + 0.1 * b)
+    assert low is not None and high is not None
+    reached = quantizer.limits()
     assert reached[1] - reached[0] == pytest.approx(float(high.clamp(min=0) - low.clamp(max=0)), rel=0.02)
 
 
@@ -179,7 +185,7 @@ def test_statistics_loss_is_that_of_the_batch_norms_inputs() -> None:
         model(x)
     for module in model.modules():
         module._forward_hooks.clear()
-    job = job_of(trace(model, images(1)))
+    job = state_of(trace(model, images(1)))
     stats = job.task.batch_norms()
     found = statistics_loss(with_taps(job.task.teacher, list(stats))(x)[1], list(stats.values()))
     torch.testing.assert_close(found, torch.stack(terms).mean(), rtol=1e-3, atol=1e-5)
@@ -224,7 +230,7 @@ def test_sgd_on_folded_weights_is_sgd_on_the_weights(layer: nn.Module) -> None:
     nn.init.uniform_(model.norm.weight, -2.0, 2.0)
     nn.init.uniform_(model.norm.running_var, 0.1, 4.0)  # type: ignore[arg-type]
     model.eval()
-    job = job_of(trace(model, images(1)))
+    job = state_of(trace(model, images(1)))
     teacher = job.task.teacher.requires_grad_(True)
     job.student.module = teacher  # no rounding: the rule is exact
     gains = folded_gains(job)
@@ -243,8 +249,10 @@ def test_sgd_on_folded_weights_is_sgd_on_the_weights(layer: nn.Module) -> None:
 
 
 def test_layers_without_batch_norm_step_as_they_are_and_folded_biases_do_not_decay() -> None:
-    job = job_of(graph("residual"))
-    optimizer = GDFQ()._student_optimizer(job, 0.1)
+    job = state_of(graph("residual"))
+    method = GDFQ()
+    play = Play(of=method, plan=method.lengths(job.task))
+    optimizer = play._optimizer(job)
     assert isinstance(optimizer, FoldedSGD) and len(optimizer.gains) == 4
     assert not any(p is attribute(job.student.module, "head.2.weight") for p in optimizer.gains)
     decays = [(g["weight_decay"], len(g["params"])) for g in optimizer.param_groups]
@@ -252,7 +260,7 @@ def test_layers_without_batch_norm_step_as_they_are_and_folded_biases_do_not_dec
 
 
 @pytest.mark.parametrize(
-    ("at", "stage", "note"), [(4, 0, "interrupted after step 3 of 5"), (13, 1, "interrupted after round 1 of 2")]
+    ("at", "stage", "note"), [(4, 0, "interrupted after step 0 of 5"), (13, 1, "interrupted after step 5 of 10")]
 )
 def test_ctrl_c_keeps_what_is_finished(monkeypatch: pytest.MonkeyPatch, at: int, stage: int, note: str) -> None:
     calls = 0
@@ -282,10 +290,10 @@ def test_nan_rolls_back_and_stops(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(gdfq, "statistics_loss", broken)
     stage = quantize("residual", replace(QUICK, epochs=3, warm_up=1.0)).report["stages"][0]
-    assert stage["steps"] == 12 and "became NaN" in stage["note"]
+    assert stage["steps"] == 10 and "became NaN" in stage["note"]
     calls = 0
     report = quantize("residual", replace(QUICK, epochs=6, warm_up=1 / 6)).report
-    assert "became NaN 3 times" in report["stages"][-1]["note"] and report["stages"][-1]["steps"] == 1
+    assert "became NaN 3 times" in report["stages"][-1]["note"] and report["stages"][-1]["steps"] == 5
 
 
 @pytest.mark.parametrize(
@@ -297,33 +305,21 @@ def test_nan_rolls_back_and_stops(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_plans(effort: str, card: Card, expected: tuple[float, ...]) -> None:
-    job = job_of(graph("residual"), effort=effort)
-    job.task.card = card
-    plan = GDFQ().lengths(job)
-    assert (
-        plan.epochs,
-        plan.iterations,
-        plan.batch,
-        plan.warm_up,
-        plan.lr_student,
-        plan.lr_generator,
-        plan.width,
-    ) == expected
-    assert GDFQ(epochs=7, lr_student=0.5).lengths(job) == replace(plan, epochs=7, lr_student=0.5)
+    task = Task(fold(graph("residual"))[0], QConfig.parse("w4a4"), card, effort)
+    plan = GDFQ().lengths(task)
+    assert dataclasses.astuple(plan) == expected
+    assert GDFQ(epochs=7, lr_student=0.5).lengths(task) == replace(plan, epochs=7, lr_student=0.5)
 
 
-@pytest.mark.parametrize(("large", "drops"), [(False, (99, 199, 299)), (True, (99, 199, 299))])
-def test_milestones_are_the_papers(large: bool, drops: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("card", "start"), [(CARD, 4), (replace(CARD, input=(3, 224, 224)), 50)])
+def test_milestones_are_the_papers(card: Card, start: int) -> None:
     """Of 400 epochs the student's begin at 4 or 50, and the steps shrink after 100, 200 and 300 of all."""
-    schedules = []
-    monkeypatch.setattr(gdfq, "play", lambda *args: schedules.append((args[2], args[4])))
-    job = job_of(graph("residual"))
-    start = 0.125 if large else 0.01
-    game: object = None
-    GDFQ()._play(job, game, lambda: None, 400 - round(400 * start), start, [])  # type: ignore[arg-type,return-value]
-    rounds, schedule = schedules[0]
-    first = 400 - rounds
+    method, task = GDFQ(), Task(fold(graph("residual"))[0], QConfig.parse("w4a4"), card, "best")
+    alone, _, play = method.plan(task)
+    assert isinstance(play, Play) and alone.steps == start * 200 and play.steps == (400 - start) * 200
     lowered = [
-        e for e in range(first, 399) if schedule((e + 1 - first) / rounds) < 0.5 * schedule((e - first) / rounds)
+        epoch
+        for epoch in range(start, 399)
+        if play.schedule((epoch + 1 - start) / (400 - start)) < 0.5 * play.schedule((epoch - start) / (400 - start))
     ]
-    assert tuple(lowered) == drops
+    assert lowered == [99, 199, 299]

@@ -2,28 +2,27 @@
 
 import copy
 import functools
-import math
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 from torch.fx import GraphModule
-from zaq.methods.job import Job
-from zaq.methods.loop import Game, play
-from zaq.methods.training import StepAdam
-from zoo import SHAPE, build, images, quantized_net, traced
+from zoo import CARD, build, calibrated, images, quantized_net, traced
 
 import zaq
 from zaq.api import quantize_graph
 from zaq.config.bits import QConfig
-from zaq.config.card import Card
+from zaq.engine.journal import Journal
+from zaq.engine.progress import Progress
+from zaq.engine.runner import drawing
+from zaq.engine.state import State
 from zaq.methods import zaq as zaq_method
-from zaq.methods.zaq import ZAQ
-from zaq.passes.fold import fold
-from zaq.synth.losses import RELATIONS
+from zaq.methods.zaq import ZAQ, Game, _Play
+from zaq.stages.training import StepAdam
+from zaq.synth.generators import DCGAN
+from zaq.synth.losses import RELATIONS, activation_loss, output_discrepancy
 
-CARD = Card(input=SHAPE, mean=(0.5,) * 3, std=(0.25,) * 3)
 QUICK = ZAQ(warm_up=4, rounds=3, latent=16, width=16)
 
 
@@ -142,95 +141,71 @@ def test_no_batch_norm_no_classes() -> None:
     assert quantized.report["stages"][-1]["steps"] == 3
 
 
-class Fixture:
-    """A game of two linear layers whose rounds do as they are told."""
-
-    def __init__(self) -> None:
+def test_signs() -> None:
+    """The student goes down the discrepancy, the generator up: each alone, the other held still."""
+    gaps = {}
+    for who, rules in {"student": {"g_steps": 0, "q_steps": 20}, "generator": {"g_steps": 20, "q_steps": 0}}.items():
+        state = calibrated("residual")
         torch.manual_seed(0)
-        self.student, self.generator = nn.Linear(2, 2), nn.Linear(2, 2)
-        teacher, _ = fold(traced("no_batch_norm"))
-        optimizers = [torch.optim.Adam(m.parameters(), 0.1) for m in (self.student, self.generator)]
-        self.game = Game(self.student, self.generator, *optimizers)
-        self.job = Job(teacher, QConfig.parse("w4a4"), CARD)
+        state.generator = DCGAN(state.task.card, 16, 16, state.task.classes)
+        game = Game(steps=1, lr_student=3e-3, lr_generator=1e-2, beta=0.0, **rules)  # type: ignore[arg-type]
+        loop = game.start(state, Journal())
 
-    def loss(self) -> float:
-        return float(self.student.weight.detach().abs().sum())
+        def gap(state: State = state) -> float:
+            with torch.no_grad(), drawing(1):
+                x = state.generator.draw(64)
+                return float(output_discrepancy([state.task.teacher(x)], [state.student(x)]))
 
-    def play(self, one_round: object, rounds: int = 6) -> None:
-        play(self.job, self.game, rounds, one_round, lambda p: 1.0, self.loss, "game")  # type: ignore[arg-type]
+        before = gap()
+        loop.step(0, 1)
+        gaps[who] = gap() / before
+    assert gaps["student"] < 0.9 and gaps["generator"] > 1.1, gaps
 
 
-def test_nan_rolls_back_twice_with_a_smaller_step_then_stops() -> None:
-    it = Fixture()
-    rates = []
+def test_the_activation_loss_is_gone_down_and_only_by_the_generator() -> None:
+    """L_DE has + beta L_a, where L_a is minus what excites the last features (ZAQ, eq. 8)."""
+    found = {}
+    for beta in (0.0, 50.0):
+        state = calibrated("residual")
+        torch.manual_seed(0)
+        state.generator = DCGAN(state.task.card, 16, 16, state.task.classes)
+        rules = Game(steps=1, q_steps=0, g_steps=20, beta=beta, lr_generator=1e-2)
+        before = state.student.snapshot()
+        rules.start(state, Journal()).step(0, 1)
+        assert all(torch.equal(v, before[k]) for k, v in state.student.snapshot().items())
+        with torch.no_grad(), drawing(1):
+            features = state.tapped(student=False)(state.generator.draw(64))[1]
+            found[beta] = float(activation_loss(features[-1]))
+    assert found[50.0] < found[0.0] - 0.05 * abs(found[0.0])
 
-    def one_round(game: Game) -> dict[str, float]:
-        rates.append(game.optimizer_q.param_groups[0]["lr"])
-        with torch.no_grad():
-            it.student.weight.mul_(0.5)
-            if len(rates) > 2:
-                it.student.weight.fill_(math.nan)
-        return {"loss": math.nan if len(rates) > 2 else 1.0}
 
-    before = it.student.weight.detach().clone()
-    it.play(one_round)
-    stage = it.journal.records[0]
-    assert rates == pytest.approx([0.1, 0.1, 0.1, 0.01, 0.001])
-    assert "became NaN 3 times" in stage.note and stage.steps == 2 and stage.kept
-    torch.testing.assert_close(it.student.weight.detach(), before / 4)  # the last good round
+def test_layer_weights_are_the_softmax_of_remembered_gaps() -> None:
+    state = calibrated("residual")
+    state.generator = DCGAN(state.task.card, 16, 16, state.task.classes)
+    play = _Play(Game(ema=0.75), state)
+    first, second = torch.tensor([1.0, 2.0]), torch.tensor([3.0, 0.0])
+    assert torch.equal(play._weights(first), first.softmax(0))
+    torch.testing.assert_close(play._weights(second), (0.75 * first + 0.25 * second).softmax(0))
+    saved = play.state_dict()
+    play._weights(torch.tensor([9.0, 9.0]))
+    play.load_state_dict(saved)
+    torch.testing.assert_close(
+        play._weights(second), (0.75 * (0.75 * first + 0.25 * second) + 0.25 * second).softmax(0)
+    )
+    assert torch.equal(_Play(Game(layer_weights=False), state)._weights(first), torch.tensor([0.5, 0.5]))
 
 
 def test_ctrl_c_keeps_the_last_whole_round() -> None:
-    it = Fixture()
-    rounds = 0
+    class Impatient(Progress):
+        def track(self, what: str, steps: int):  # type: ignore[no-untyped-def]
+            for i in range(steps):
+                if what == "zaq" and i == 2:
+                    raise KeyboardInterrupt
+                yield i
 
-    def one_round(game: Game) -> dict[str, float]:
-        nonlocal rounds
-        rounds += 1
-        with torch.no_grad():
-            it.student.weight.mul_(0.5)
-        if rounds == 3:
-            raise KeyboardInterrupt
-        return {"loss": 1.0}
-
-    before = it.student.weight.detach().clone()
-    it.play(one_round)
-    assert it.job.interrupted and it.journal.records[0].note == "interrupted after round 2 of 6"
-    torch.testing.assert_close(it.student.weight.detach(), before / 4)
-
-
-def test_a_game_that_makes_it_worse_is_not_kept() -> None:
-    it = Fixture()
-    before = it.student.weight.detach().clone()
-
-    def one_round(game: Game) -> dict[str, float]:
-        with torch.no_grad():
-            it.student.weight.mul_(2)
-        return {"loss": 1.0}
-
-    it.play(one_round)
-    assert not it.journal.records[0].kept and torch.equal(it.student.weight, before)
-
-
-def test_saved_state_continues_as_if_never_stopped() -> None:
-    it = Fixture()
-
-    def step() -> None:
-        loss = it.student(it.generator(torch.randn(8, 2))).pow(2).mean()
-        for optimizer in (it.game.optimizer_q, it.game.optimizer_g):
-            optimizer.zero_grad()
-        loss.backward()
-        it.game.optimizer_q.step()
-        it.game.optimizer_g.step()
-
-    step()
-    saved = it.game.save()
-    step()
-    expected = it.student.weight.detach().clone()
-    step()
-    it.game.restore(saved)
-    step()
-    assert torch.equal(it.student.weight, expected)
+    quantized = quantized_net("residual", "w4a4", QUICK, card=CARD, progress=Impatient())
+    stage = quantized.report["stages"][-1]
+    assert stage["name"] == "zaq" and stage["note"].startswith("interrupted after step 2 of 3")
 
 
 def test_step_adam_counts_in_units() -> None:

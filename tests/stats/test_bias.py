@@ -87,7 +87,7 @@ def test_analytic_correction_reduces_the_shift_where_inputs_are_as_assumed() -> 
 def test_analytic_correction_takes_back_what_images_show(make: Callable[[], torch.nn.Module]) -> None:
     """Statistics from images: on other images the outputs' mean shift is less than a half of what it was."""
     x = gratings(256, 77)[0]
-    job = State(fold(trace(make(), x))[0], QConfig.parse("w3a8", None), TOY_CARD)
+    job = State(Task(fold(trace(make(), x))[0], QConfig.parse("w3a8", None), TOY_CARD))
     for quantizer in job.student.placement.activations.values():
         quantizer.disable_fake_quant()
 

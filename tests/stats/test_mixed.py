@@ -5,6 +5,7 @@ import random
 
 import pytest
 import torch
+from torch.fx import GraphModule
 from zoo import SHAPE, images, traced
 
 from zaq.config.bits import QConfig
@@ -12,9 +13,10 @@ from zaq.config.card import Card
 from zaq.errors import BitsError
 from zaq.ir.nodes import attribute
 from zaq.passes.fold import fold
+from zaq.quant.fake_quantize import FakeQuantize
 from zaq.quant.placement import place
 from zaq.stats import mixed
-from zaq.stats.mixed import allocate, packed_bytes, sensitivities, sizes
+from zaq.stats.mixed import Sensitivities, allocate, packed_bytes, sizes
 
 CARD = Card(input=SHAPE, mean=(0.5,) * 3, std=(0.25,) * 3)
 
@@ -84,16 +86,25 @@ def test_bytes_by_hand() -> None:
     ]
 
 
+def sensitivities(
+    teacher: GraphModule, weights: dict[str, FakeQuantize], batch: int = 64
+) -> dict[str, dict[int, float]]:
+    measured = Sensitivities(teacher, weights, images(8), batch=batch)
+    for name in weights:
+        measured.measure(name)
+    return measured.found
+
+
 @pytest.mark.parametrize("name", ["residual", "transposed"])  # classes, and images
 def test_fewer_bits_hurt_more_and_the_teacher_is_as_it_was(name: str) -> None:
     folded, _ = fold(traced(name))
     before = {k: v.clone() for k, v in folded.state_dict().items()}
     _, placement = place(folded, QConfig(2, 8, None), CARD)
-    omega = sensitivities(folded, placement.weights, images(8), batch=3)
+    omega = sensitivities(folded, placement.weights, batch=3)
     assert set(omega) == set(placement.weights)
     assert all(0 < o[8] < o[4] < o[2] for o in omega.values())
     assert all(torch.equal(v, before[k]) for k, v in folded.state_dict().items())
     with torch.no_grad():  # a weight that nothing reads hurts nothing
         dead = next(iter(placement.weights))
         attribute(folded, dead).zero_()
-        assert max(sensitivities(folded, placement.weights, images(8))[dead].values()) == pytest.approx(0, abs=1e-6)
+        assert max(sensitivities(folded, placement.weights)[dead].values()) == pytest.approx(0, abs=1e-6)

@@ -76,8 +76,8 @@ class Loop:
 
     def step(self, i: int, of: int) -> dict[str, float]:
         """Step number `i` of `of`; its losses by name."""
-        for optimizer, peaks in zip(self._optimizers, self._peaks, strict=True):
-            for group, peak in zip(optimizer.param_groups, peaks, strict=True):  # which `restore` puts others in place of
+        for optimizer, peaks in zip(self._optimizers, self._peaks, strict=True):  # `restore` puts other groups in place
+            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                 group["lr"] = peak * self.slower * self._schedule(i / of)
         return self._step(i) or {}
 
