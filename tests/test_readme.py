@@ -4,6 +4,7 @@ import dataclasses
 import re
 import shlex
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -26,7 +27,12 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 def test_a_method_in_ten_lines() -> None:
     (code,) = [b for b in BLOCKS if "class UniformNoise" in b]
     known = (Stage, State, Task, Journal, Method, Calibrate)
-    names = {"dataclass": dataclasses.dataclass, "torch": torch, **{kind.__name__: kind for kind in known}}
+    names = {
+        "dataclass": dataclasses.dataclass,
+        "ClassVar": ClassVar,
+        "torch": torch,
+        **{kind.__name__: kind for kind in known},
+    }
     exec(code, names)
     card = Card(input=SHAPE, mean=(0.5,) * 3, std=(0.25,) * 3)
     method = names["UniformNoise"](batches=2)  # type: ignore[operator]

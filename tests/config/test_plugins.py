@@ -18,6 +18,7 @@ from zaq.ir.capture import quiet
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 HEAD = """from dataclasses import dataclass
+from typing import ClassVar
 import torch
 from torch import nn
 from zaq.config.targets import TARGETS
@@ -48,6 +49,7 @@ class Grey(Generator):
 
 TOASTER = TARGETS["onnxruntime-arm"]
 '''
+BATCH = ({0: torch.export.Dim.AUTO},)
 OFFERS = """[zaq.methods]
 uniform = my_package.mine:UniformNoise
 [zaq.generators]
@@ -71,7 +73,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     (site / "my_package-1.0.dist-info" / "entry_points.txt").write_text(OFFERS)
     with quiet():
-        torch.export.save(torch.export.export(build("residual"), (images(1),)), site / "net.pt2")
+        torch.export.save(torch.export.export(build("residual"), (images(2),), dynamic_shapes=BATCH), site / "net.pt2")
     return site
 
 

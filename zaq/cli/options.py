@@ -161,7 +161,8 @@ def _constant(kind: Any, stage: str, constant: str, setting: str) -> Any:
     parts = {part().name.replace(" ", "-"): part for part in kind.parts}
     part = parts.get(stage) or parts.get(stage.removeprefix("held-out-"))
     if part is None:
-        raise UserError(f"-s {setting}: " + unknown("stage", stage, parts))
+        hint = "" if parts else f" {kind.__name__}.parts names no stages; list those there that can be set."
+        raise UserError(f"-s {setting}: " + unknown("stage", stage, parts) + hint)
     hints = {f.name: h for f, h in _fields(part) if f.name not in ("name", "held_out")}
     if constant not in hints:
         raise UserError(f"-s {setting}: " + unknown(f"constant of {stage}", constant, hints))
