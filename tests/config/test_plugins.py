@@ -93,7 +93,7 @@ def test_a_method_by_its_name_and_a_target(installed: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     options = json.loads((installed / "out" / "report.json").read_text())["options"]
-    assert options["method"] == {"name": "uniform", "batches": 8, "calibrate.observer": "minmax"}
+    assert options["method"] == {"name": "uniformnoise", "batches": 8, "calibrate.observer": "minmax"}
     assert options["target"] == "toaster"
     assert zaq_with(installed, "verify", "out").returncode == 0
 
