@@ -168,7 +168,7 @@ def _notes(task: Task) -> Iterator[str]:
     """What has to be said of a task whatever its method."""
     if not task.batch_norms():
         yield NO_BATCH_NORM
-    if task.card.normalised:
+    if not task.card.knows_pixels:
         yield "no mean and std are known: the input counts as already normalised"
     if not task.qconfig.preset.merges:
         placement = task.qconfig.placement

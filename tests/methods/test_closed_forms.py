@@ -30,8 +30,25 @@ def error(net: nn.Module, bits: QConfig, method: Any) -> float:
     return float((found - expected).pow(2).mean() / expected.var())
 
 
+def with_a_dead_channel() -> nn.Module:
+    """The toy network with a channel that batch norm switched off, and large weights that read it: nobody's function."""
+    net = trained()
+    with torch.no_grad():
+        net.b[0].weight[:, 3] = 0  # type: ignore[index,union-attr]
+        net.a[1].weight[3], net.a[1].bias[3] = 0.0, -1.0  # type: ignore[index,union-attr]
+        net.b[0].weight[:, 3] = 40.0  # type: ignore[index,union-attr]
+    return net
+
+
 PARTS = {  # network, bits, with the part, without it, and how much less error the part leaves
     "equalization": (unequal, QConfig.parse("w8a8", weights="per_tensor"), DFQ(), DFQ(equalize=False), 0.01),
+    "constants": (
+        with_a_dead_channel,
+        QConfig.parse("w6a8", weights="per_tensor"),
+        DFQ(equalize=False),
+        DFQ(equalize=False, constants=False),
+        0.3,
+    ),
     "absorption": (offsets, QConfig.parse("w8a4"), DFQ(), DFQ(absorb=False), 0.3),
     "analytic correction": (trained, QConfig.parse("w3a8"), DFQ(), DFQ(bias_correction="none"), 0.6),
     "analytic correction of offsets": (offsets, QConfig.parse("w3a8"), DFQ(), DFQ(bias_correction="none"), 0.1),

@@ -26,7 +26,7 @@ def test_a_saved_program_is_the_model(tmp_path: Path) -> None:
     model = build("residual")
     source = load(str(save(model, tmp_path / "net.pt2")))
     torch.testing.assert_close(source.graph(images()), model(images()))
-    assert source.name == "net" and source.card.input == (3, 16, 16) and source.card.normalised
+    assert source.name == "net" and source.card.input == (3, 16, 16) and not source.card.knows_pixels
     assert len(source.sha256) == 64
 
 

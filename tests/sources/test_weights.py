@@ -153,6 +153,6 @@ def test_the_architecture_of_a_library(tmp_path: Path) -> None:
     source = load(str(tmp_path / "mine.pt"), arch="timm:test_resnet", kwargs={"num_classes": 7})
     assert (
         source.card.input == (3, 160, 160)
-        and source.card.normalised
+        and not source.card.knows_pixels
         and source.graph(torch.zeros(2, 3, 160, 160)).shape == (2, 7)
     )

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
-from zoo import calibrated
+from zoo import calibrated, images
 
 from zaq.engine.journal import Journal
 from zaq.engine.runner import run_stages
 from zaq.stages.polish import Polish
+from zaq.synth.losses import relative_discrepancy
 
 
 @pytest.mark.parametrize("enough", [16, 10**6])
@@ -19,6 +20,35 @@ def test_a_step_of_few_images_moves_no_weights(enough: int) -> None:
     assert all(torch.equal(now[name], before[name]) == (enough > 16) for name in placed.weights)
     learned = [q for q in placed.activations.values() if not q.guaranteed]
     assert learned and all(q.scale.grad is not None for q in learned), "their ranges do"
+
+
+@pytest.mark.parametrize("feature", [0.0, 0.5])
+def test_the_loss_is_that_of_outputs_and_feature_maps(feature: float) -> None:
+    state, journal, x = calibrated("residual"), Journal(), images(64)
+
+    class Source:
+        def draw(self, count: int, unpainted: float) -> torch.Tensor:
+            return x[:count]
+
+    state.generator = Source()
+    with torch.no_grad():
+        part = x[: state.task.batch]
+        (p, a), (q, b) = state.tapped(student=False)(part), state.tapped(student=True)(part)
+        gaps = [float((v - u).pow(2).mean() / u.var()) for u, v in zip(a, b, strict=True)]
+        expected = float(relative_discrepancy(p, q)) + feature * sum(gaps)
+    run_stages([Polish(steps=1, drawn=True, feature=feature)], state, journal)
+    assert len(gaps) > 1 and min(gaps) > 1e-4
+    assert journal.log.rows[0]["loss_q"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_images_that_were_given_are_looked_at_shifted() -> None:
+    state, x = calibrated("residual"), images(64)
+    torch.manual_seed(0)
+    looked = torch.cat([Polish()._images(state) for _ in range(4)])
+    pixels = {tuple(image.flatten().sort().values.tolist()) for image in x}
+    assert all(tuple(image.flatten().sort().values.tolist()) in pixels for image in looked), "no new pixels"
+    moved = [not bool((image == x).flatten(1).all(1).any()) for image in looked]
+    assert 0.3 < sum(moved) / len(moved) < 1, "some as they were, most by a pixel"
 
 
 def test_images_are_drawn_anew_where_pixels_were_not_moved() -> None:

@@ -1,5 +1,6 @@
 """Generators and pixels that learn what a teacher remembers; of large images a part starts from noise."""
 
+import pytest
 import torch
 from torch import Tensor
 from toy import CARD as TOY_CARD
@@ -11,6 +12,7 @@ from zaq.engine.runner import run_stages
 from zaq.engine.state import State
 from zaq.ir.capture import trace
 from zaq.ir.taps import with_taps
+from zaq.stages import synthesis
 from zaq.stages.synthesis import Draw, FromNoise, Refine, Synthesize
 from zaq.synth.losses import batch_norm_loss
 
@@ -73,6 +75,28 @@ def test_refined_images_are_nearer_to_the_statistics_each_on_its_own() -> None:
     assert torch.equal(refined, state.task.in_bounds(refined))
     assert journal.records[-1].steps == 40 * -(-len(drawn) // 128)
     assert {"batch_norm", "classes"} <= set(journal.log.rows[-1])
+
+
+def test_what_is_sure_already_counts_less() -> None:
+    """(1 - p)^gamma CE (HAST, eq. 5), where the weight is no way down."""
+    torch.manual_seed(0)
+    logits, labels = (3 * torch.randn(6, 5)).requires_grad_(True), torch.tensor([0, 1, 2, 3, 4, 0])
+    p = logits.detach().softmax(1)[torch.arange(6), labels]
+    for gamma in (0.0, 2.0):
+        loss = Synthesize(gamma=gamma)._hard(logits, labels)
+        torch.testing.assert_close(loss.detach(), ((1 - p) ** gamma * -p.log()).mean())
+        (gradient,) = torch.autograd.grad(loss, logits)
+        wanted = logits.detach().softmax(1) - torch.nn.functional.one_hot(labels, 5)
+        torch.testing.assert_close(gradient, ((1 - p) ** gamma).view(-1, 1) * wanted / 6)
+
+
+def test_refinement_looks_at_images_shifted(monkeypatch: pytest.MonkeyPatch) -> None:
+    reaches: list[int] = []
+    monkeypatch.setattr(synthesis, "shifted", lambda x, reach: (reaches.append(reach), x)[1])
+    state = toy()
+    state.images = images(8)
+    run_stages([Refine(steps=3)], state, Journal())
+    assert reaches == [16 // 16] * 3
 
 
 def test_what_is_not_refined() -> None:

@@ -1,10 +1,12 @@
 """What is known of a model's input: the `.json` beside a model file, or flags."""
 
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field, FiniteFloat, PositiveInt, ValidationError, model_validator
+from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from zaq.config.bounds import plain_json
@@ -23,22 +25,40 @@ NORMALIZATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
 NORMALIZED_REACH = 3.0  # standard deviations an input of unknown normalisation is taken to span
 
 
+_EXPECTED = {"tuple_type": "a list of numbers is expected", "greater_than": "it must be positive"}  # by pydantic's type
+Deviation = Annotated[FiniteFloat, Field(gt=0)]
+
+
 @dataclass(frozen=True)
 class Card:
     """What is known of a model's input; the `.json` beside a model file, or flags.
 
     A model reads (x/255 - mean) / std. Without mean and std its input counts as already normalised.
+
+    Raises SourceError for a value that can be none of that, by whichever way it comes.
     """
 
-    input: tuple[int, ...] = ()  # (C, H, W)
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    resize: int | None = None
-    crop: int | None = None
+    input: tuple[PositiveInt, ...] = ()  # (C, H, W)
+    mean: tuple[FiniteFloat, ...] | None = None  # of x/255, per channel
+    std: tuple[Deviation, ...] | None = None
+    resize: PositiveInt | None = None  # pixels of the shorter side
+    crop: PositiveInt | None = None  # pixels a side, from the centre
     interpolation: str = "bilinear"
     task: str | None = None
-    classes: int | None = None
+    classes: PositiveInt | None = None
     decode: dict[str, Any] | None = None  # of a detector: how boxes are read off its outputs (`zaq.evaluate.boxes`)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _as_a_sentence(cls, values: Any, check: Any) -> Any:
+        try:
+            return check(values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise SourceError(
+                f"card: {where} is {first['input']!r}; {_EXPECTED.get(first['type'], first['msg'])}."
+            ) from error
 
     def __post_init__(self) -> None:
         channels = self.input[0] if self.input else None
@@ -48,8 +68,6 @@ class Card:
             values = getattr(self, name)
             if values is not None and channels is not None and len(values) != channels:
                 raise SourceError(f"card: {name} has {len(values)} values, the input {channels} channels.")
-        if self.std is not None and min(self.std) <= 0:
-            raise SourceError(f"card: std {list(self.std)} must be positive.")
         if self.interpolation not in ("bilinear", "bicubic", "nearest"):
             raise SourceError(
                 "card: " + unknown("interpolation", self.interpolation, ["bicubic", "bilinear", "nearest"])
@@ -59,14 +77,7 @@ class Card:
     def from_dict(cls, values: dict[str, Any]) -> "Card":
         """From a card's fields; those it does not know are somebody else's and are left alone."""
         known = {f.name for f in fields(cls)}
-        kept: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known}
-        for name, kind in (("input", int), ("mean", (int, float)), ("std", (int, float))):
-            value = kept.get(name)
-            if value is not None and not (isinstance(value, tuple) and all(isinstance(v, kind) for v in value)):
-                raise SourceError(f"card: {name} must be a list of numbers, not {value!r}.")
-        if not isinstance(kept.get("decode"), dict | None):
-            raise SourceError(f"card: decode must be an object, not {kept['decode']!r}.")
-        return cls(**kept)
+        return cls(**{k: v for k, v in values.items() if k in known and not (k == "input" and v is None)})
 
     @classmethod
     def beside(cls, model: Path, known: dict[str, Any] | None = None) -> "Card":
@@ -94,9 +105,9 @@ class Card:
         return replace(self, **{k: v for k, v in values.items() if v is not None})
 
     @property
-    def normalised(self) -> bool:
-        """Whether mean and std are unknown, so that the input counts as already normalised."""
-        return self.mean is None
+    def knows_pixels(self) -> bool:
+        """Whether mean and std are known, which say where pixels lie; else the input counts as already normalised."""
+        return self.mean is not None
 
     def bounds(self) -> tuple[Tensor, Tensor]:
         """The least and the greatest value a pixel can take at the model's input, each (C, 1, 1)."""

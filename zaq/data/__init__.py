@@ -107,7 +107,7 @@ def listed(spec: str, card: Card, layouts: dict[str, Layout[L]], split: str = "t
         raise DataError(f"--data {spec}: {place} is a {found}; {kind} needs a {needed}.")
     if not (path.is_dir() or path.is_file()):
         raise DataError(f"--data {spec}: {place} is neither a folder nor a plain file.")
-    if card.normalised:
+    if not card.knows_pixels:
         raise DataError(
             "the model's normalisation is unknown, so images cannot be prepared; say --normalize, or --mean and --std."
         )

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.ao.quantization import FakeQuantizeBase, ObserverBase
 from torch.nn import functional as F
 
+from zaq.quant.ao import FakeQuantizeBase, ObserverBase
 from zaq.quant.observers import OBSERVERS
 from zaq.quant.op import fake_quantize
 from zaq.quant.qparams import grid_of, quant_range, search_range, symmetric_qparams

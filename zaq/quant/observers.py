@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.ao.quantization import ObserverBase
 
 from zaq.quant.aciq import clip_range
+from zaq.quant.ao import ObserverBase
 from zaq.quant.qparams import grid_of, search_range
 
 __all__ = ["OBSERVERS", "EMAObserver", "GaussObserver", "LaplaceObserver", "MSEObserver", "RangeObserver"]

@@ -30,7 +30,7 @@ class Bounds:
 def bounds(gm: GraphModule, card: Card) -> dict[str, Bounds]:
     """Interval arithmetic over the graph: node name -> Bounds. An input of unknown normalisation has none."""
     found: dict[Node, Bounds] = {}
-    if not card.normalised and card.input:
+    if card.knows_pixels and card.input:
         low, high = card.bounds()
         found[input_node(gm)] = Bounds(float(low.min()), float(high.max()), tight=True)
     for node in activations(gm):

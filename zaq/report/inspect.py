@@ -77,7 +77,9 @@ def describe_model(model: Source, qconfig: QConfig) -> str:
     equalizes = [f"{', '.join(r['writers'])} -> {', '.join(r['readers'])} ({r['channels']})" for r in f["equalizes"]]
     names, weights = (max([12, *(len(row[key]) for row in f["layers"])]) + 2 for key in ("layer", "weight"))
     card = model.card
-    normalisation = "already normalised (no card, no flags)" if card.normalised else f"mean {card.mean}, std {card.std}"
+    normalisation = (
+        "already normalised (no card, no flags)" if not card.knows_pixels else f"mean {card.mean}, std {card.std}"
+    )
     lines = [
         f"{f['name']}: input {tuple(card.input)}, {normalisation}",
         f"  {f['parameters']:,} parameters, {f['macs'] / 1e6:,.1f} M multiply-accumulates a sample",
