@@ -1,5 +1,6 @@
 """The recipe: every stage on tiny nets, interruption, a seed, and what it costs to leave one out."""
 
+import functools
 import math
 from dataclasses import replace
 
@@ -11,7 +12,7 @@ from toy import gratings, trained
 from zoo import CARD, ZOO, build, images, quantized_net, traced
 
 import zaq
-from zaq.api import quantize_graph
+from zaq.api import Quantized, quantize_graph
 from zaq.config.bits import QConfig
 from zaq.engine.progress import Progress
 from zaq.engine.state import HeldOut
@@ -122,6 +123,36 @@ def test_mixed_bits_on_average() -> None:
     numel = {name: attribute(quantized.teacher, name).numel() for name in bits}
     average = sum(numel[n] * b for n, b in bits.items()) / sum(numel.values())
     assert 3 < average <= 4.001 and len(set(bits.values())) > 1
+
+
+@functools.cache
+def plain() -> Quantized:
+    return quantized_net("residual", "w4a4", QUICK, card=CARD)
+
+
+@pytest.mark.parametrize(
+    "constant",
+    [
+        {"feature": 0.0},
+        {"travel": 1e-3},
+        {"fastest": 1e-4},
+        {"lr_bias": 1e-2},
+        {"drop": 0.0},
+        {"attack": 0.0},
+        {"attack_steps": 1},
+    ],
+)
+def test_every_constant_reaches_its_stage(constant: dict[str, float]) -> None:
+    """With another value another student comes out, or other samples that it is judged by."""
+    other = quantized_net("residual", "w4a4", replace(QUICK, **constant), card=CARD)  # type: ignore[arg-type]
+    kept, samples = other.module.state_dict(), other.state.samples
+    learned = [s["loss_after"] for s in other.report["stages"]] != [s["loss_after"] for s in plain().report["stages"]]
+    assert learned or not all(torch.equal(v, kept[k]) for k, v in plain().module.state_dict().items())
+    assert samples is not None and plain().state.samples is not None
+    half = len(samples) // 2
+    assert torch.equal(samples[:half], plain().state.samples[:half])  # type: ignore[index]
+    same = torch.equal(samples[half:], plain().state.samples[half:])  # type: ignore[index]
+    assert same == (not next(iter(constant)).startswith("attack"))
 
 
 def test_a_stage_has_its_constants_set_by_name() -> None:
