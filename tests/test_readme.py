@@ -1,8 +1,11 @@
-"""What the README shows works as it stands there."""
+"""What the README and the pages of docs/ show works as it stands there, and the pages can be built."""
 
 import dataclasses
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import ClassVar
 
@@ -20,8 +23,10 @@ from zaq.methods import METHODS, Method
 from zaq.sources import DEFAULT, SOURCES, is_file
 from zaq.stages.calibrate import Calibrate
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
-BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+DOCS = {path.stem: path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))}
+BLOCKS = re.findall(r"```python\n(.*?)```", "\n".join([README, DOCS["design"]]), re.DOTALL)
 
 
 def test_a_method_in_ten_lines() -> None:
@@ -75,16 +80,32 @@ def test_your_own_model_word_by_word(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_every_kind_of_source_has_its_command() -> None:
-    table = README.partition("## Your own model")[2].partition("\n## ")[0]
-    specs = re.findall(r"`zaq quantize (\S+)", table)
+    specs = re.findall(r"`zaq quantize (\S+)", DOCS["models"])
     kinds = {Path(s).suffix if is_file(s) else f"{s.partition(':')[0]}:" for s in specs}
     assert kinds == set(SOURCES) - {".pt", ".safetensors", ".pkl", "package.module:"} | {"my_package.nets:"}
 
 
 def test_commands_name_what_exists() -> None:
     assert DEFAULT == "zoo:resnet20_cifar10" and "resnet20_cifar10-w4a4/" in README
-    named = set(re.findall(r"--method ([\w.:]+)", README)) - {
-        "my_package.mine:UniformNoise"
-    }  # tests/config/test_plugins
+    text = "\n".join([README, *DOCS.values()])
+    named = set(re.findall(r"--method ([\w.:]+)", text)) - {"my_package.mine:UniformNoise"}  # see test_plugins
     assert named <= set(METHODS)
-    assert not re.search(r"\b(TODO|RESULTS|MAINJOB|MINUTES)\b", README)
+    assert not re.search(r"\b(TODO|RESULTS|MAINJOB|MINUTES)\b", text)
+
+
+def test_it_is_read_in_a_minute() -> None:
+    lines = README.splitlines()
+    assert len(lines) <= 150 and max(map(len, lines)) <= 120
+    (results,) = re.findall(r"## Results\n(.*?)\n## ", README, re.DOTALL)
+    rows = [line for line in results.splitlines() if line.startswith("|")][2:]
+    assert len(rows) == 8
+    for row in rows:  # a number stands in one place more: the page that has all of them
+        assert row.split("|")[-5:] in [line.split("|")[-5:] for line in DOCS["results"].splitlines()], row
+
+
+def test_the_pages_are_built_without_a_warning(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-q", "-d", str(tmp_path / "site")]
+    quiet = os.environ | {"NO_MKDOCS_2_WARNING": "1"}  # of its successor, which is no fault of a page
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=quiet)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Quantize a trained network without data" in (tmp_path / "site" / "api" / "index.html").read_text()

@@ -16,7 +16,7 @@ from zaq.config.plugins import lookup, names
 from zaq.errors import BitsError
 from zaq.ir.capture import quiet
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
+DESIGN = (Path(__file__).parents[2] / "docs" / "design.md").read_text()
 HEAD = """from dataclasses import dataclass
 from typing import ClassVar
 import torch
@@ -61,8 +61,8 @@ toaster = my_package.mine:TOASTER
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder as pip leaves it: the README's method in a package that offers it by an entry point; and a model."""
-    (code,) = [b for b in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "class UniformNoise" in b]
+    """A folder as pip leaves it: the method of docs/design.md in a package that offers it by an entry point; and a model."""
+    (code,) = [b for b in re.findall(r"```python\n(.*?)```", DESIGN, re.DOTALL) if "class UniformNoise" in b]
     site = tmp_path_factory.mktemp("site")
     for folder in ("my_package", "my_package-1.0.dist-info"):
         (site / folder).mkdir()

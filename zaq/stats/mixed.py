@@ -5,7 +5,7 @@
 
 Omega measures each weight alone, the sum takes it that they do not interact; then the best choice is found exactly,
 by dynamic programming over the bytes. Bytes are those of the integers packed, numel * bits / 8, of 4 a scale, and of 4
-for each bias. (In an ONNX file of today integers below 8 bits lie unpacked: see the README.)
+for each bias. (In an ONNX file of today integers below 8 bits lie unpacked, except with `--format packed`.)
 """
 
 import math
