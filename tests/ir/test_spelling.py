@@ -1,10 +1,14 @@
 """What torch.export spells in several ways has one, and computes the same."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from zoo import images
 
+from zaq.errors import TraceError
 from zaq.ir.capture import trace
 from zaq.ir.nodes import attribute
 
@@ -140,3 +144,38 @@ def test_what_would_make_the_file_large_stays_a_computation() -> None:
 
     graph = trace(Table().eval(), torch.zeros(1, *SHAPE))
     assert sum(p.numel() for p in graph.parameters()) == 64
+
+
+@pytest.mark.parametrize("alpha", [-1, 0.5, 3])
+@pytest.mark.parametrize("operation", [torch.add, torch.sub])
+def test_the_factor_of_a_sum_is_an_operation(operation: Callable[..., Tensor], alpha: float) -> None:
+    class Net(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return operation(x.relu(), x.sigmoid(), alpha=alpha)
+
+    graph, x = trace(Net().eval(), images(1)), images(3)
+    torch.testing.assert_close(graph(x), Net()(x))
+    assert not any("alpha" in node.kwargs for node in graph.graph.nodes)
+
+
+@pytest.mark.parametrize("pool", [nn.AvgPool2d(2, divisor_override=1), nn.AvgPool2d((3, 2), 2, 1, divisor_override=5)])
+def test_the_divisor_of_a_pooling_is_a_factor(pool: nn.Module) -> None:
+    graph, x = trace(nn.Sequential(pool).eval(), images(1)), images(3)
+    torch.testing.assert_close(graph(x), pool(x))
+    (pooling,) = [n for n in graph.graph.nodes if n.target is torch.ops.aten.avg_pool2d.default]
+    assert len(pooling.args) < 7 and not pooling.kwargs
+
+
+def test_a_divisor_that_is_not_known_is_refused() -> None:
+    with pytest.raises(TraceError, match="ceil_mode with a divisor of its own"):
+        trace(nn.Sequential(nn.AvgPool2d(3, 2, ceil_mode=True, divisor_override=2)).eval(), images(1))
+
+
+def test_no_node_is_called_as_a_container_calls_its_own() -> None:
+    class Net(nn.Module):
+        def forward(self, values: Tensor) -> Tensor:
+            return values.relu()
+
+    graph, x = trace(Net().eval(), images(1)), images(3)
+    assert torch.equal(graph(x), x.relu())
+    assert not any(hasattr(nn.ModuleDict, node.name) for node in graph.graph.nodes)

@@ -2,10 +2,12 @@
 
 import pytest
 import torch
-from zoo import SHAPE, ZOO, images, traced
+from torch import Tensor, nn
+from zoo import SHAPE, ZOO, images, state_of, traced
 
 from zaq.config.bits import WEIGHT_GRIDS, QConfig
 from zaq.config.card import Card
+from zaq.ir.capture import trace
 from zaq.passes.fold import fold
 from zaq.quant.placement import place
 from zaq.quant.ranges import bounds
@@ -91,3 +93,36 @@ def test_a_weight_may_have_bits_of_its_own() -> None:
     folded, _ = fold(traced("residual"))
     name = next(iter(place(folded, QConfig(4, 4), CARD)[1].weights))
     assert place(folded, QConfig(4, 4, layer_bits={name: 2}), CARD)[1].weights[name].bits == 2
+
+
+def test_a_guard_is_no_range_and_a_clip_is_one() -> None:
+    """A clamp at +-65504 limits what is observed; one whose ends values come near is a range by itself."""
+    limits = {}
+    for end in (65504.0, 1.0):
+        torch.manual_seed(0)
+        clamp = nn.Hardtanh(-end, end)
+        net = nn.Sequential(nn.Conv2d(3, 8, 3), clamp, nn.Conv2d(8, 4, 3)).eval()
+        state = state_of(trace(net, images(1)), "w8a8")
+        (name,) = [n for n, q in state.student.placement.activations.items() if q.doubted]
+        with state.student.watching("minmax"), torch.no_grad():
+            state.student(images(16))
+        quantizer = state.student.placement.activations[name]
+        limits[end] = quantizer.limits()
+        assert quantizer.guaranteed == (end == 1.0)
+    assert max(limits[65504.0]) < 10 and limits[1.0] == pytest.approx((-1, 1), abs=0.01)
+
+
+def test_weights_whose_names_meet_have_a_quantizer_each() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Module()
+            self.stem.conv, self.stem_conv = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.stem_conv(self.stem.conv(x))  # type: ignore[operator,union-attr]
+
+    student = state_of(trace(Net().eval(), images(1)), "w8a8").student
+    assert len({id(student.module.get_submodule(f"quant.{key}")) for key in student.placement.keys.values()}) == 2
+    for name, quantizer in student.placement.weights.items():
+        assert student.module.get_submodule(f"quant.{student.placement.keys[name]}") is quantizer

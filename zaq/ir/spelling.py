@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node, map_arg
 
+from zaq.errors import TraceError
+
 __all__ = ["DECOMPOSED", "one_spelling"]
 
 aten = torch.ops.aten
@@ -35,7 +37,8 @@ Rule = Callable[[Graph, Node], Node | None]
 def one_spelling(module: GraphModule) -> None:
     """Rewrite a functional graph, and add the constants it needs to the module (both in place)."""
     graph = module.graph
-    before: list[Rule] = [_renamed, _batch_norm, _piece, _attention, _scaled]
+    _rename(graph)
+    before: list[Rule] = [_factors, _renamed, _batch_norm, _piece, _attention, _scaled]
     after: list[Rule] = [_product_with_weight(module), _rows, _nothing, _one_reshape, _nothing]
     for rule in before:
         _apply(graph, rule)
@@ -43,6 +46,13 @@ def one_spelling(module: GraphModule) -> None:
     for rule in after:
         _apply(graph, rule)
     graph.eliminate_dead_code()
+
+
+def _rename(graph: Graph) -> None:
+    """No node is called as torch's containers call what they are made of (`values`, `type`): its quantizer has its name."""
+    for node in graph.nodes:
+        if hasattr(nn.ModuleDict, node.name):
+            node.name = f"{node.name}_"
 
 
 def _apply(graph: Graph, rule: Rule) -> None:
@@ -103,6 +113,34 @@ def _renamed(graph: Graph, node: Node) -> Node | None:
             return _call(
                 graph, node, aten.flatten.using_ints, _call(graph, node, aten.mean.dim, node.args[0], dims, True), 1
             )
+    return None
+
+
+def _factors(graph: Graph, node: Node) -> Node | None:
+    """What few rules would read, as operations of their own: the factor of a scaled sum or difference, and the divisor
+    of a pooling that is not the area of its window.
+    """
+    signs: dict[Any, Any] = {aten.add.Tensor: aten.sub.Tensor, aten.sub.Tensor: aten.add.Tensor}
+    alpha = node.kwargs.get("alpha", 1)
+    if node.target in signs and alpha != 1:
+        first, other = list[Any](node.args)
+        if alpha == -1:
+            return _call(graph, node, signs[node.target], first, other)
+        scaled = _call(graph, node, aten.mul.Tensor, other, alpha) if isinstance(other, Node) else other * alpha
+        return _call(graph, node, node.target, first, scaled)
+    if node.target is aten.avg_pool2d.default:
+        names = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
+        given: dict[str, Any] = dict(zip(names, node.args[1:], strict=False)) | node.kwargs
+        divisor, kernel = given.get("divisor_override"), given["kernel_size"]
+        if divisor is not None:
+            if given.get("ceil_mode"):
+                raise TraceError(
+                    f"{node.name}: an average pooling of ceil_mode with a divisor of its own is not known."
+                )
+            sides = [kernel] * 2 if isinstance(kernel, int) else [*kernel] * (2 // len(kernel))
+            stride, padding = given.get("stride") or sides, given.get("padding", 0)
+            pooled = _call(graph, node, aten.avg_pool2d.default, node.args[0], sides, stride, padding)
+            return _call(graph, node, aten.mul.Tensor, pooled, math.prod(sides) / divisor)
     return None
 
 

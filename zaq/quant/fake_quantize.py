@@ -18,6 +18,8 @@ __all__ = ["BiasQuantize", "FakeQuantize"]
 LARGEST_PAIR = 127  # sum of two neighbouring weights in steps; 255 (127 + 1 of rounding) fits int16
 LARGEST_BIAS = 2**30  # in steps of the accumulator; leaves int32 as much room again for the sum itself
 
+NEAR = 1 / 16  # of the range between the ends of a clamp: values that cover less would be left 4 of 8 bits, or fewer
+
 
 class FakeQuantize(FakeQuantizeBase):
     """Rounds a tensor to the grid of `scale` and `zero_point`; watches it first, while its observer is enabled.
@@ -52,6 +54,7 @@ class FakeQuantize(FakeQuantizeBase):
         self.read: Tensor | None = None  # the scale that was read last, where that may be another than `scale`
         self.drop = 0.0  # part of the values that pass unrounded while a block is learned (QDrop; Wei et al. 2022)
         self.guaranteed = False  # a range that the graph itself guarantees, which nothing should learn away
+        self.doubted = False  # guaranteed by a clamp, which may be a guard: kept only if values come near it
         self.observer: ObserverBase | None = (
             observer(quant_min=self.quant_min, quant_max=self.quant_max) if observer else None
         )
@@ -109,7 +112,8 @@ class FakeQuantize(FakeQuantizeBase):
     def watch(self, observer: str) -> None:
         """Observe from now on, with one of OBSERVERS, and round nothing; unless the range is guaranteed."""
         self.disable_fake_quant()
-        if not self.guaranteed:
+        if self.doubted or not self.guaranteed:
+            observer = "minmax" if self.guaranteed else observer
             self.observer = OBSERVERS[observer](quant_min=self.quant_min, quant_max=self.quant_max, limits=self.known)
             self.enable_observer()
 
@@ -129,8 +133,14 @@ class FakeQuantize(FakeQuantizeBase):
         self.zero_point.copy_(zero_point)
 
     def calibrate(self) -> None:
-        """Freeze the range at what was observed: set scale and zero point, forget what was seen, round from now on."""
-        self.set_qparams(*self.calculate_qparams())
+        """Freeze the range at what was observed: set scale and zero point, forget what was seen, round from now on.
+
+        A range that a clamp guarantees stays, if what was observed covers more than `NEAR` of it.
+        """
+        scale, zero_point = self.calculate_qparams()
+        if not self.guaranteed or bool((scale < NEAR * self.scale).all()):
+            self.set_qparams(scale, zero_point)
+            self.guaranteed = False
         self.disable_observer()
         self.observer = None
         self.enable_fake_quant()

@@ -28,6 +28,7 @@ class Placement:
     weights: dict[str, FakeQuantize] = field(default_factory=dict)
     layers: dict[str, tuple[str, str]] = field(default_factory=dict)  # layer -> (input tensor, weight)
     biases: dict[str, list[str]] = field(default_factory=dict)  # weight -> the biases in steps of its grid
+    keys: dict[str, str] = field(default_factory=dict)  # weight -> the name of its quantizer's module
     in_float: list[str] = field(default_factory=list)
 
 
@@ -70,7 +71,7 @@ def place(gm: GraphModule, qconfig: QConfig, card: Card, search: bool = True) ->
 def _leave_room(gm: GraphModule, placed: Placement) -> None:
     """Let each weight's quantizer read the biases that are added in steps of its grid (`FakeQuantize.step`)."""
     for name, biases in placed.biases.items():
-        for node in [n for n in gm.graph.nodes if n.target == f"quant.{_key(name)}"]:
+        for node in [n for n in gm.graph.nodes if n.target == f"quant.{placed.keys[name]}"]:
             with gm.graph.inserting_before(node):
                 node.args = (node.args[0], *(gm.graph.get_attr(bias) for bias in biases))
 
@@ -79,7 +80,7 @@ def _activation_quantizer(bits: int, known: Bounds, signed: bool) -> FakeQuantiz
     quantizer = FakeQuantize(bits, signed=signed, limits=(known.low, known.high))
     if bits >= HIGH and known.tight:
         quantizer.set_range(known.low, known.high)
-        quantizer.guaranteed = True
+        quantizer.guaranteed, quantizer.doubted = True, known.clamped
     return quantizer
 
 
@@ -124,20 +125,22 @@ def _quantize_layer(gm: GraphModule, node: Node, bits: int, qconfig: QConfig, pl
         channels = value.shape[axis] if axis >= 0 else 1
         signed = "affine" not in qconfig.weights
         placed.weights[name] = FakeQuantize(qconfig.layer_bits.get(name, bits), axis, channels, signed)
-        module[_key(name)] = placed.weights[name]
+        placed.keys[name] = _free(module, name.replace(".", "_"))
+        module[placed.keys[name]] = placed.weights[name]
     quantizer = placed.weights[name]
     quantizer.pairs |= _adds_pairs(node, len(value), quantizer, placed.activations.get(reads), qconfig)
     with gm.graph.inserting_before(node):
-        new = gm.graph.call_module(f"quant.{_key(name)}", (weight,))
+        new = gm.graph.call_module(f"quant.{placed.keys[name]}", (weight,))
     node.args = (source, new, *node.args[2:])
     placed.layers[node.name] = (reads, name)
     bias = node.args[2] if len(node.args) > 2 else None
     if isinstance(bias, Node) and bias.op == "get_attr" and reads:
-        module[f"{node.name}_bias"] = BiasQuantize(placed.activations[reads], placed.weights[name])
+        key = _free(module, f"{node.name}_bias")
+        module[key] = BiasQuantize(placed.activations[reads], placed.weights[name])
         placed.weights[name].inputs += (placed.activations[reads],)
         placed.biases.setdefault(name, []).append(str(bias.target))
         with gm.graph.inserting_before(node):
-            new = gm.graph.call_module(f"quant.{node.name}_bias", (bias,))
+            new = gm.graph.call_module(f"quant.{key}", (bias,))
         node.args = (*node.args[:2], new, *node.args[3:])
 
 
@@ -157,5 +160,8 @@ def _source_quantizer(gm: GraphModule, node: Node) -> str:
     return str(node.target).removeprefix("quant.")
 
 
-def _key(name: str) -> str:
-    return name.replace(".", "_")
+def _free(module: nn.ModuleDict, name: str) -> str:
+    """The name, or one like it where another module has it: `stem.conv` and `stem_conv` would meet in one."""
+    while name in module:
+        name += "_"
+    return name

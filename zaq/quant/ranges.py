@@ -1,7 +1,7 @@
 """What the graph itself knows of a tensor's range, without any data: ReLU6 ends at 6, a sigmoid at 1, a pixel at 255."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch.fx import GraphModule, Node
@@ -20,11 +20,15 @@ SOFTMAXES = {aten.softmax.int, aten._softmax.default}
 
 @dataclass(frozen=True)
 class Bounds:
-    """No value lies outside [low, high]; `tight` if the network was made to reach both ends, as with ReLU6."""
+    """No value lies outside [low, high]; `tight` if the network was made to reach both ends, as with ReLU6.
+
+    `clamped`: tight by a clamp alone, which may also be a guard (at +-65504, say) that no value comes near.
+    """
 
     low: float = -INF
     high: float = INF
     tight: bool = False
+    clamped: bool = False
 
 
 def bounds(gm: GraphModule, card: Card) -> dict[str, Bounds]:
@@ -45,7 +49,8 @@ def _bounds_of(node: Node, parts: list[Bounds]) -> Bounds:
     if node.target in CLAMPS:
         low, high = clamp_limits(node)
         made_for_it = math.isfinite(low) and math.isfinite(high) and node.target is not aten.clamp.Tensor
-        return Bounds(max(low, first.low), min(high, first.high), tight=made_for_it or first.tight)
+        clamped = first.clamped or (made_for_it and not first.tight)
+        return Bounds(max(low, first.low), min(high, first.high), made_for_it or first.tight, clamped)
     if node.target in GATES:
         return Bounds(0.0, 1.0, tight=True)
     if node.target in SOFTMAXES:  # of which many entries share the 1: no row need come near it
@@ -56,9 +61,10 @@ def _bounds_of(node: Node, parts: list[Bounds]) -> Bounds:
         return first
     if node.target in PADS:
         value = pad_value(node)
-        return first if value is None else Bounds(min(value, first.low), max(value, first.high), first.tight)
+        return first if value is None else replace(first, low=min(value, first.low), high=max(value, first.high))
     if node.target is aten.cat.default:
-        return Bounds(min(p.low for p in parts), max(p.high for p in parts), all(p.tight for p in parts))
+        clamped, tight = any(p.clamped for p in parts), all(p.tight for p in parts)
+        return Bounds(min(p.low for p in parts), max(p.high for p in parts), tight, clamped)
     if node.target is aten.add.Tensor and len(parts) == 2:
         return Bounds(parts[0].low + parts[1].low, parts[0].high + parts[1].high)
     return Bounds()
