@@ -64,26 +64,35 @@ SAMPLES = 8  # of noise, on which file, checkpoint and float model are compared
 NORM_BATCHES = 4
 LAYER_SAMPLES = 2  # of those, for the comparison with integer arithmetic, which is slow
 HEAD = (
-    "architecture", "px", "method", "operations", "layers", "computes in float", "equal", "tensors", "SQNR, dB", "image alone",
+    "architecture", "px", "method", "operations", "layers", "computes in float", "equal", "tensors", "SQNR, dB",
+    "image alone",
     "worst tensor", "s", "MB",
 )  # fmt: skip
 # Side of the input in pixels: as small as the architecture allows.
 ARCHITECTURES = {
     "torchvision": {
-        "resnet18": 64, "mobilenet_v2": 64, "mobilenet_v3_small": 64, "squeezenet1_1": 64, "shufflenet_v2_x1_0": 64, "swin_t": 64,
-        "convnext_tiny": 64, "regnet_y_400mf": 64, "efficientnet_b0": 64, "resnet50": 64, "densenet121": 64, "inception_v3": 96,
-        "vgg11": 64, "alexnet": 224, "googlenet": 64, "mnasnet1_0": 64, "mobilenet_v3_large": 64, "regnet_x_400mf": 64, "vit_b_16": 32,
+        "resnet18": 64, "mobilenet_v2": 64, "mobilenet_v3_small": 64, "squeezenet1_1": 64, "shufflenet_v2_x1_0": 64,
+        "swin_t": 64,
+        "convnext_tiny": 64, "regnet_y_400mf": 64, "efficientnet_b0": 64, "resnet50": 64, "densenet121": 64,
+        "inception_v3": 96,
+        "vgg11": 64, "alexnet": 224, "googlenet": 64, "mnasnet1_0": 64, "mobilenet_v3_large": 64, "regnet_x_400mf": 64,
+        "vit_b_16": 32,
         "resnext50_32x4d": 64, "efficientnet_v2_s": 64, "swin_v2_t": 64,
     },
     "timm": {
-        "vit_tiny_patch16_224": 64, "deit_tiny_patch16_224": 64, "mixer_s32_224": 224, "convnextv2_atto": 64, "lcnet_050": 64,
-        "poolformer_s12": 64, "seresnet18": 64, "resnest14d": 64, "repvgg_a0": 64, "mobileone_s0": 64, "mobilenetv4_conv_small": 64,
-        "dla34": 64, "skresnet18": 64, "starnet_s1": 64, "resmlp_12_224": 224, "ese_vovnet19b_dw": 64, "inception_next_atto": 64,
+        "vit_tiny_patch16_224": 64, "deit_tiny_patch16_224": 64, "mixer_s32_224": 224, "convnextv2_atto": 64,
+        "lcnet_050": 64,
+        "poolformer_s12": 64, "seresnet18": 64, "resnest14d": 64, "repvgg_a0": 64, "mobileone_s0": 64,
+        "mobilenetv4_conv_small": 64,
+        "dla34": 64, "skresnet18": 64, "starnet_s1": 64, "resmlp_12_224": 224, "ese_vovnet19b_dw": 64,
+        "inception_next_atto": 64,
         "deit3_small_patch16_224": 64, "edgenext_xx_small": 64, "mobilevit_xxs": 64, "pvt_v2_b0": 64, "levit_128s": 224,
-        "efficientformer_l1": 224, "ecaresnet26t": 64, "repvit_m0_9": 64, "efficientvit_b0": 64, "ghostnet_100": 64, "mixnet_s": 64,
+        "efficientformer_l1": 224, "ecaresnet26t": 64, "repvit_m0_9": 64, "efficientvit_b0": 64, "ghostnet_100": 64,
+        "mixnet_s": 64,
         "rexnet_100": 64, "hardcorenas_a": 64, "fastvit_t8": 64, "convmixer_768_32": 64, "gmlp_ti16_224": 224,
         "coatnet_pico_rw_224": 224, "xcit_nano_12_p16_224": 64,
-        "selecsls42b": 64, "res2net50_26w_4s": 64, "dpn48b": 64, "nf_regnet_b0": 64, "focalnet_tiny_srf": 64, "cspresnet50": 64,
+        "selecsls42b": 64, "res2net50_26w_4s": 64, "dpn48b": 64, "nf_regnet_b0": 64, "focalnet_tiny_srf": 64,
+        "cspresnet50": 64,
         "cait_xxs24_224": 64, "xception41": 64, "regnetz_b16": 64, "hrnet_w18_small": 64,
         "twins_svt_small": 224, "beit_base_patch16_224": 64,
     },
@@ -303,7 +312,8 @@ def markdown(rows: list[Row]) -> str:
         "",
         f"{len(done)} of {len(rows)} runs went all the way"
         + (f"; SQNR from {sure[0]:.1f} dB, {sure[len(sure) // 2]:.1f} in the median." if sure else "."),
-        "`python benchmarks/coverage.py` says how; equal: elements of the output, file against checkpoint; tensors: of all quantized",
+        "`python benchmarks/coverage.py` says how; equal: elements of the output, file against checkpoint; tensors: "
+        "of all quantized",
         "ones, those that equal integer arithmetic in every element.",
         "",
         "| " + " | ".join(HEAD) + " |",

@@ -1,4 +1,5 @@
-"""Fixtures: the data that lies beside a checkout (used where it is), and a run made once for the tests that read one."""
+"""Fixtures: the data that lies beside a checkout (used where it is),
+and a run made once for the tests that read one."""
 
 import importlib.util
 import os

@@ -96,7 +96,7 @@ def activation(draw: DrawFn) -> nn.Module:
 
 
 def convolution(draw: DrawFn, shape: Shape, out: int = 0, same: bool = False, linear: bool = False) -> nn.Module:
-    """Convolution, often a batch norm, an activation unless `linear`. `out` channels if given; H and W stay if `same`."""
+    """Convolution, often a batch norm, an activation unless `linear`. `out` channels if given; `same` H and W."""
     channels, size = shape[0], min(shape[1:])
     groups = draw(st.sampled_from([g for g in (1, 1, 2, channels) if channels % g == 0 and out % g == 0]))
     out = out or groups * draw(st.integers(1, max(1, MOST // 2 // groups)))

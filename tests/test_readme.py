@@ -61,7 +61,8 @@ def test_the_python_example(tmp_path: Path) -> None:
 
 
 def test_your_own_model_word_by_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its commands as they stand there, but for a smaller network of the same library, random weights, and few steps."""
+    """Its commands as they stand there, but for a smaller network of the same library, random weights,
+    and few steps."""
     pytest.importorskip("timm")
     monkeypatch.chdir(tmp_path)
     (block,) = re.findall(r"## Your own model\n\n```\n(.*?)```", README, re.DOTALL)

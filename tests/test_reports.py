@@ -1,4 +1,5 @@
-"""Small networks behind public reports of other tools' users (`../shared/reports`): right, or refused before the work."""
+"""Small networks behind public reports of other tools' users (`../shared/reports`): right,
+or refused before the work."""
 
 import importlib.util
 from pathlib import Path

@@ -139,7 +139,8 @@ def archive(folder: Path) -> Path:
 
 
 def test_the_ssd_of_the_paper(photographs: Path, tmp_path: Path) -> None:
-    """MobileNetV2 and SSD's heads as torchvision has them; labels are what the float network finds, its weights random."""
+    """MobileNetV2 and SSD's heads as torchvision has them; labels are what the float network finds,
+    its weights random."""
     sys.path.insert(0, str(ROOT / "benchmarks"))
     define_missing_operators()
     pytest.importorskip("torchvision")

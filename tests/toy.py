@@ -1,4 +1,5 @@
-"""A task and a network small enough to train in a test: gratings of ten orientations, so that accuracy means something."""
+"""A task and a network small enough to train in a test: gratings of ten orientations,
+so that accuracy means something."""
 
 import functools
 import math
@@ -14,7 +15,8 @@ CARD = Card(input=(3, 16, 16), mean=(0.5,) * 3, std=(0.25,) * 3, classes=10)
 
 
 def gratings(n: int, seed: int) -> tuple[Tensor, Tensor]:
-    """n images (n, 3, 16, 16), normalised, and their labels: the orientation, under any phase, colour and some noise."""
+    """n images (n, 3, 16, 16), normalised, and their labels: the orientation, under any phase,
+    colour and some noise."""
     g = torch.Generator().manual_seed(seed)
     labels = torch.randint(10, (n,), generator=g)
     angle = labels * math.pi / 10 + 0.05 * torch.randn(n, generator=g)

@@ -49,7 +49,8 @@ def quantize_run(
     real = shuffled(data, model.card, FT_BATCH, seed) if data and method.reads_data else None
     with disk_errors(folder):  # the log grows with every step
         quantized = quantize_graph(
-            model.graph, qconfig, method, card=model.card, effort=effort, seed=seed, progress=progress, log=log, source=source, real=real,
+            model.graph, qconfig, method, card=model.card, effort=effort, seed=seed, progress=progress, log=log,
+            source=source, real=real,
             notes=model.notes,
         )  # fmt: skip
     quantized.report["options"]["data"] = data

@@ -113,7 +113,8 @@ class Run:
         for part, digest in self.hashes().items():
             if theirs.get(part, digest) != digest:
                 raise SourceError(
-                    f"{self.path / name}: was not made from the {part} beside it (their hashes differ): the folder holds parts of two "
+                    f"{self.path / name}: was not made from the {part} beside it (their hashes differ): the folder "
+                    "holds parts of two "
                     f"runs. zaq export {self.path} --overwrite makes the file from the checkpoint that is there."
                 )
 

@@ -31,8 +31,10 @@ def test_every_combination_seed_after_seed() -> None:
     assert len(found) == len({c.id for c in found}) == 16
     assert [c.seed for c in found] == [0] * 8 + [1] * 8
     assert [(c.placement, c.bits, c.method) for c in found[:3]] == [
-        ("integer", "w8a8", "rtn"), ("integer", "w8a8", "zaq"), ("integer", "w4a4", "rtn")
-    ]  # fmt: skip
+        ("integer", "w8a8", "rtn"),
+        ("integer", "w8a8", "zaq"),
+        ("integer", "w4a4", "rtn"),
+    ]
 
 
 def test_brackets_hold_settings_whose_values_may_have_commas() -> None:
@@ -66,8 +68,19 @@ def test_an_id_is_readable_and_changes_with_whatever_defines_the_cell() -> None:
         "/here/net.pt2", "net", "hash of net.pt2", "cifar10:/here/data", "w4a4", "zaq", "zaq, no D_f", ("alpha=0",)
     )
     assert cell.id == "net-zaq_no_D_f-w4a4-integer-s0-1acbc25b"  # the same next year: results on disk are found by it
-    changes = {"model_hash": "x", "data": "csv:x", "bits": "w3a3", "method": "rtn", "settings": (), "placement": "gdfq", "limit": 9,
-               "weights": "per_tensor", "first_last": "same", "seed": 1, "effort": "fast"}  # fmt: skip
+    changes = {
+        "model_hash": "x",
+        "data": "csv:x",
+        "bits": "w3a3",
+        "method": "rtn",
+        "settings": (),
+        "placement": "gdfq",
+        "limit": 9,
+        "weights": "per_tensor",
+        "first_last": "same",
+        "seed": 1,
+        "effort": "fast",
+    }
     digests = {dataclasses.replace(cell, **{k: v}).id.rpartition("-")[2] for k, v in changes.items()}  # type: ignore[arg-type]
     assert len(digests) == len(changes) and cell.id.rpartition("-")[2] not in digests
     assert dataclasses.replace(cell, model="/elsewhere/net.pt2").id == cell.id  # a model that was moved is the same
@@ -96,9 +109,14 @@ def test_a_yaml_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = plan(tmp_path, text)
     # the mapping has one seed of its own; both models; then the second run
     assert sorted({(c.model_name, c.name, c.seed) for c in found}) == [
-        ("a", "zaq", 1), ("a", "zaq", 4), ("a", "zaq, no D_f", 0), ("b", "zaq", 0),
-        ("resnet20_cifar10", "zaq", 1), ("resnet20_cifar10", "zaq", 4), ("resnet20_cifar10", "zaq, no D_f", 0),
-    ]  # fmt: skip
+        ("a", "zaq", 1),
+        ("a", "zaq", 4),
+        ("a", "zaq, no D_f", 0),
+        ("b", "zaq", 0),
+        ("resnet20_cifar10", "zaq", 1),
+        ("resnet20_cifar10", "zaq", 4),
+        ("resnet20_cifar10", "zaq, no D_f", 0),
+    ]
     first = found[0]
     assert first.settings == ("alpha=0", "bns=none", "layer_weights=false", "milestones=0.5,0.7", "rounds=2")
     assert (
@@ -119,30 +137,36 @@ LAUGHS = (
 )
 
 
-@pytest.mark.parametrize(("text", "message"), [
-    ("runs: [", "is not readable as YAML"),
-    ("- models", "a plan is a mapping with the key runs, not a list"),
-    ("rums: []", "unknown key 'rums'. Did you mean 'runs'?"),
-    ("runs: []", "runs is a list of mappings"),
-    ("runs: [{modles: [a.pt2]}]", "runs[0]: unknown key 'modles'. Did you mean 'models'?"),
-    ("runs: [{models: [a.pt2]}]", "runs[0]: data missing"),
-    ("{models: a.pt2, data: 'x:y', bits: w9a9}", "2 to 8 are supported"),
-    ("{models: a.pt2, data: 'x:y', placements: gdqf}", "Did you mean 'gdfq'?"),
-    ("{models: a.pt2, data: 'x:y', weights: per_chanel}", "Did you mean 'per_channel'?"),
-    ("{models: a.pt2, data: 'x:y', effort: fats}", "Did you mean 'fast'?"),
-    ("{models: a.pt2, data: 'x:y', seeds: 0}", "at least 1"),
-    ("{models: a.pt2, data: 'x:y', seeds: 100000000}", "at most 1000"),
-    (f"{{models: a.pt2, data: 'x:y', seeds: {LAUGHS}}}", "seeds [['x', 'x'"),
-    (f"{{models: a.pt2, data: 'x:y', settings: {{alpha: {LAUGHS}}}}}", "a value is expected, or a list of values"),
-    (f"{{models: a.pt2, data: 'x:y', bits: {['w8a8'] * 120}, placements: {['gdfq'] * 120}, seeds: 10}}", "more than 100000 runs"),
-    ("[" * 100000, "is not readable as YAML"),
-    ("{models: a.pt2, data: 'x:y', limit: few}", "a number of images"),
-    ("{models: a.pt2, data: 'x:y', first_last: some}", "or 'same'"),
-    ("{models: a.pt2, data: 'x:y', settings: [alpha]}", "settings is a mapping"),
-    ("{models: a.pt2, data: 'x:y', methods: ['zaq[alpha=1']}", "is not of the form name or name[key=value,...]"),
-    ("{models: a.pt2, data: 'x:y', methods: [{method: zaq, sedes: 1}]}", "Did you mean 'seeds'?"),
-    ("{models: [3], data: 'x:y'}", "a text is expected, not 3"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("runs: [", "is not readable as YAML"),
+        ("- models", "a plan is a mapping with the key runs, not a list"),
+        ("rums: []", "unknown key 'rums'. Did you mean 'runs'?"),
+        ("runs: []", "runs is a list of mappings"),
+        ("runs: [{modles: [a.pt2]}]", "runs[0]: unknown key 'modles'. Did you mean 'models'?"),
+        ("runs: [{models: [a.pt2]}]", "runs[0]: data missing"),
+        ("{models: a.pt2, data: 'x:y', bits: w9a9}", "2 to 8 are supported"),
+        ("{models: a.pt2, data: 'x:y', placements: gdqf}", "Did you mean 'gdfq'?"),
+        ("{models: a.pt2, data: 'x:y', weights: per_chanel}", "Did you mean 'per_channel'?"),
+        ("{models: a.pt2, data: 'x:y', effort: fats}", "Did you mean 'fast'?"),
+        ("{models: a.pt2, data: 'x:y', seeds: 0}", "at least 1"),
+        ("{models: a.pt2, data: 'x:y', seeds: 100000000}", "at most 1000"),
+        (f"{{models: a.pt2, data: 'x:y', seeds: {LAUGHS}}}", "seeds [['x', 'x'"),
+        (f"{{models: a.pt2, data: 'x:y', settings: {{alpha: {LAUGHS}}}}}", "a value is expected, or a list of values"),
+        (
+            f"{{models: a.pt2, data: 'x:y', bits: {['w8a8'] * 120}, placements: {['gdfq'] * 120}, seeds: 10}}",
+            "more than 100000 runs",
+        ),
+        ("[" * 100000, "is not readable as YAML"),
+        ("{models: a.pt2, data: 'x:y', limit: few}", "a number of images"),
+        ("{models: a.pt2, data: 'x:y', first_last: some}", "or 'same'"),
+        ("{models: a.pt2, data: 'x:y', settings: [alpha]}", "settings is a mapping"),
+        ("{models: a.pt2, data: 'x:y', methods: ['zaq[alpha=1']}", "is not of the form name or name[key=value,...]"),
+        ("{models: a.pt2, data: 'x:y', methods: [{method: zaq, sedes: 1}]}", "Did you mean 'seeds'?"),
+        ("{models: [3], data: 'x:y'}", "a text is expected, not 3"),
+    ],
+)
 def test_mistakes_are_sentences_that_name_the_place(text: str, message: str, tmp_path: Path) -> None:
     with pytest.raises((UserError, BitsError), match=re.escape(message)) as caught:
         plan(tmp_path, text)

@@ -12,12 +12,34 @@ from zaq.benchmark.table import COLUMNS, Group, as_csv, as_markdown, groups, in_
 def row(**values: Any) -> dict[str, Any]:
     """A finished cell as result.json has it."""
     given = {
-        "model": "resnet20_cifar10", "source": "zoo:resnet20_cifar10", "model_hash": "1234",
-        "data": "cifar10:/data", "method": "zaq", "algorithm": "zaq", "settings": "", "bits": "w4a4",
-        "placement": "gdfq", "weights": "", "first_last": "", "effort": "fast", "seed": 0, "float_top1": 93.0, "onnx_top1": 90.0,
-        "fake_quant_top1": 90.1, "drop": 3.0, "interval": 0.588, "agreement": 95.0, "minutes": 0.5, "peak_mb": 700.0, "file_kb": 300.0,
-        "images": 10000, "error": "", "zaq": "0.1.0 (abc)", "machine": "here, 2 cores", "date": "2026-01-01T00:00:00+00:00",
-    }  # fmt: skip
+        "model": "resnet20_cifar10",
+        "source": "zoo:resnet20_cifar10",
+        "model_hash": "1234",
+        "data": "cifar10:/data",
+        "method": "zaq",
+        "algorithm": "zaq",
+        "settings": "",
+        "bits": "w4a4",
+        "placement": "gdfq",
+        "weights": "",
+        "first_last": "",
+        "effort": "fast",
+        "seed": 0,
+        "float_top1": 93.0,
+        "onnx_top1": 90.0,
+        "fake_quant_top1": 90.1,
+        "drop": 3.0,
+        "interval": 0.588,
+        "agreement": 95.0,
+        "minutes": 0.5,
+        "peak_mb": 700.0,
+        "file_kb": 300.0,
+        "images": 10000,
+        "error": "",
+        "zaq": "0.1.0 (abc)",
+        "machine": "here, 2 cores",
+        "date": "2026-01-01T00:00:00+00:00",
+    }
     return {**given, **values}
 
 
@@ -46,8 +68,15 @@ def test_mean_and_sample_deviation_over_seeds() -> None:
 
 
 def test_only_seeds_are_put_together() -> None:
-    others = [{"bits": "w3a3"}, {"settings": "alpha=0"}, {"effort": "best"}, {"placement": "integer"}, {"data": "csv:/x"}, {"method": "b"},
-              {"model_hash": "5678", "source": "my/resnet20_cifar10.pt2"}]  # fmt: skip
+    others = [
+        {"bits": "w3a3"},
+        {"settings": "alpha=0"},
+        {"effort": "best"},
+        {"placement": "integer"},
+        {"data": "csv:/x"},
+        {"method": "b"},
+        {"model_hash": "5678", "source": "my/resnet20_cifar10.pt2"},
+    ]
     rows = in_order([row(), *(row(**o) for o in others), row(seed=1)])
     assert list(sections(rows)) == [
         "resnet20_cifar10 (zoo:resnet20_cifar10, 1234), cifar10:/data",
@@ -78,8 +107,12 @@ def test_text_is_neither_formula_nor_html_nor_link() -> None:
     harm = {"model": "=cmd()", "settings": "+1", "placement": "-x", "method": "@a", "drop": -1.5}
     (found,) = csv.DictReader(io.StringIO(as_csv([row(**harm)])))
     assert {k: found[k] for k in harm} == {
-        "model": "'=cmd()", "settings": "'+1", "placement": "'-x", "method": "'@a", "drop": "-1.5",
-    }  # fmt: skip
+        "model": "'=cmd()",
+        "settings": "'+1",
+        "placement": "'-x",
+        "method": "'@a",
+        "drop": "-1.5",
+    }
     text = as_markdown([row(model="<b>", method="<script>|[a](http://b)\r# c")])
     assert "## &lt;b> (zoo" in text and "&lt;script>\\|[a]\\(http://b) # c" in text and "<" not in text
 

@@ -61,7 +61,9 @@ toaster = my_package.mine:TOASTER
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder as pip leaves it: the method of docs/design.md in a package that offers it by an entry point; and a model."""
+    """A folder as pip leaves it: the method of docs/design.md in a package that offers it by an entry point; and a
+    model.
+    """
     (code,) = [b for b in re.findall(r"```python\n(.*?)```", DESIGN, re.DOTALL) if "class UniformNoise" in b]
     site = tmp_path_factory.mktemp("site")
     for folder in ("my_package", "my_package-1.0.dist-info"):

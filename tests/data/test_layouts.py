@@ -29,8 +29,10 @@ def records(n: int, heads: int) -> np.ndarray:
     return raw
 
 
-@pytest.mark.parametrize(("kind", "folder", "file", "heads"), [
-    ("cifar10", "cifar-10-batches-bin", "test_batch.bin", 1), ("cifar100", "cifar-100-binary", "test.bin", 2)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("kind", "folder", "file", "heads"),
+    [("cifar10", "cifar-10-batches-bin", "test_batch.bin", 1), ("cifar100", "cifar-100-binary", "test.bin", 2)],
+)
 @pytest.mark.parametrize("nested", [True, False])
 def test_cifar(kind: str, folder: str, file: str, heads: int, nested: bool, tmp_path: Path) -> None:
     root = tmp_path / folder
@@ -63,8 +65,13 @@ def write_python(path: Path, **found: object) -> None:
     path.write_bytes(path.read_bytes().replace(b"numpy._core.multiarray", b"numpy.core.multiarray"))
 
 
-@pytest.mark.parametrize(("kind", "folder", "file", "key"), [
-    ("cifar10", "cifar-10-batches-py", "test_batch", "labels"), ("cifar100", "cifar-100-python", "test", "fine_labels")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("kind", "folder", "file", "key"),
+    [
+        ("cifar10", "cifar-10-batches-py", "test_batch", "labels"),
+        ("cifar100", "cifar-100-python", "test", "fine_labels"),
+    ],
+)
 def test_cifar_as_python_pickled_it(kind: str, folder: str, file: str, key: str, tmp_path: Path) -> None:
     raw = records(12, 1)
     write_python(tmp_path / folder / file, data=raw[:, 1:], coarse_labels=[0] * 12, **{key: raw[:, 0].tolist()})
@@ -195,17 +202,20 @@ def test_npz(shape: tuple[int, ...], images: str, labels: str, tmp_path: Path) -
     )
 
 
-@pytest.mark.parametrize(("arrays", "message"), [
-    ({"data": grey(2, 8, 8)}, "holds data; images and labels are needed"),
-    ({"images": grey(2, 8, 8) / 255, "labels": np.arange(2)}, "images are float64; uint8 is needed"),
-    ({"images": grey(2, 8, 8, 4), "labels": np.arange(2)}, r"images are \(2, 8, 8, 4\); \(N, H, W, C\)"),
-    ({"images": grey(2, 8, 8, 3), "labels": np.arange(3)}, r"labels are int64 \(3,\) for 2 images"),
-    ({"images": grey(2, 8, 8, 3), "labels": np.eye(2)}, r"labels are float64 \(2, 2\) for 2 images"),
-    ({"images": grey(2, 8, 8, 3), "labels": np.array([0, 10])}, r"a\.npz, image 1: label 10 is outside 0\.\.9"),
-    ({"images": grey(2, 8, 8, 3), "labels": np.array([0, -1])}, r"a\.npz, image 1: label -1 is outside 0\.\.9"),
-    ({"images": grey(2, 8, 8, 3), "labels": np.array([Malicious(Path("owned")), 0])}, "plain arrays"),
-    ({"images": np.uint8(3), "labels": np.arange(2)}, r"images are \(\)"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"data": grey(2, 8, 8)}, "holds data; images and labels are needed"),
+        ({"images": grey(2, 8, 8) / 255, "labels": np.arange(2)}, "images are float64; uint8 is needed"),
+        ({"images": grey(2, 8, 8, 4), "labels": np.arange(2)}, r"images are \(2, 8, 8, 4\); \(N, H, W, C\)"),
+        ({"images": grey(2, 8, 8, 3), "labels": np.arange(3)}, r"labels are int64 \(3,\) for 2 images"),
+        ({"images": grey(2, 8, 8, 3), "labels": np.eye(2)}, r"labels are float64 \(2, 2\) for 2 images"),
+        ({"images": grey(2, 8, 8, 3), "labels": np.array([0, 10])}, r"a\.npz, image 1: label 10 is outside 0\.\.9"),
+        ({"images": grey(2, 8, 8, 3), "labels": np.array([0, -1])}, r"a\.npz, image 1: label -1 is outside 0\.\.9"),
+        ({"images": grey(2, 8, 8, 3), "labels": np.array([Malicious(Path("owned")), 0])}, "plain arrays"),
+        ({"images": np.uint8(3), "labels": np.arange(2)}, r"images are \(\)"),
+    ],
+)
 def test_bad_npz_files_are_named(arrays: dict[str, np.ndarray], message: str, tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", **arrays)
     refused(f"npz:{tmp_path / 'a.npz'}", message)
@@ -354,12 +364,16 @@ def write(folder: Path, rows: list[list[str]]) -> str:
     return f"csv:{folder}"
 
 
-@pytest.mark.parametrize(("rows", "message"), [
-    ([["file", "label"], ["a.png", "10"]], r"a\.png: label 10 is outside 0\.\.9"),
-    ([["file", "label"], ["a.png", "cat"]], r"labels\.csv, line 2: label 'cat'"),
-    ([["file", "label"], ["gone.png", "1"]], r"gone\.png: not found"),
-    ([["file", "label"], ["broken.png", "1"]], r"broken\.png: cannot be read"),
-    ([["name", "class"]], r"labels\.csv: the columns are")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([["file", "label"], ["a.png", "10"]], r"a\.png: label 10 is outside 0\.\.9"),
+        ([["file", "label"], ["a.png", "cat"]], r"labels\.csv, line 2: label 'cat'"),
+        ([["file", "label"], ["gone.png", "1"]], r"gone\.png: not found"),
+        ([["file", "label"], ["broken.png", "1"]], r"broken\.png: cannot be read"),
+        ([["name", "class"]], r"labels\.csv: the columns are"),
+    ],
+)
 def test_bad_tables_are_named(rows: list[list[str]], message: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=message):
         list(batches(write(tmp_path, rows), CARD))

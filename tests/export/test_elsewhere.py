@@ -102,7 +102,8 @@ def test_web(bits: str, packages: Path, cifar: str, tmp_path: Path) -> None:
         found = np.frombuffer(output.read_bytes(), np.float32).reshape(expected.shape)
         same, off = (found == expected).mean(), np.abs(found - expected).max() / np.ptp(expected)
         print(
-            f"{bits} {form}: {100 * same:.1f} % of the logits equal, largest difference {off:.2g} of their range; {done.stdout}"
+            f"{bits} {form}: {100 * same:.1f} % of the logits equal, largest difference {off:.2g} of their range; "
+            f"{done.stdout}"
         )
         assert (found.argmax(1) == expected.argmax(1)).all()
         assert off < (0.02 if bits == "w8a8" else LAST_BITS)

@@ -119,7 +119,8 @@ def compared(net: nn.Module, shape: Shape, qconfig: QConfig, folder: Path) -> st
             assert may_part or difference <= NEAR * max(float(exact.abs().max()), 1e-3), (
                 f"{who}: {difference} off behind equal layers"
             )
-    grids = f"{qconfig} first-last {qconfig.first_last} {qconfig.placement} {qconfig.weights} {qconfig.activations} {qconfig.target}"
+    given = (qconfig.first_last, qconfig.placement, qconfig.weights, qconfig.activations, qconfig.target)
+    grids = " ".join(map(str, (qconfig, "first-last", *given)))
     reasons = ", ".join(sorted({f"{n.op}: {n.why.split(' ')[0] if 'nothing' in n.why else n.why}" for n in in_float}))
     line = f"NET {grids}: {len(layers)} layers, file {parted[0] or 'equal'}, student {parted[1] or 'equal'}"
     return f"{line}; referee's floats: {referee.in_float}; float kernels: {reasons or 'none'}"

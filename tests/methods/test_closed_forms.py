@@ -1,4 +1,6 @@
-"""What each part of `dfq` and `aciq` is there for, on networks whose statistics come from data: without it, it is worse."""
+"""What each part of `dfq` and `aciq` is there for, on networks whose statistics come from data: without it, it is
+worse.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -31,7 +33,8 @@ def error(net: nn.Module, bits: QConfig, method: Any) -> float:
 
 
 def with_a_dead_channel() -> nn.Module:
-    """The toy network with a channel that batch norm switched off, and large weights that read it: nobody's function."""
+    """The toy network with a channel that batch norm switched off,
+    and large weights that read it: nobody's function."""
     net = trained()
     with torch.no_grad():
         net.b[0].weight[:, 3] = 0  # type: ignore[index,union-attr]
@@ -98,7 +101,9 @@ def test_rounded_channels_have_their_deviation_again(net: Callable[[], nn.Module
 
 
 def test_a_channel_of_more_deviation_has_more_bits() -> None:
-    """ACIQ, section 3.2: the levels that a channel's weights take, in a layer whose channels differ by a factor of 1000."""
+    """ACIQ, section 3.2: the levels that a channel's weights take, in a layer whose channels differ by a factor of
+    1000.
+    """
     job = quantized(unequal(), QConfig.parse("w4a8"), ACIQ()).state
     weight = attribute(job.student.module, "a.0.weight")
     levels = [len(row.unique()) for row in job.student.placement.weights["a.0.weight"](weight).flatten(1)]

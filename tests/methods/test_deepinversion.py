@@ -1,4 +1,5 @@
-"""DeepInversion: images of classes, a second round against the student, and fine-tuning that is kept only if it helps."""
+"""DeepInversion: images of classes, a second round against the student,
+and fine-tuning that is kept only if it helps."""
 
 import pytest
 import torch

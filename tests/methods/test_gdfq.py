@@ -1,4 +1,5 @@
-"""GDFQ on tiny nets: its losses against their formulas, SGD on folded weights against SGD on the others, frozen ranges."""
+"""GDFQ on tiny nets: its losses against their formulas, SGD on folded weights against SGD on the others,
+frozen ranges."""
 
 import dataclasses
 import functools

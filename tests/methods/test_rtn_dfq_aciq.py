@@ -33,7 +33,8 @@ def test_every_structure(name: str, method: Any) -> None:
 
 
 @pytest.mark.parametrize("options", [
-    {"equalize": False}, {"absorb": False, "constants": False}, {"bias_correction": "empirical"}, {"bias_correction": "none"},
+    {"equalize": False}, {"absorb": False, "constants": False}, {"bias_correction": "empirical"},
+    {"bias_correction": "none"},
     {"relu6_to_relu": True}, {"search": True}, {"range_deviations": 4.0}])  # fmt: skip
 def test_dfq_options(options: dict[str, Any]) -> None:
     model, x = build("depthwise"), images(16)
@@ -97,7 +98,8 @@ def test_statistics_are_asked_for_where_they_are_needed() -> None:
 
 @pytest.mark.parametrize(("kind", "options", "message"), [
     (DFQ, {"bias_correction": "analytical"}, "analytic, empirical or none"),
-    (ACIQ, {"distribution": "gaus"}, "Did you mean 'gauss'"), (ACIQ, {"statistics": "bn"}, "batch_norm, synthetic")])  # fmt: skip
+    (ACIQ, {"distribution": "gaus"}, "Did you mean 'gauss'"), (ACIQ, {"statistics": "bn"},
+    "batch_norm, synthetic")])  # fmt: skip
 def test_unknown_choices_are_refused(kind: Any, options: dict[str, str], message: str) -> None:
     with pytest.raises(BitsError, match=message):
         kind(**options)

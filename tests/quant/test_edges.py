@@ -12,7 +12,8 @@ CARD = Card(input=SHAPE, mean=(0.5,) * 3, std=(0.5,) * 3)
 # What each net's activations are quantized to at w4a3, first and last layer at 8 bits.
 EXPECTED = {
     "residual": {
-        "x": 8, "relu": 8, "relu_read": 3, "relu_1": 3, "conv2d_2": 8, "relu_2": 3, "relu_3": 8, "adaptive_avg_pool2d": 8,
+        "x": 8, "relu": 8, "relu_read": 3, "relu_1": 3, "conv2d_2": 8, "relu_2": 3, "relu_3": 8,
+        "adaptive_avg_pool2d": 8,
     },
     "concat": {"x": 8, "relu": 3, "relu_1": 8, "relu_2": 8, "cat": 3, "relu_3": 8, "adaptive_avg_pool2d": 8},
     "depthwise": {"x": 8, "relu": 3, "hardtanh": 3, "hardtanh_1": 8, "adaptive_avg_pool2d": 8},

@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 def make(width=4, classes=3):
-    return nn.Sequential(nn.Conv2d(3, width, 3), nn.BatchNorm2d(width), nn.ReLU(), nn.Flatten(), nn.Linear(width * 36, classes))
+    layers = [nn.Conv2d(3, width, 3), nn.BatchNorm2d(width), nn.ReLU(), nn.Flatten(), nn.Linear(width * 36, classes)]
+    return nn.Sequential(*layers)
 
 def half(): return make().half()
 def broken(): raise ValueError("the weights have moved\\nsecond line")

@@ -51,7 +51,8 @@ def test_images_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("after", [10, 150])
 def test_ctrl_c_keeps_the_blocks_that_are_learned(after: int) -> None:
-    """Inside of the first block nothing is kept; later the blocks before it are, and no quantizer is left out of place."""
+    """Inside of the first block nothing is kept; later the blocks before it are,
+    and no quantizer is left out of place."""
     state, journal = calibrated("residual"), Journal()
     state.judge, before = None, state.student.snapshot()
     steps: list[int] = []

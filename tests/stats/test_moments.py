@@ -65,7 +65,8 @@ POOLINGS = {
 
 @pytest.mark.parametrize("name", POOLINGS)
 def test_moments_through_a_pooling_are_those_of_draws(name: str) -> None:
-    """Values of a clipped normal distribution, pooled by torch itself: independent ones for the largest, for the average
+    """Values of a clipped normal distribution, pooled by torch itself: independent ones for the largest, for the
+    average
     such as have a part in common.
     """
     (pooling, low), g = POOLINGS[name], torch.Generator().manual_seed(0)

@@ -22,7 +22,8 @@ from zaq.sources import is_file
 
 __all__ = ["KEYS", "READS_IMAGES", "Cell", "cells_of", "read_plan", "shard"]
 
-KEYS = ("models", "data", "task", "decode", "bits", "methods", "placements", "seeds", "effort", "settings", "weights", "first_last",
+KEYS = ("models", "data", "task", "decode", "bits", "methods", "placements", "seeds", "effort", "settings", "weights",
+"first_last",
         "limit")  # fmt: skip
 READS_IMAGES = "ft"  # the one method that is given the data: a bar to compare with
 # At most, of a run and of a block: a plan is short, and what it asks for must not fill memory.
@@ -144,7 +145,8 @@ def cells_of(block: dict[str, Any], folder: Path, where: str, identify: Identify
                 raise UserError(f"{where}: asks for more than {CELLS} runs; split the plan.")
             for seed in _seeds(method.get("seeds", block.get("seeds", 1)), where):
                 cells.append(
-                    Cell(model, name, digest, data, bits.lower(), method["method"], method["name"], method["settings"], placement,
+                    Cell(model, name, digest, data, bits.lower(), method["method"], method["name"], method["settings"],
+                    placement,
                          block.get("weights"), end, seed, method.get("effort", effort), limit, task, decode)
                 )  # fmt: skip
     return _unique(cells)
@@ -248,7 +250,8 @@ def _seeds(value: Any, where: str) -> list[int]:
     seeds = list(range(min(value, SEEDS + 1))) if isinstance(value, int) else value
     if not isinstance(seeds, list) or not 1 <= len(seeds) <= SEEDS or not all(isinstance(s, int) for s in seeds):
         raise UserError(
-            f"{where}: seeds {shown(value)}: their number is expected, at least 1 and at most {SEEDS}, or a list of them."
+            f"{where}: seeds {shown(value)}: their number is expected, at least 1 and at most {SEEDS}, or a list of "
+            "them."
         )
     return seeds
 

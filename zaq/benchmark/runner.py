@@ -26,7 +26,8 @@ def run_cells(
     progress: Progress | None = None,
     say: Callable[[str], object] = print,
 ) -> None:
-    """Run what is not finished, and rewrite the tables after every cell. Raises Interrupted on Ctrl-C, tables written."""
+    """Run what is not finished, and rewrite the tables after every cell. Raises Interrupted on Ctrl-C,
+    tables written."""
     failed_before = time.time() if retry else None
     todo = len(folder.open_cells(cells, failed_before))
     start = time.monotonic()

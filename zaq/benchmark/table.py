@@ -27,9 +27,12 @@ __all__ = [
 ]
 
 COLUMNS = (
-    "model", "source", "model_hash", "data", "method", "algorithm", "settings", "bits", "placement", "weights", "first_last", "effort",
-    "seed", "float_top1", "onnx_top1", "fake_quant_top1", "drop", "interval", "agreement", "minutes", "peak_mb", "file_kb",
-    "published_top1", "published_float", "published_protocol", "published_source", "images", "error", "zaq", "machine", "date",
+    "model", "source", "model_hash", "data", "method", "algorithm", "settings", "bits", "placement", "weights",
+    "first_last", "effort",
+    "seed", "float_top1", "onnx_top1", "fake_quant_top1", "drop", "interval", "agreement", "minutes", "peak_mb",
+    "file_kb",
+    "published_top1", "published_float", "published_protocol", "published_source", "images", "error", "zaq", "machine",
+    "date",
 )  # fmt: skip
 SAME = (
     "model",
@@ -58,9 +61,12 @@ MODELS = ("float", "onnx", "fake_quant")
 DIGITS = {"peak_mb": 0, "file_kb": 0, "minutes": 3, "interval": 3}  # of numbers in the CSV file; 2 elsewhere
 
 LEGEND = (
-    "Published numbers: P1 is the protocol of GDFQ and its successors (placement gdfq: every layer at the same bits, activations after "
-    "ReLU only), P2 that of BRECQ and Genie (placement brecq: first and last layer at 8 bits), SQ that of SQuant. They are of other "
-    "checkpoints, so compare drops. T: a table of that paper; readme: the official repository; note, mem: second-hand, unverified. "
+    "Published numbers: P1 is the protocol of GDFQ and its successors (placement gdfq: every layer at the same bits, "
+    "activations after "
+    "ReLU only), P2 that of BRECQ and Genie (placement brecq: first and last layer at 8 bits), SQ that of SQuant. "
+    "They are of other "
+    "checkpoints, so compare drops. T: a table of that paper; readme: the official repository; note, mem: "
+    "second-hand, unverified. "
     "Best: without real data."
 )
 

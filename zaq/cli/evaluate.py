@@ -17,8 +17,12 @@ __all__ = ["evaluate"]
 
 @click.command(name="eval")
 @click.argument("run", type=PATH)
-@click.option("--data", required=True, help="cifar10:DIR, cifar100:DIR, folder:DIR (a folder a class), csv:DIR (labels.csv), npz:FILE; "
-              "yolo:DIR (boxes), masks:DIR, images:DIR for other tasks.")  # fmt: skip
+@click.option(
+    "--data",
+    required=True,
+    help="cifar10:DIR, cifar100:DIR, folder:DIR (a folder a class), csv:DIR (labels.csv), npz:FILE; "
+    "yolo:DIR (boxes), masks:DIR, images:DIR for other tasks.",
+)
 @click.option("--task", help="classification, detection, segmentation or image; the card's by default.")
 @click.option(
     "--decode",
@@ -29,7 +33,8 @@ __all__ = ["evaluate"]
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first images.")
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
 @card_options
-def evaluate(run: Path, data: str, task: str | None, decode: Path | None, teacher: str | None, limit: int | None, as_json: bool,
+def evaluate(run: Path, data: str, task: str | None, decode: Path | None, teacher: str | None, limit: int | None,
+as_json: bool,
              **card: Any) -> None:  # fmt: skip
     """How good RUN's ONNX file is, in onnxruntime, on labelled images: top-1, mAP or mIoU; or how like the float
     model's its images are. RUN may be the .onnx file alone.

@@ -44,5 +44,6 @@ def export(run: Path, form: str, opset: int | None, output: Path | None, overwri
         say(parity)
     elif parity.top1_agreement is not None:
         click.echo(
-            f"the quantized model finds the same class in {100 * parity.top1_agreement:.2f} % of {parity.samples} samples"
+            f"the quantized model finds the same class in {100 * parity.top1_agreement:.2f} % of {parity.samples} "
+            "samples"
         )

@@ -109,7 +109,8 @@ def _summary(folder: Path, report: dict[str, Any]) -> str:
     if "top1_agreement" in agreement:
         share, samples = 100 * agreement["top1_agreement"], agreement["samples"]
         lines.append(
-            f"  same top-1 as the float model on {share:.1f} % of {samples} synthetic samples (mostly harder than real ones)"
+            f"  same top-1 as the float model on {share:.1f} % of {samples} synthetic samples (mostly harder than "
+            "real ones)"
         )
     if report["layer_bits"]:
         lines.append(f"  {_mixture(report)}")

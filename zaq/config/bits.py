@@ -84,7 +84,8 @@ class QConfig:
         runtime = target_of(self.target)
         if not self.preset.merges and self.target != "onnxruntime":
             raise BitsError(
-                f"target {self.target} goes with placement integer; {self.placement} is for comparison, not for devices."
+                f"target {self.target} goes with placement integer; {self.placement} is for comparison, not for "
+                "devices."
             )
         runtime.check(self.activations, self.weights, min(self.act_bits, self.first_last or self.act_bits))
 

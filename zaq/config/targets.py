@@ -38,7 +38,8 @@ class Target:
                 raise BitsError(f"target {self.name}: {what} are {value}; it takes {' or '.join(taken)}. {self.rule}")
         if bits < self.act_bits:
             raise BitsError(
-                f"target {self.name}: activations of {bits} bits need an integer Clip between QuantizeLinear and DequantizeLinear, "
+                f"target {self.name}: activations of {bits} bits need an integer Clip between QuantizeLinear and "
+                "DequantizeLinear, "
                 f"which it does not take; keep activations, and --first-last, at 8 bits, as in --bits w4a8."
             )
 

@@ -42,7 +42,8 @@ PICOJOULES = {
 
 # Where an operation holds its weight, and where its bias: the operations that multiply and accumulate.
 LAYERS = {
-    "Conv": (1, 2), "FusedConv": (1, 2), "ConvTranspose": (1, 2), "Gemm": (1, 2), "FusedGemm": (1, 2), "MatMul": (1, None),
+    "Conv": (1, 2), "FusedConv": (1, 2), "ConvTranspose": (1, 2), "Gemm": (1, 2), "FusedGemm": (1, 2), "MatMul": (1,
+    None),
     "FusedMatMul": (1, None), "MatMulNBits": (1, None), "ConvInteger": (1, None), "MatMulInteger": (1, None),
     "MatMulIntegerToFloat": (1, 6), "QLinearConv": (3, 8), "QLinearMatMul": (3, None), "QGemm": (3, 6),
 }  # fmt: skip
@@ -101,8 +102,10 @@ class Deployment:
     def sentence(self) -> str:
         share = f"{100 * self.integer_macs / self.macs:.0f} %" if self.macs else "none"
         return (
-            f"{self.file / 1024:.0f} KB, {self.weights / 1024:.0f} of them weights ({self.packed / 1024:.0f} at their bits); "
-            f"{self.macs / 1e6:.1f} M multiply-accumulates, {share} in integers; at most {self.peak / 1024:.0f} KB of activations; "
+            f"{self.file / 1024:.0f} KB, {self.weights / 1024:.0f} of them weights ({self.packed / 1024:.0f} at their "
+            "bits); "
+            f"{self.macs / 1e6:.1f} M multiply-accumulates, {share} in integers; at most {self.peak / 1024:.0f} KB of "
+            "activations; "
             f"about {self.energy:.0f} microjoules a sample at 45 nm"
         )
 

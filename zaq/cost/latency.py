@@ -34,7 +34,7 @@ TURN = 0.01
 
 @dataclass(frozen=True)
 class Latency:
-    """Milliseconds of one run of a file at a batch and a number of threads; `speedup` is float's median over this one."""
+    """Milliseconds of one run of a file at a batch and a number of threads; `speedup`: float's median over this one."""
 
     name: str
     batch: int

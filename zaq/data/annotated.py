@@ -36,7 +36,8 @@ def _yolo(root: Path, split: str, card: Card) -> list[Sample[Boxes]]:
     pairs = _pairs(root, "labels", ".txt")
     if not any(label.is_file() for _, label in pairs):
         raise DataError(
-            f"{pairs[0][1]}: not found, nor any other label; yolo:DIR needs labels/ beside images/, a .txt file an image."
+            f"{pairs[0][1]}: not found, nor any other label; yolo:DIR needs labels/ beside images/, a .txt file an "
+            "image."
         )
     numbers = class_numbers(root, card)
     return [Sample(image, _boxes(label, numbers, card), str(image)) for image, label in pairs]
@@ -57,7 +58,8 @@ def _boxes(path: Path, numbers: dict[int, int] | None, card: Card) -> Boxes:
             raise DataError(f"{path}, line {line}: {number:g} is no class number.")
         if not (min(w, h) > 0 and min(corners) >= -SLACK and max(corners) <= 1 + SLACK):
             raise DataError(
-                f"{path}, line {line}: the box lies outside its image; cx cy w h count in parts of its width and height."
+                f"{path}, line {line}: the box lies outside its image; cx cy w h count in parts of its width and "
+                "height."
             )
         if numbers is None and card.classes is not None and number >= card.classes:
             raise DataError(f"{path}, line {line}: class {number:g} is outside 0..{card.classes - 1}.")

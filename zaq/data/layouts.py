@@ -63,7 +63,8 @@ class Cifar:
             raise _no_training(root, f"put {', '.join(self.train)} of the official archive beside {self.test[0]}.")
         if not paths:
             raise DataError(
-                f"{root}: {self.test[0]}.bin of the official binary layout or {self.test[0]} of the python layout was not found, "
+                f"{root}: {self.test[0]}.bin of the official binary layout or {self.test[0]} of the python layout was "
+                "not found, "
                 f"neither there nor in {' or '.join(self.folders)}."
             )
         if missing := [str(p) for p in paths if not p.is_file()]:
@@ -163,7 +164,8 @@ def _folder(root: Path, split: str, card: Card) -> list[Sample[int]]:
     labels = {n: int(n) if numbers else i for i, n in enumerate(names)}
     if not numbers and card.classes not in (None, len(names)):
         raise DataError(
-            f"{root}: {len(names)} class folders for a model of {card.classes} classes, so that their order does not say which is which; "
+            f"{root}: {len(names)} class folders for a model of {card.classes} classes, so that their order does not "
+            "say which is which; "
             "name each folder by its class number."
         )
     place = parts.get(part, root)

@@ -39,7 +39,8 @@ def class_numbers(root: Path, card: Card) -> dict[int, int] | None:
     others = [p for p in files if own or p not in fitting[:1]]
     if (own is None and len(fitting) != 1) or len(others) != 1:
         raise DataError(
-            f"{root}: {', '.join(f'{p.name} with {len(lines)} classes' for p, lines in files.items())} for a model of {classes} do not "
+            f"{root}: {', '.join(f'{p.name} with {len(lines)} classes' for p, lines in files.items())} for a model of "
+            f"{classes} do not "
             f'say which class is which; put the model\'s names in order into the --decode file, as "names".'
         )
     model = [_spellings(name) for name in own or files[fitting[0]]]
@@ -47,7 +48,8 @@ def class_numbers(root: Path, card: Card) -> dict[int, int] | None:
     found = {i: j for i, name in enumerate(theirs) for j, known in enumerate(model) if name & known}
     if not found:
         raise DataError(
-            f"{others[0]}: names no class that the model knows, as {', '.join(map(str, (own or files[fitting[0]])[:3]))}."
+            f"{others[0]}: names no class that the model knows, as "
+            f"{', '.join(map(str, (own or files[fitting[0]])[:3]))}."
         )
     return found
 

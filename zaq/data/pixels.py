@@ -48,7 +48,8 @@ def read_mask(sample: Sample[Path], card: Card) -> NDArray[np.uint8]:
     )
     if mask.ndim != 2 or mask.dtype != np.uint8:
         raise DataError(
-            f"{sample.label}: is {mask.dtype} {mask.shape}; a mask is an image of one channel of 8 bits, a class a pixel."
+            f"{sample.label}: is {mask.dtype} {mask.shape}; a mask is an image of one channel of 8 bits, a class a "
+            "pixel."
         )
     if size != mask.shape[::-1]:
         raise DataError(
@@ -81,7 +82,8 @@ def _fitted(image: Image.Image, card: Card, where: str) -> Image.Image:
         return image if image.size == (width, height) else image.resize((width, height), resampling)
     if card.crop is not None and card.crop != min(height, width):
         raise DataError(
-            f"the images are to be cropped to {card.crop}, the model takes {height} x {width}; change --crop, or the card."
+            f"the images are to be cropped to {card.crop}, the model takes {height} x {width}; change --crop, or the "
+            "card."
         )
     ratio = (card.resize or card.crop or height) / min(image.size)
     image = image.resize((round(image.width * ratio), round(image.height * ratio)), resampling)

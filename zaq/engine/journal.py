@@ -1,4 +1,5 @@
-"""What happened: the stages and what each was worth, losses step by step, notes, and whether somebody pressed Ctrl-C."""
+"""What happened: the stages and what each was worth, losses step by step, notes,
+and whether somebody pressed Ctrl-C."""
 
 import json
 from dataclasses import dataclass, field
@@ -27,7 +28,8 @@ class Log:
 
 @dataclass
 class Record:
-    """What one stage did: steps, the held-out loss before and after if it was judged by one, and whether it was kept."""
+    """What one stage did: steps, the held-out loss before and after if it was judged by one,
+    and whether it was kept."""
 
     name: str
     steps: int = 0

@@ -46,11 +46,13 @@ def run_stages(stages: Iterable[Stage], state: State, journal: Journal) -> None:
 
 
 def run_stage(stage: Stage, state: State, journal: Journal, again: int = 0) -> None:
-    """Run one stage: log its losses, go back where one is not finite, stop at Ctrl-C, keep the best state it went through.
+    """Run one stage: log its losses, go back where one is not finite, stop at Ctrl-C, keep the best state it went
+    through.
 
     A loss that is not finite puts the last good state back and goes on with a tenth of the rate, twice; then the stage
     ends with what it has. Ctrl-C ends it with the last good state, and those after it are left out, except for what
-    `Stage.after_ctrl_c` says. With a judge the state with the least held-out loss stays, the one before the stage included.
+    `Stage.after_ctrl_c` says. With a judge the state with the least held-out loss stays, the one before the stage
+    included.
     """
     stopped = journal.interrupted
     if (stopped and not stage.after_ctrl_c) or not stage.applies(state):

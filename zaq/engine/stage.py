@@ -1,7 +1,8 @@
 """A stage is a value: a name, a number of steps, its constants, and what it does at each step.
 
 A method is a list of stages; `engine.runner` alone runs them. A stage that is done at once overrides `once`. One that
-has steps overrides `start`, which returns a `Loop`: everything that changes from step to step, as one object that can be
+has steps overrides `start`, which returns a `Loop`: everything that changes from step to step, as one object that can
+be
 saved and put back.
 """
 

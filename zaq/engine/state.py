@@ -49,7 +49,8 @@ class State:
 
 
 class HeldOut:
-    """The held-out loss: by what `discrepancy` student and teacher differ on samples (N, C, H, W), a mean over batches."""
+    """The held-out loss: by what `discrepancy` student and teacher differ on samples (N, C, H, W),
+    a mean over batches."""
 
     def __init__(
         self, state: State, samples: Tensor, discrepancy: Callable[[list[Tensor], list[Tensor]], Tensor]

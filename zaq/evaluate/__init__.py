@@ -63,6 +63,7 @@ def stored_card(path: Path) -> Card:
     text = session(path).get_modelmeta().custom_metadata_map.get("zaq.card")
     if text is None:
         raise SourceError(
-            f"{path}: holds no card, so it was not written by zaq, or it was changed since; a run of zaq quantize has one."
+            f"{path}: holds no card, so it was not written by zaq, or it was changed since; a run of zaq quantize has "
+            "one."
         )
     return Card.from_dict(plain_json(text))

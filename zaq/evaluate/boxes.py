@@ -60,7 +60,8 @@ def decode(outputs: list[Values], card: Card) -> tuple[Values, Values]:
     constants = card.decode
     if constants is None:
         raise DataError(
-            "detection needs the constants that make boxes of outputs; name their file with --decode, or put them into the card."
+            "detection needs the constants that make boxes of outputs; name their file with --decode, or put them "
+            "into the card."
         )
     for key in constants:
         if key not in KEYS:
@@ -119,8 +120,10 @@ def _ssd(outputs: list[Values], constants: dict[str, Any], card: Card) -> tuple[
         or outputs[0].shape[2] != 4
         or outputs[1].shape[2] != (1 + card.classes if card.classes else outputs[1].shape[2])
     ):
-        raise DataError(f"decode: {len(prior)} default boxes need the outputs (N, {len(prior)}, 4) and (N, {len(prior)}, {last}); "
-                        f"the model's are {_shapes(outputs)}.")  # fmt: skip
+        raise DataError(
+            f"decode: {len(prior)} default boxes need the outputs (N, {len(prior)}, 4) and "
+            f"(N, {len(prior)}, {last}); the model's are {_shapes(outputs)}."
+        )
     ((v0, v1),) = _pairs({"variances": [constants.get("variances", [0.1, 0.2])]}, "variances", "ssd")
     t, logits = outputs
     odds = np.exp(logits - logits.max(-1, keepdims=True))

@@ -54,7 +54,8 @@ def measure_likeness(
         wanted = outputs(teacher, images)
         if len(wanted) != 1 or wanted[0].ndim != 4 or [o.shape for o in found] != [wanted[0].shape]:
             raise DataError(
-                f"--task image needs one output (N, C, H, W) of both models; this one has {[list(o.shape) for o in found]}, "
+                "--task image needs one output (N, C, H, W) of both models; this one has "
+                f"{[list(o.shape) for o in found]}, "
                 f"its teacher {[list(o.shape) for o in wanted]}."
             )
         if min(wanted[0].shape[2:]) < WINDOW:

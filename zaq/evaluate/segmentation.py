@@ -21,7 +21,8 @@ IGNORED = 255  # of a mask: pixels that count nowhere
 
 @dataclass(frozen=True)
 class Overlap:
-    """Intersection over union, a mean over the classes that occur, and the share of pixels that are right, in percent."""
+    """Intersection over union, a mean over the classes that occur, and the share of pixels that are right,
+    in percent."""
 
     miou: float
     pixels: float
@@ -67,7 +68,8 @@ def measure_segmentation(
         for sample, mask in zip(samples, masks, strict=True):
             if wrong := set(np.unique(mask).tolist()) - {*range(classes), IGNORED}:
                 raise DataError(
-                    f"{sample.label}: holds class {min(wrong)}; the model knows 0..{classes - 1}, and {IGNORED} counts nowhere."
+                    f"{sample.label}: holds class {min(wrong)}; the model knows 0..{classes - 1}, and {IGNORED} "
+                    "counts nowhere."
                 )
         seen = masks != IGNORED
         pairs = masks[seen] * classes + logits.numpy().argmax(1)[seen]

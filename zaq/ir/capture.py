@@ -88,7 +88,7 @@ def from_exported(exported: torch.export.ExportedProgram) -> GraphModule:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """torch.export warns of torch's own internals (deprecated tree specs and the like); users can do nothing about it."""
+    """torch.export warns of torch's own internals (deprecated tree specs and the like): nothing a user can do about."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -220,7 +220,8 @@ def _require_any_batch(gm: GraphModule) -> None:
     if fixed:
         raise TraceError(
             f"the batch of input {input_node(gm).name!r} is fixed to {traced} samples; "
-            "export it with dynamic_shapes=({0: torch.export.Dim.AUTO},), and without a reshape that names the batch size."
+            "export it with dynamic_shapes=({0: torch.export.Dim.AUTO},), and without a reshape that names the batch "
+            "size."
         )
 
 

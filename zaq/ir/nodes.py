@@ -1,4 +1,5 @@
-"""The nodes of a graph: which there are, and what they hold: shapes, parameters, weights and biases, the ends of clips."""
+"""The nodes of a graph: which there are, and what they hold: shapes, parameters, weights and biases,
+the ends of clips."""
 
 import math
 import re
@@ -13,15 +14,18 @@ from torch.utils import _pytree as pytree
 from zaq.ir.ops import LINEARS, MOVES, PADS
 
 __all__ = [
-    "activations", "add_to_bias", "attribute", "bias_of", "channel_limits", "channel_padding", "clamp_limits", "groups_of",
-    "has_bias", "input_node", "moves", "not_its_own", "output_nodes", "pad_value", "renumbers", "set_limits", "set_parameter",
+    "activations", "add_to_bias", "attribute", "bias_of", "channel_limits", "channel_padding", "clamp_limits",
+    "groups_of",
+    "has_bias", "input_node", "moves", "not_its_own", "output_nodes", "pad_value", "renumbers", "set_limits",
+    "set_parameter",
     "shape_of", "source_line", "weight_of",
 ]  # fmt: skip
 
 aten = torch.ops.aten
 # Of the operations that move values, those that may put them under another channel's number.
 RENUMBERS = {
-    aten.slice.Tensor, aten.select.int, aten.permute.default, aten.transpose.int, aten.expand.default, aten.roll.default,
+    aten.slice.Tensor, aten.select.int, aten.permute.default, aten.transpose.int, aten.expand.default,
+    aten.roll.default,
     aten.channel_shuffle.default, aten.pixel_shuffle.default,
 }  # fmt: skip
 
@@ -98,7 +102,8 @@ def has_bias(node: Node) -> bool:
 
 
 def not_its_own(gm: GraphModule, layer: Node, arguments: tuple[int, ...] = (1, 2)) -> str | None:
-    """Why a layer's weight (argument 1) and bias (2) must not be rewritten for its sake; None if nobody else reads them.
+    """Why a layer's weight (argument 1) and bias (2) must not be rewritten for its sake; None if nobody else reads
+    them.
 
     Every pass asks this before it changes a parameter: what one layer needs is not what the others that share it need,
     as a pyramid's head that reads several maps. A layer without bias has nothing that could be shared.
@@ -182,7 +187,7 @@ def pad_value(node: Node) -> float | None:
 
 
 def moves(node: Node) -> bool:
-    """Whether a node only moves values and makes no new ones but zero: what is quantized before it is quantized after."""
+    """Whether a node only moves values and makes no new ones but zero: what is quantized before is so after."""
     return node.target in MOVES or (node.target in PADS and not pad_value(node))
 
 

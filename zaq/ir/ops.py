@@ -3,7 +3,8 @@
 import torch
 
 __all__ = [
-    "BATCH_NORMS", "CLAMPS", "CONVS", "LINEARS", "MATMULS", "MERGES", "MOVES", "PADS", "POOLS", "TRANSPOSED", "WEIGHTED",
+    "BATCH_NORMS", "CLAMPS", "CONVS", "LINEARS", "MATMULS", "MERGES", "MOVES", "PADS", "POOLS", "TRANSPOSED",
+    "WEIGHTED",
 ]  # fmt: skip
 
 aten = torch.ops.aten
@@ -20,7 +21,9 @@ CLAMPS = {aten.relu.default, aten.hardtanh.default, aten.clamp.default, aten.cla
 MOVES = {
     aten.max_pool2d.default, aten.view.default, aten.reshape.default, aten.flatten.using_ints, aten.permute.default,
     aten.transpose.int, aten.slice.Tensor, aten.squeeze.dim, aten.squeeze.dims, aten.unsqueeze.default,
-    aten.clone.default, aten.contiguous.default, aten.alias.default, aten.expand.default, aten.select.int, aten.roll.default,
-    aten.upsample_nearest2d.vec, aten.upsample_nearest2d.default, aten.channel_shuffle.default, aten.pixel_shuffle.default,
+    aten.clone.default, aten.contiguous.default, aten.alias.default, aten.expand.default, aten.select.int,
+    aten.roll.default,
+    aten.upsample_nearest2d.vec, aten.upsample_nearest2d.default, aten.channel_shuffle.default,
+    aten.pixel_shuffle.default,
 }  # fmt: skip
 PADS = {aten.pad.default, aten.constant_pad_nd.default}

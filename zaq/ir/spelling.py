@@ -49,7 +49,9 @@ def one_spelling(module: GraphModule) -> None:
 
 
 def _rename(graph: Graph) -> None:
-    """No node is called as torch's containers call what they are made of (`values`, `type`): its quantizer has its name."""
+    """No node is called as torch's containers call what they are made of (`values`, `type`): its quantizer has its
+    name.
+    """
     for node in graph.nodes:
         if hasattr(nn.ModuleDict, node.name):
             node.name = f"{node.name}_"
@@ -239,7 +241,8 @@ def _product_with_weight(module: GraphModule) -> Rule:
 
 
 def _rows(graph: Graph, node: Node) -> Node | None:
-    """A linear layer over (N, ..., C) as one over (rows, C): what integer kernels take, with a bias in the accumulator."""
+    """A linear layer over (N, ..., C) as one over (rows, C): what integer kernels take,
+    with a bias in the accumulator."""
     x, y = (_value(node.args[0]), _value(node)) if node.target is aten.linear.default else (None, None)
     if x is None or y is None or x.dim() < 3:
         return None

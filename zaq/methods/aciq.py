@@ -104,7 +104,8 @@ class Channels(Stage):
 
 @dataclass(frozen=True)
 class ACIQ(Method):
-    """The paper's choices. It shares out the bits of activations among channels too, which no integer kernel can take."""
+    """The paper's choices. It shares out the bits of activations among channels too,
+    which no integer kernel can take."""
 
     distribution: str = "laplace"  # or gauss
     statistics: str = "batch_norm"  # or synthetic: of one batch of ZeroQ's images

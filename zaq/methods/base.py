@@ -15,7 +15,8 @@ __all__ = ["Method"]
 class Method:
     """A way to quantize a network. `stages` says how; a method of your own overrides that, and nothing else.
 
-    `stage_constants` sets fields of single stages, by "stage.field" (`-s reconstruct.drop=0.3`); a blank in a stage's name is
+    `stage_constants` sets fields of single stages, by "stage.field" (`-s reconstruct.drop=0.3`); a blank in a
+    stage's name is
     written as "-".
     """
 
@@ -32,7 +33,7 @@ class Method:
         raise NotImplementedError
 
     def plan(self, task: Task, *data: Any) -> list[Stage]:
-        """The stages with `stage_constants` in their places. Raises BitsError for a stage or a field that is not there."""
+        """The stages with `stage_constants` in place. Raises BitsError for a stage or a field that is not there."""
         stages = self.stages(task, *data)
         known = {key_of(s.name): s for s in stages}
         for key in self.stage_constants:

@@ -47,7 +47,9 @@ A_CLASS = 20  # refined images, or twice as many are drawn: the distillation see
 
 @dataclass(frozen=True)
 class Flagship(Method):
-    """The stages' lengths (`None`: set by the effort; 0 leaves one out); every stage's own constants are `-s stage.field`."""
+    """The stages' lengths (`None`: set by the effort; 0 leaves one out); every stage's own constants are `-s
+    stage.field`.
+    """
 
     synthesis: int | None = None  # steps of the generator; the second one takes half
     refine: int | None = None  # steps of the images' own pixels

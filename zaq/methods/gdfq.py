@@ -178,7 +178,8 @@ Drawn = tuple[Tensor, Tensor, Tensor, dict[str, float]]
 
 
 def drawing(of: "GDFQ", state: State, batch: int) -> Callable[[], Drawn]:
-    """A step of G as a function: draws, learns from it, and returns images, labels, the teacher's logits, and losses."""
+    """A step of G as a function: draws, learns from it, and returns images, labels, the teacher's logits,
+    and losses."""
     stats, generator, optimizer = state.task.batch_norms(), state.generator, state.optimizer
     teacher = with_taps(state.task.teacher, list(stats))
 
@@ -228,7 +229,9 @@ class GDFQ(Method):
             raise BitsError("reduction: " + unknown("reduction", self.reduction, REDUCTIONS))
 
     def stages(self, task: Task) -> list[Stage]:
-        """G learns alone while ranges are read, then both learn. Raises BitsError for what has no classes or statistics."""
+        """G learns alone while ranges are read, then both learn. Raises BitsError for what has no classes or
+        statistics.
+        """
         lacks = {
             "is no classifier": task.classes is None,
             "has no batch norm that could be folded": not task.batch_norms(),
@@ -236,7 +239,8 @@ class GDFQ(Method):
         if any(lacks.values()):
             missing = " and ".join(what for what, lacking in lacks.items() if lacking)
             raise BitsError(
-                f"gdfq draws images from classes and batch-norm statistics; the model {missing}. --method zaq needs neither."
+                f"gdfq draws images from classes and batch-norm statistics; the model {missing}. --method zaq needs "
+                "neither."
             )
         plan = self.lengths(task)
         steps = plan.epochs * plan.iterations

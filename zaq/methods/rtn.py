@@ -13,7 +13,8 @@ __all__ = ["RTN"]
 
 @dataclass(frozen=True)
 class RTN(Method):
-    """Weights rounded over their whole range, activation ranges from the least and the greatest value that noise causes.
+    """Weights rounded over their whole range, activation ranges from the least and the greatest value that noise
+    causes.
 
     The noise is what tools that ask for data are fed without any: standard normal in the model's normalised space.
     """

@@ -1,4 +1,4 @@
-"""What is taken from torch.ao.quantization, which is announced to leave torch: torchao has classes of the same names."""
+"""What is taken from torch.ao.quantization, which is to leave torch: torchao has classes of the same names."""
 
 try:
     from torch.ao.quantization import FakeQuantizeBase, ObserverBase

@@ -48,7 +48,8 @@ class FakeQuantize(FakeQuantizeBase):
         self.register_buffer("zero_point", torch.zeros(channels, dtype=torch.int32))
         self.known = limits  # no value lies outside, whatever was observed
         self.pairs = False  # of 8 bits, read beside 8-bit activations: see `step`
-        # Of a weight: for each bias added in steps of its grid, the quantizer of what that layer reads. A tuple, so that
+        # Of a weight: for each bias added in steps of its grid, the quantizer of what that layer reads. A tuple, so
+        # that
         # modules are not registered twice.
         self.inputs: tuple[FakeQuantize, ...] = ()
         self.read: Tensor | None = None  # the scale that was read last, where that may be another than `scale`

@@ -68,7 +68,7 @@ class MSEObserver(RangeObserver):
 
 
 class EMAObserver(RangeObserver):
-    """A moving average of each batch's least and greatest value (GDFQ; its code divides by 1 - 0.9^t again and again)."""
+    """Moving averages of each batch's least and greatest value (GDFQ; its code divides by 1 - 0.9^t besides)."""
 
     DECAY = 0.9
 

@@ -1,4 +1,5 @@
-"""What the graph itself knows of a tensor's range, without any data: ReLU6 ends at 6, a sigmoid at 1, a pixel at 255."""
+"""What the graph itself knows of a tensor's range, without any data: ReLU6 ends at 6, a sigmoid at 1,
+a pixel at 255."""
 
 import math
 from dataclasses import dataclass, replace

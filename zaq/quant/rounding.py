@@ -47,7 +47,8 @@ def _flip(q: Tensor, error: Tensor, bounds: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def _largest(error: Tensor, total: Tensor) -> Tensor:
-    """1 for the round(|total|) elements of each row with the largest error of the total's sign, else 0. (..., n), (...)"""
+    """1 for the round(|total|) elements of each row with the largest error of the total's sign, else 0. (..., n),
+    (...)"""
     along = (error * total.sign()[..., None]).clamp(min=0)
     rank = along.argsort(-1, descending=True).argsort(-1)
     return ((rank < total.abs().round()[..., None]) & (along > 0)).to(error.dtype)

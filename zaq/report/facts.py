@@ -70,7 +70,7 @@ def onnx_metadata(options: dict[str, Any]) -> dict[str, Any]:
 
 @torch.no_grad()
 def _tensors(state: State) -> list[dict[str, Any]]:
-    """Every quantized tensor: what it is, its grid, and how well the grid holds it (SQNR in dB on synthetic samples)."""
+    """Every quantized tensor: what it is, its grid, and how well the grid holds it (SQNR in dB, synthetic samples)."""
     tensors = state.student.placement.tensors
     rows = []
     values: tuple[list[Tensor], list[Tensor]] | None = None
@@ -123,7 +123,9 @@ def sqnr(signal: Tensor, quantized: Tensor) -> float:
 
 @torch.no_grad()
 def _agreement(state: State) -> dict[str, Any]:
-    """How the student compares with its teacher on the synthetic samples; `held_out`: whether none of them was learned on."""
+    """How the student compares with its teacher on the synthetic samples; `held_out`: whether none of them was learned
+    on.
+    """
     if state.samples is None:
         return {}
     p, q = (

@@ -23,11 +23,14 @@ __all__ = ["describe_model", "facts"]
 
 UNEQUAL = 8.0  # a median channel then has a range of 3 bits less than the largest, under one scale
 SHOWN = 6  # layers in a warning
+SMOOTH = (
+    "no scale passes through it, so nothing is equalized across; the little below zero shares its steps with all above"
+)
 ROUGH = {  # what is hard on a quantizer, and why
     "hardtanh": "equalization gives every channel a clip of its own; -s relu6_to_relu=true would change the function",
-    "hardswish": "no scale passes through it, so nothing is equalized across; the little below zero shares its steps with all above",
-    "silu": "no scale passes through it, so nothing is equalized across; the little below zero shares its steps with all above",
-    "gelu": "no scale passes through it, so nothing is equalized across; the little below zero shares its steps with all above",
+    "hardswish": SMOOTH,
+    "silu": SMOOTH,
+    "gelu": SMOOTH,
     "erf": "a GELU in parts: no scale passes through it, and its parts are computed in float",
     "layer_norm": "computed in float; what it reads often has a few channels far greater than the rest",
 }
@@ -118,7 +121,8 @@ def _warnings(gm: GraphModule, layers: list[str]) -> list[str]:
         worst = sorted(unequal, key=lambda name: -unequal[name])[:SHOWN]
         named = ", ".join(f"{name} {unequal[name]:.0f}x" for name in worst) + (", ..." if len(unequal) > SHOWN else "")
         found.append(
-            f"unequal channels in {len(unequal)} layers (largest range over the median's: {named}); one scale a tensor loses them"
+            f"unequal channels in {len(unequal)} layers (largest range over the median's: {named}); one scale a "
+            "tensor loses them"
         )
     if not any("bn" in n.meta for n in gm.graph.nodes):
         found.append(NO_BATCH_NORM)

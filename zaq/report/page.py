@@ -122,7 +122,8 @@ def _weights(tensors: list[dict[str, Any]]) -> str | None:
 
 
 def _frontier(report: dict[str, Any]) -> str | None:
-    """What weights of mixed bits cost: the least sum of KL sensitivities for each size, and the size that was chosen."""
+    """What weights of mixed bits cost: the least sum of KL sensitivities for each size,
+    and the size that was chosen."""
     if not report["frontier"]:
         return None
     figure = Figure(figsize=(6, 3))

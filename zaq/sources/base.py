@@ -42,7 +42,8 @@ class Source:
 
 @dataclass(frozen=True)
 class Request:
-    """A source as it was spelt, the card fields that flags gave, and how an architecture or a factory is to be called."""
+    """A source as it was spelt, the card fields that flags gave,
+    and how an architecture or a factory is to be called."""
 
     spec: str
     name: str  # without its kind

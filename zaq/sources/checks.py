@@ -1,5 +1,6 @@
 """What a torch.export program may say before torch is handed it. torch compiles its names, evaluates its sizes, imports
-what its structures name and calls whatever an operator is called; here each is held against the little that models need.
+what its structures name and calls whatever an operator is called; here each is held against the little that models
+need.
 
 Every function raises ValueError, with what was found.
 """
@@ -20,7 +21,8 @@ from zaq.sources.base import SAVE_IT
 __all__ = ["check_program", "check_weights"]
 
 SIZE_WORDS = {
-    "Add", "And", "CeilDiv", "CleanDiv", "Eq", "FloorDiv", "Ge", "Gt", "Integer", "IntTrueDiv", "Le", "Lt", "Max", "Min",
+    "Add", "And", "CeilDiv", "CleanDiv", "Eq", "FloorDiv", "Ge", "Gt", "Integer", "IntTrueDiv", "Le", "Lt", "Max",
+    "Min",
     "Mod", "ModularIndexing", "Mul", "Ne", "Not", "Or", "Pow", "PythonMod", "Rational", "Symbol", "int_oo", "oo",
 }  # fmt: skip
 ARITHMETIC = (
@@ -77,7 +79,8 @@ def check_program(program: Any) -> dict[str, Any]:
 
 
 def check_weights(config: Any, sizes: dict[str, int]) -> list[str]:
-    """The entries that weights lie in, by their description (`*_config.json`) and every entry's bytes. Raises ValueError
+    """The entries that weights lie in, by their description (`*_config.json`) and every entry's bytes. Raises
+    ValueError
     for a pickle, and for weights that are more than what lies there.
     """
     elements, stored = 0, []

@@ -37,7 +37,8 @@ def unconverted(model: onnx.ModelProto) -> list[str]:
 
 
 def _converters(model: onnx.ModelProto) -> dict[OperationDescription, Any]:
-    """For each operation of a model, in the version it has there, the converter: ours or onnx2torch's; None for none."""
+    """For each operation of a model, in the version it has there,
+    the converter: ours or onnx2torch's; None for none."""
     table = REGISTRY | CONVERTERS
     opsets = {o.domain: o.version for o in model.opset_import}
     found: dict[OperationDescription, Any] = {}
@@ -315,7 +316,8 @@ def _gelu(node: OnnxNode, graph: OnnxGraph) -> nn.Module:
 
 # Converters that read the first input alone; one that returns None leaves the node to onnx2torch's own.
 OURS: dict[str, Converter | Callable[[OnnxNode, OnnxGraph], nn.Module | None]] = {
-    "Reshape": _reshape, "Squeeze": _reshape, "Unsqueeze": _reshape, "Flatten": _reshape, "Expand": _expand, "Slice": _slice,
+    "Reshape": _reshape, "Squeeze": _reshape, "Unsqueeze": _reshape, "Flatten": _reshape, "Expand": _expand,
+    "Slice": _slice,
     "Split": _split, "Pad": _pad, "Resize": _resize, "Gather": _gather, "MatMul": _matmul, "Gelu": _gelu,
 }  # fmt: skip
 REDUCTIONS = {

@@ -132,7 +132,8 @@ def _downloading(spec: str, library: str) -> Iterator[None]:
             ) from error
         alone = "" if spec.startswith("hf-hub:") else ", or take the architecture alone with --random-weights"
         raise SourceError(
-            f"{spec}: is not in the cache and cannot be downloaded ({first_line(error).rstrip('.')}). Try where there is a network{alone}."
+            f"{spec}: is not in the cache and cannot be downloaded ({first_line(error).rstrip('.')}). Try where there "
+            f"is a network{alone}."
         ) from error
     except Exception as error:
         raise SourceError(f"{spec}: {library} cannot make it: {type(error).__name__}: {first_line(error)}") from error

@@ -38,7 +38,8 @@ CLOSE = 1e-3  # of the greatest output: float sums in another order differ by a 
 
 
 def read_onnx(request: Request) -> Source:
-    """The float network of an ONNX file. Its batch becomes dynamic; H and W must be fixed, in the file or by the card."""
+    """The float network of an ONNX file. Its batch becomes dynamic; H and W must be fixed,
+    in the file or by the card."""
     path = request.file()
     model, digest = _opened(path)
     _require_readable(path, model)
@@ -55,7 +56,8 @@ def read_onnx(request: Request) -> Source:
     missing = unconverted(model)
     if missing:
         raise SourceError(
-            f"{path}: holds operations that onnx2torch cannot read: {', '.join(missing)}. Export the model itself as .pt2."
+            f"{path}: holds operations that onnx2torch cannot read: {', '.join(missing)}. Export the model itself as "
+            ".pt2."
         )
     try:
         with quiet():
@@ -96,7 +98,8 @@ def _require_readable(path: Path, model: onnx.ModelProto) -> None:
         raise SourceError(f"{path}: is quantized already ({found}); zaq starts from the float model.")
     if plain & FLOW:
         raise SourceError(
-            f"{path}: holds control flow ({_names(plain & FLOW)}), which has no integer form; export the part without it."
+            f"{path}: holds control flow ({_names(plain & FLOW)}), which has no integer form; export the part without "
+            "it."
         )
     custom = {f"{domain}.{name}" for domain, name in kinds if domain not in ("", "ai.onnx")}
     if custom:
@@ -126,7 +129,8 @@ def _input_shape(request: Request, model: onnx.ModelProto) -> tuple[int, ...]:
     known = request.card().input
     if kind.HasField("shape") and len(dims) != 4:
         raise SourceError(
-            f"{request.path}: its input {inputs[0].name!r} has {len(dims)} dimensions; images (N, C, H, W) are expected."
+            f"{request.path}: its input {inputs[0].name!r} has {len(dims)} dimensions; images (N, C, H, W) are "
+            "expected."
         )
     if None in dims[1:] or not dims:
         if not known:
@@ -196,7 +200,7 @@ def _require_equal(path: Path, content: bytes, source: Source) -> None:
 
 
 def _free_reshapes(model: onnx.ModelProto, batch: int) -> None:
-    """Where a file fixes its batch, a reshape to (batch, ...) of what has that batch keeps whatever it has: 0 says so."""
+    """Where a file fixes its batch, a reshape to (batch, ...) of what has it keeps whatever it has: 0 says so."""
     shapes = {v.name: v.type.tensor_type.shape.dim for v in onnx.shape_inference.infer_shapes(model).graph.value_info}
     constants = {t.name: t for t in model.graph.initializer}
     constants |= {

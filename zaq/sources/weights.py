@@ -42,7 +42,8 @@ def read_weights(request: Request) -> Source:
     state = _state(path)
     if not arch:
         raise SourceError(
-            f"{path}: holds weights alone, no model; say what they are the weights of: --arch NAME, one of {', '.join(ZOO)}, "
+            f"{path}: holds weights alone, no model; say what they are the weights of: --arch NAME, one of "
+            f"{', '.join(ZOO)}, "
             f"timm:NAME, torchvision:NAME or package.module:factory (or 'arch' in {path.stem}.json)."
         )
     model, known = _architecture(f"{path}: --arch {arch}", str(arch), kwargs, card)
@@ -79,7 +80,8 @@ def _require_an_architecture(path: Path, arch: Any) -> None:
     kind, colon, _ = str(arch).partition(":")
     if colon and kind not in ARCHITECTURES:
         raise SourceError(
-            f"{path.with_suffix('.json')}: arch {str(arch)[:60]!r} would be called, whatever it is, so a card may not name it; it "
+            f"{path.with_suffix('.json')}: arch {str(arch)[:60]!r} would be called, whatever it is, so a card may not "
+            "name it; it "
             "names one of "
             + ", ".join([*ZOO, *(f"{k}:NAME" for k in ARCHITECTURES)])
             + ". Say --arch yourself where you trust it."
@@ -94,7 +96,8 @@ def _require_plain_arguments(path: Path, kwargs: Any) -> None:
         plain = all(v is None or isinstance(v, int | float) or re.fullmatch(r"[\w.+-]+", str(v)) for v in parts)
         if not plain or not isinstance(kwargs, dict) or any(word in name for word in PLACES):
             raise SourceError(
-                f"{path.with_suffix('.json')}: kwargs: {name} {str(value)[:60]!r} is neither a number nor a word that says how to build a "
+                f"{path.with_suffix('.json')}: kwargs: {name} {str(value)[:60]!r} is neither a number nor a word that "
+                "says how to build a "
                 "network. Say --kwargs yourself where you trust it."
             )
 
@@ -114,7 +117,8 @@ def _state(path: Path) -> dict[str, Tensor]:
                 raise SourceError(f"{path}: this archive is refused: {error}.") from error
             if any(n.endswith("constants.pkl") or "/code/" in n for n in names):
                 raise SourceError(
-                    f"{path}: is a TorchScript archive, which cannot be traced; take the module it was made from. {SAVE_IT}"
+                    f"{path}: is a TorchScript archive, which cannot be traced; take the module it was made from. "
+                    f"{SAVE_IT}"
                 )
     try:
         return _bare(path, torch.load(path, map_location="cpu", weights_only=True))
@@ -122,8 +126,10 @@ def _state(path: Path) -> dict[str, Tensor]:
         raise
     except Exception as error:  # whatever an unpickler finds wrong
         raise SourceError(
-            f"{path}: holds more than tensors: a pickle can run any code when it is loaded, so zaq does not. {SAVE_IT}\n"
-            "or save its weights alone, torch.save(model.state_dict(), 'weights.pt'), and name the architecture with --arch."
+            f"{path}: holds more than tensors: a pickle can run any code when it is loaded, so zaq does not. "
+            f"{SAVE_IT}\n"
+            "or save its weights alone, torch.save(model.state_dict(), 'weights.pt'), and name the architecture with "
+            "--arch."
         ) from error
 
 

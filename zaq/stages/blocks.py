@@ -22,7 +22,8 @@ BATCH_SIZE = torch.ops.aten.sym_size.int
 
 @dataclass(frozen=True)
 class Block:
-    """From one tensor, by the name of the node that makes it, to those that leave it, the network's outputs included."""
+    """From one tensor, by the name of the node that makes it, to those that leave it,
+    the network's outputs included."""
 
     entry: str
     exits: tuple[str, ...]

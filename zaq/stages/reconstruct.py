@@ -38,7 +38,9 @@ CACHED = 2**30  # bytes of features kept at a time; more images are taken in pie
 
 @dataclass(frozen=True, kw_only=True)
 class Reconstruct(Stage):
-    """Learn every block of a calibrated student for `steps` steps. Constants are for blocks whose output has variance 1."""
+    """Learn every block of a calibrated student for `steps` steps. Constants are for blocks whose output has variance
+    1.
+    """
 
     name: str = "reconstruct"
     steps: int = 100  # for each block
@@ -73,7 +75,7 @@ class Reconstruct(Stage):
 
 
 class _Blocks(Loop):
-    """Block after block: opened at its first step, closed after its last. What is gone back to is the last one closed."""
+    """Block after block: opened at its first step, closed after its last. Gone back to is the last one closed."""
 
     def __init__(self, stage: Reconstruct, state: State, images: Tensor) -> None:
         super().__init__(lambda i: None)
@@ -101,7 +103,7 @@ class _Blocks(Loop):
         return {"loss": float(loss.detach())}
 
     def save(self) -> Any:
-        """The student as it was when the last block was closed; what an open block has learned is not in its weights."""
+        """The student as it was when the last block was closed: what an open block has learned is not in it."""
         return self.closed if self.at >= 0 else self.whole.snapshot()
 
     def restore(self, saved: Any) -> None:
@@ -114,7 +116,8 @@ class _Blocks(Loop):
             self._put_back()
 
     def _open(self, at: int, done: int) -> None:
-        """Begin to learn a block (with the steps that are left, where it was put back after a loss that was no number)."""
+        """Begin to learn a block (with the steps that are left,
+        where it was put back after a loss that was no number)."""
         self.closed, self.at, self.block = self.whole.snapshot(), at, self.blocks[at]
         self.student = between(self.whole.module, self.block)
         self.roundings = _place_roundings(self.whole, self.student)
@@ -163,7 +166,9 @@ class _Blocks(Loop):
         return stage.weight * torch.stack([r.regularization(beta) for _, r, _ in self.roundings]).sum()
 
     def _optimizer(self) -> StepAdam:
-        """Over what a block holds: its roundings first, at a constant rate; then scales, in steps of their grid; biases."""
+        """Over what a block holds: its roundings first, at a constant rate; then scales, in steps of their grid;
+        biases.
+        """
         stage, student, roundings = self.stage, self.student, [r for _, r, _ in self.roundings]
         lr_scale = stage.lr_scale * min(stage.batch, self.task.batch) / stage.batch
         quantizers = [r.quantizer for r in roundings] + [m for m in student.modules() if isinstance(m, FakeQuantize)]
@@ -224,7 +229,8 @@ class _Source:
 
 
 def _place_roundings(whole: Student, student: GraphModule) -> list[tuple[str, LearnedRounding, Tensor]]:
-    """Put a rounding that is learned into the place of the quantizer of each of a block's weights; (path, rounding, weight).
+    """Put a rounding that is learned into the place of the quantizer of each of a block's weights; (path, rounding,
+    weight).
 
     Weights of 8 bits stay as they are: so small a step leaves nothing to learn.
     """

@@ -130,7 +130,8 @@ def allocate(
     floor = fixed + sum(least.values())
     if target < floor:
         raise BitsError(
-            f"target-size: {_mb(target)} cannot be reached; all weights at the fewest bits allowed, the first and the last layer "
+            f"target-size: {_mb(target)} cannot be reached; all weights at the fewest bits allowed, the first and the "
+            "last layer "
             f"at those of --first-last, take {floor / 2**20:.4f} MB ({floor} bytes, biases and scales included)."
         )
     extra = {name: {b: n - least[name] for b, n in choices.items()} for name, choices in size.items()}

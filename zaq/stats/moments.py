@@ -43,7 +43,8 @@ __all__ = ["Clipped", "moments"]
 
 aten = torch.ops.aten
 # Correlation of two values of a channel in one map. In the last maps of CIFAR's ResNet-20 and ResNet-32 on training
-# images the average of 64 has 0.25 and 0.26 of their variance, which independent values would not: they would have 1/64,
+# images the average of 64 has 0.25 and 0.26 of their variance, which independent values would not: they would have
+# 1/64,
 # and a range read off that clips what there is (`dfq` on CIFAR-100's loses 2 points at w8a8 and 6 at w4a4).
 ALIKE = 0.25
 
@@ -115,7 +116,8 @@ class Clipped:
 
 @cache
 def _largest_of(count: float) -> tuple[float, float]:
-    """Mean and deviation of the largest of `count` values of N(0, 1), whose density is count phi(x) Phi(x)^(count - 1)."""
+    """Mean and deviation of the largest of `count` values of N(0, 1),
+    whose density is count phi(x) Phi(x)^(count - 1)."""
     x = torch.linspace(-10, 10, 4001, dtype=torch.double)
     density = torch.exp(-(x**2) / 2) * torch.special.ndtr(x) ** (count - 1)
     density /= density.sum()

@@ -35,7 +35,8 @@ TIE = 2.0**-19  # of a tensor's largest value: what float32 may be wrong by, bef
 
 @dataclass(frozen=True)
 class Integers:
-    """A tensor on a grid: it stands for (values - zero_point) scale. Values int64; scale float64, one or one a channel."""
+    """A tensor on a grid: it stands for (values - zero_point) scale. Values int64; scale float64,
+    one or one a channel."""
 
     values: Tensor
     scale: Tensor  # () or broadcastable to values

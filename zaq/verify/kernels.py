@@ -30,8 +30,10 @@ MOVES = {
     "Unsqueeze",
 }
 WITHOUT = {
-    "BatchNormalization", "ConvTranspose", "Elu", "Erf", "FusedConv", "Gelu", "GroupNormalization", "HardSigmoid", "HardSwish",
-    "InstanceNormalization", "LayerNormalization", "LRN", "PRelu", "QuickGelu", "ReduceMean", "Sigmoid", "Softmax", "Tanh",
+    "BatchNormalization", "ConvTranspose", "Elu", "Erf", "FusedConv", "Gelu", "GroupNormalization", "HardSigmoid",
+    "HardSwish",
+    "InstanceNormalization", "LayerNormalization", "LRN", "PRelu", "QuickGelu", "ReduceMean", "Sigmoid", "Softmax",
+    "Tanh",
 }  # fmt: skip
 
 

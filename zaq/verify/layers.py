@@ -30,7 +30,8 @@ SAMPLES = 16  # as many show what a layer does; the referee is no fast path
 
 @dataclass(frozen=True)
 class Shares:
-    """Of the elements of two integer tensors: equal, one step apart, further apart; and apart but not because of a tie."""
+    """Of the elements of two integer tensors: equal, one step apart,
+    further apart; and apart but not because of a tie."""
 
     equal: float
     one_step: float
@@ -102,7 +103,8 @@ def summary(layers: list[Layer], every: bool = False) -> list[str]:
         apart = [x for x in layers if getattr(x, who).equal < 1]
         where = f"; they part first at {apart[0].name}: {getattr(apart[0], who)}" if apart else ""
         lines.append(
-            f"{who} against integer arithmetic: {len(layers) - len(apart)} of {len(layers)} quantized tensors equal{where}"
+            f"{who} against integer arithmetic: {len(layers) - len(apart)} of {len(layers)} quantized tensors "
+            f"equal{where}"
         )
     return lines + ([str(layer) for layer in layers] if every else [])
 

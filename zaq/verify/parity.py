@@ -44,7 +44,8 @@ class Parity:
     def sentence(self) -> str:
         top1 = "" if self.top1_agreement is None else f"; top-1 agrees on {100 * self.top1_agreement:.2f} %"
         return (
-            f"{self.samples} samples: largest difference {self.largest_difference:.3g}; {100 * self.share_equal:.2f} % of "
+            f"{self.samples} samples: largest difference {self.largest_difference:.3g}; {100 * self.share_equal:.2f} "
+            "% of "
             f"elements equal, {100 * self.share_one_step:.2f} % off by one step ({self.step:.3g}), "
             f"{100 * self.share_worse:.2f} % by more{top1}"
         )
