@@ -115,6 +115,16 @@ def test_a_killed_process_goes_on_where_it_was(folder: Folder, monkeypatch: pyte
     assert len(folder.rows()) == 4 and not folder.open_cells(CELLS)
 
 
+@pytest.mark.parametrize("text", ["", '{"error": ""', "[" * 100_000, "[]", "{}"])
+def test_a_result_that_broke_off_is_run_again(text: str, folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(folder, monkeypatch, stand_in(folder.path), CELLS)
+    folder.result(CELLS[2]).write_text(text)
+    assert len(folder.rows()) == 3 and folder.open_cells(CELLS) == [CELLS[2]]
+    run(folder, monkeypatch, stand_in(folder.path), CELLS)
+    assert sorted(ran(folder.path)) == sorted([*(str(s) for s in range(4)), "2"])
+    assert len(folder.results(CELLS)) == 4
+
+
 def test_ctrl_c_ends_the_cell_and_writes_the_tables(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt() -> None:
         wait_for(lambda: len(ran(folder.path)) == 2)

@@ -27,6 +27,7 @@ from typing import Any
 
 import zaq
 from zaq.benchmark.plan import Cell
+from zaq.config.bounds import plain_json
 from zaq.errors import OutputError, SourceError
 from zaq.run import disk_errors, write_file
 
@@ -68,11 +69,11 @@ class Folder:
 
     def rows(self) -> list[dict[str, Any]]:
         """Every finished cell, whoever ran it."""
-        return [json.loads(p.read_text()) for p in sorted((self / "cells").glob("*/result.json"))]
+        return [row for p in sorted((self / "cells").glob("*/result.json")) if (row := _row(p)) is not None]
 
     def results(self, cells: list[Cell]) -> list[dict[str, Any]]:
         """The rows of those of the cells that are finished."""
-        return [json.loads(self.result(c).read_text()) for c in cells if self.result(c).is_file()]
+        return [row for c in cells if (row := _row(self.result(c))) is not None]
 
     def result(self, cell: Cell) -> Path:
         return self / "cells" / cell.id / "result.json"
@@ -83,16 +84,26 @@ class Folder:
 
     def _done(self, cell: Cell, failed_before: float | None) -> bool:
         path = self.result(cell)
-        if not path.is_file():
+        row = _row(path)
+        if row is None:
             return False
         old = failed_before is not None and path.stat().st_mtime < failed_before
-        return not (old and json.loads(path.read_text())["error"])
+        return not (old and row.get("error"))
 
     @contextmanager
     def claim(self, cell: Cell, failed_before: float | None = None) -> Iterator[bool]:
         """Whether the cell is ours until the block ends: nobody else holds it, and nobody has finished it meanwhile."""
         with locked(self / "cells" / cell.id / "claim", wait=False) as ours:
             yield ours and not self._done(cell, failed_before)
+
+
+def _row(path: Path) -> dict[str, Any] | None:
+    """What a result.json holds; None where there is none, or one that broke off: its cell is then run again."""
+    try:
+        row = plain_json(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+    return row if isinstance(row, dict) and "error" in row else None
 
 
 @contextmanager

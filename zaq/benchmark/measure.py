@@ -10,6 +10,7 @@ import numpy as np
 
 from zaq.benchmark.cells import locked
 from zaq.benchmark.plan import Cell
+from zaq.config.bounds import plain_json
 from zaq.config.card import Card
 from zaq.data import classified, listed, loaded
 from zaq.errors import UserError
@@ -116,4 +117,4 @@ class Meter:
         with locked(path.with_suffix(".lock")):
             if not path.is_file():
                 write_file(path, json.dumps(measure()))
-            return dict(json.loads(path.read_text()))
+            return dict(plain_json(path.read_text()))

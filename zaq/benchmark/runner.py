@@ -1,6 +1,5 @@
 """Cell after cell, for as long as there is one that nobody holds."""
 
-import json
 import time
 from collections.abc import Callable
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from zaq.benchmark import page, table
 from zaq.benchmark.cells import Folder, Measure, finish, locked
 from zaq.benchmark.plan import Cell
+from zaq.config.bounds import plain_json
 from zaq.engine.progress import Progress
 from zaq.errors import Interrupted
 from zaq.run import write_file
@@ -53,7 +53,7 @@ def write_tables(folder: Folder) -> int:
     """results.csv, results.md and index.html from every finished cell in the folder; how many those are."""
     with locked(folder / "tables.lock"):  # else a process could put older tables over another's newer ones
         rows = table.in_order(folder.rows())
-        about = json.loads((folder / "benchmark.json").read_text()) if (folder / "benchmark.json").is_file() else {}
+        about = plain_json((folder / "benchmark.json").read_text()) if (folder / "benchmark.json").is_file() else {}
         write_file(folder / "results.csv", table.as_csv(rows))
         write_file(folder / "results.md", table.as_markdown(rows))
         write_file(folder / "index.html", page.render(rows, about))

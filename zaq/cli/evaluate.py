@@ -60,11 +60,16 @@ as_json: bool,
 
 def _teacher(source: str, path: Path) -> "GraphModule":
     """The float model that a file was made from."""
+    from zaq.config.bounds import plain_json
     from zaq.export.session import session
     from zaq.sources import load
 
     model = load(source)
-    made_from = json.loads(session(path).get_modelmeta().custom_metadata_map.get("zaq.source", "{}"))
+    try:
+        made_from = plain_json(session(path).get_modelmeta().custom_metadata_map.get("zaq.source", "{}"))
+        made_from["name"] = str(made_from.get("name"))
+    except (ValueError, AttributeError, TypeError) as error:
+        raise UserError(f"{path}: its property zaq.source, which names the model it came from, is no JSON.") from error
     if made_from.get("sha256") not in (None, model.sha256):
         raise UserError(
             f"--teacher {source}: {path} was made from another model, {made_from['name']} (their hashes differ)."

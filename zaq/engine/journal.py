@@ -2,6 +2,7 @@
 and whether somebody pressed Ctrl-C."""
 
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,8 @@ class Log:
         row = {"stage": stage, "step": step, **values}
         self.rows.append(row)
         if self.path:
-            with self.path.open("a") as file:
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)  # no link that lies there
+            with open(self.path, "a", opener=lambda path, _: os.open(path, flags, 0o666)) as file:
                 file.write(json.dumps(row) + "\n")
 
 
