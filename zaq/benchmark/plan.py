@@ -22,9 +22,21 @@ from zaq.sources import is_file
 
 __all__ = ["KEYS", "READS_IMAGES", "Cell", "cells_of", "read_plan", "shard"]
 
-KEYS = ("models", "data", "task", "decode", "bits", "methods", "placements", "seeds", "effort", "settings", "weights",
-"first_last",
-        "limit")  # fmt: skip
+KEYS = (
+    "models",
+    "data",
+    "task",
+    "decode",
+    "bits",
+    "methods",
+    "placements",
+    "seeds",
+    "effort",
+    "settings",
+    "weights",
+    "first_last",
+    "limit",
+)
 READS_IMAGES = "ft"  # the one method that is given the data: a bar to compare with
 # At most, of a run and of a block: a plan is short, and what it asks for must not fill memory.
 SEEDS, CELLS = 1000, 100_000
@@ -145,10 +157,25 @@ def cells_of(block: dict[str, Any], folder: Path, where: str, identify: Identify
                 raise UserError(f"{where}: asks for more than {CELLS} runs; split the plan.")
             for seed in _seeds(method.get("seeds", block.get("seeds", 1)), where):
                 cells.append(
-                    Cell(model, name, digest, data, bits.lower(), method["method"], method["name"], method["settings"],
-                    placement,
-                         block.get("weights"), end, seed, method.get("effort", effort), limit, task, decode)
-                )  # fmt: skip
+                    Cell(
+                        model,
+                        name,
+                        digest,
+                        data,
+                        bits.lower(),
+                        method["method"],
+                        method["name"],
+                        method["settings"],
+                        placement,
+                        block.get("weights"),
+                        end,
+                        seed,
+                        method.get("effort", effort),
+                        limit,
+                        task,
+                        decode,
+                    )
+                )
     return _unique(cells)
 
 

@@ -27,13 +27,38 @@ __all__ = [
 ]
 
 COLUMNS = (
-    "model", "source", "model_hash", "data", "method", "algorithm", "settings", "bits", "placement", "weights",
-    "first_last", "effort",
-    "seed", "float_top1", "onnx_top1", "fake_quant_top1", "drop", "interval", "agreement", "minutes", "peak_mb",
+    "model",
+    "source",
+    "model_hash",
+    "data",
+    "method",
+    "algorithm",
+    "settings",
+    "bits",
+    "placement",
+    "weights",
+    "first_last",
+    "effort",
+    "seed",
+    "float_top1",
+    "onnx_top1",
+    "fake_quant_top1",
+    "drop",
+    "interval",
+    "agreement",
+    "minutes",
+    "peak_mb",
     "file_kb",
-    "published_top1", "published_float", "published_protocol", "published_source", "images", "error", "zaq", "machine",
+    "published_top1",
+    "published_float",
+    "published_protocol",
+    "published_source",
+    "images",
+    "error",
+    "zaq",
+    "machine",
     "date",
-)  # fmt: skip
+)
 SAME = (
     "model",
     "model_hash",
@@ -127,8 +152,21 @@ class Group:
         return text | {"best published drop": best_drop(self.rows[0])}
 
 
-HEADS = ("method", "bits", "placement", "effort", "top-1", "drop", "fake-quant", "agrees %", "minutes", "peak MB", "KB",
-         "published drop", "best published drop")  # fmt: skip
+HEADS = (
+    "method",
+    "bits",
+    "placement",
+    "effort",
+    "top-1",
+    "drop",
+    "fake-quant",
+    "agrees %",
+    "minutes",
+    "peak MB",
+    "KB",
+    "published drop",
+    "best published drop",
+)
 
 
 OF_CLASSES = ("agrees %", "published drop", "best published drop")  # heads of classification alone

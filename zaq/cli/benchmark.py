@@ -43,9 +43,17 @@ PLANS = (".yaml", ".yml")
 @click.option(
     "-o", "--output", type=PATH, required=True, help="Folder for the results; finished cells in it are not run again."
 )
-def benchmark(sources: tuple[str, ...], output: Path, shard: str | None, collect: bool, retry: bool,
-timeout: float | None, keep: bool,
-              dry_run: bool, **block: Any) -> None:  # fmt: skip
+def benchmark(
+    sources: tuple[str, ...],
+    output: Path,
+    shard: str | None,
+    collect: bool,
+    retry: bool,
+    timeout: float | None,
+    keep: bool,
+    dry_run: bool,
+    **block: Any,
+) -> None:
     """Quantize MODELs by every method at every width, measure each file, and make a table and a page of it.
 
     Cells are what a PLAN.yaml says, or the flags. Several processes may share a folder; a killed one goes on where it
@@ -72,9 +80,11 @@ timeout: float | None, keep: bool,
     say = bars.say if sys.stderr.isatty() else click.echo  # above the bars, where there are any
     run_cells(folder, cells, meter, retry=retry, timeout=timeout and 60 * timeout, keep=keep, progress=bars, say=say)
     left, failed = len(folder.open_cells(cells)), sum(bool(r["error"]) for r in folder.results(cells))
-    told = [f"{len(cells) - left} of {len(cells)} cells finished",
-    f"{failed} failed (--retry runs them again)" if failed else "",
-            f"{left} held by other processes" if left else ""]  # fmt: skip
+    told = [
+        f"{len(cells) - left} of {len(cells)} cells finished",
+        f"{failed} failed (--retry runs them again)" if failed else "",
+        f"{left} held by other processes" if left else "",
+    ]
     click.echo(f"{', '.join(filter(None, told))}: {output}/index.html, results.md and results.csv.")
 
 

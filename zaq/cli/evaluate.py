@@ -33,9 +33,16 @@ __all__ = ["evaluate"]
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first images.")
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
 @card_options
-def evaluate(run: Path, data: str, task: str | None, decode: Path | None, teacher: str | None, limit: int | None,
-as_json: bool,
-             **card: Any) -> None:  # fmt: skip
+def evaluate(
+    run: Path,
+    data: str,
+    task: str | None,
+    decode: Path | None,
+    teacher: str | None,
+    limit: int | None,
+    as_json: bool,
+    **card: Any,
+) -> None:
     """How good RUN's ONNX file is, in onnxruntime, on labelled images: top-1, mAP or mIoU; or how like the float
     model's its images are. RUN may be the .onnx file alone.
 

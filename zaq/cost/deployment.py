@@ -42,11 +42,21 @@ PICOJOULES = {
 
 # Where an operation holds its weight, and where its bias: the operations that multiply and accumulate.
 LAYERS = {
-    "Conv": (1, 2), "FusedConv": (1, 2), "ConvTranspose": (1, 2), "Gemm": (1, 2), "FusedGemm": (1, 2), "MatMul": (1,
-    None),
-    "FusedMatMul": (1, None), "MatMulNBits": (1, None), "ConvInteger": (1, None), "MatMulInteger": (1, None),
-    "MatMulIntegerToFloat": (1, 6), "QLinearConv": (3, 8), "QLinearMatMul": (3, None), "QGemm": (3, 6),
-}  # fmt: skip
+    "Conv": (1, 2),
+    "FusedConv": (1, 2),
+    "ConvTranspose": (1, 2),
+    "Gemm": (1, 2),
+    "FusedGemm": (1, 2),
+    "MatMul": (1, None),
+    "FusedMatMul": (1, None),
+    "MatMulNBits": (1, None),
+    "ConvInteger": (1, None),
+    "MatMulInteger": (1, None),
+    "MatMulIntegerToFloat": (1, 6),
+    "QLinearConv": (3, 8),
+    "QLinearMatMul": (3, None),
+    "QGemm": (3, 6),
+}
 VIEWS = {"Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"}
 IN_PLACE = {
     "Clip",

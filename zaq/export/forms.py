@@ -2,10 +2,8 @@
 
 | form        | what it is                                                                     | lowest opset |
 |-------------|--------------------------------------------------------------------------------|--------------|
-| `qdq`       | float operations between DequantizeLinear and QuantizeLinear,
-which runtimes fuse; an integer Clip below 8 bits | 19 (13) |
-| `packed`    | the same with weights of 4 bits and fewer as INT4,
-which a Cast to INT8 unpacks when the file is loaded | 21 |
+| `qdq`       | float operations between pairs of quantizers, which runtimes fuse; a Clip below 8 bits | 19 (13) |
+| `packed`    | the same with weights of 4 bits and fewer as INT4, which a Cast unpacks at load time | 21 |
 | `qoperator` | QLinearConv and its like, with onnxruntime's own operators (com.microsoft) where ONNX has none | 13 |
 | `ort`       | the qoperator form in onnxruntime's format for mobile builds                   | 13 |
 | `float`     | the equalized, trained network without quantizers                              | 13 |
