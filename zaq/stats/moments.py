@@ -154,6 +154,10 @@ def _after(gm: GraphModule, node: Node, inputs: list[Clipped | None]) -> Clipped
         return _after_layer(gm, node, first)
     if node.target in CLAMPS:
         return first.clip(*channel_limits(node))
+    if node.target is aten.mul.Tensor and isinstance(node.args[1], int | float):
+        factor = float(node.args[1])
+        ends = (first.low * factor, first.high * factor) if factor >= 0 else (first.high * factor, first.low * factor)
+        return Clipped(first.mu * factor, first.sigma * abs(factor), *ends)
     if node.target is aten.add.Tensor and len(parts) == 2 and len(parts[0].mu) == len(parts[1].mu):
         total = Clipped.normal(parts[0].mean + parts[1].mean, (parts[0].variance + parts[1].variance).sqrt())
         return total.clip(parts[0].low + parts[1].low, parts[0].high + parts[1].high)
