@@ -62,6 +62,7 @@ class Loop:
         step: takes the number of a step and returns its losses by name, which must be finite.
         parts: objects with state_dict and load_state_dict; optimizers among them have their rates scheduled.
         schedule: maps progress in [0, 1) to a factor on the learning rates.
+        finish: hands on what was made; see the method.
     """
 
     def __init__(
@@ -69,8 +70,9 @@ class Loop:
         step: Callable[[int], dict[str, float] | None],
         *parts: Any,
         schedule: Callable[[float], float] = lambda done: 1.0,
+        finish: Callable[[], object] = lambda: None,
     ) -> None:
-        self._step, self.parts, self._schedule = step, parts, schedule
+        self._step, self.parts, self._schedule, self._finish = step, parts, schedule, finish
         self.slower = 1.0  # what the runner has made every rate smaller by, after a loss that was not finite
         self._optimizers = [part for part in parts if isinstance(part, torch.optim.Optimizer)]
         self._peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in self._optimizers]
@@ -93,6 +95,7 @@ class Loop:
 
     def finish(self) -> None:
         """Hand on what was made; called once, also where the steps were broken off."""
+        self._finish()
 
 
 def numbers(losses: dict[str, Tensor]) -> dict[str, float]:

@@ -1,6 +1,6 @@
 """What is asked of a method: one network to quantize, at these bits, with this effort and seed."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -48,10 +48,6 @@ class Task:
         height, width = self.card.input[1:]
         batch = 2 ** torch.tensor(PIXELS_A_BATCH / (height * width)).log2().floor().clamp(3, 6)
         object.__setattr__(self, "batch", int(batch))  # a power of two from 8 to 64, so that large images fit
-
-    def with_teacher(self, teacher: GraphModule) -> "Task":
-        """The same task with a teacher that computes the same."""
-        return replace(self, teacher=teacher)
 
     @property
     def few(self) -> int:

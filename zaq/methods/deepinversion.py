@@ -58,7 +58,6 @@ class Invert(Stage):
         labels = (torch.arange(count) % classes)[torch.randperm(count)] if classes else None
         losses = self._losses(state, labels)
         bounds = task.card.bounds() if of.clip else None
-        loop = Pixels(torch.randn(count, *task.card.input), lambda _: losses, self.steps, of.lr, bounds=bounds)
 
         def finish() -> None:
             images = task.in_bounds(torch.cat(loop.images))
@@ -66,7 +65,8 @@ class Invert(Stage):
             if state.samples is None:
                 state.samples, state.held_out = images, False
 
-        loop.finish = finish  # type: ignore[method-assign]
+        start = torch.randn(count, *task.card.input)
+        loop = Pixels(start, lambda _: losses, self.steps, of.lr, bounds=bounds, finish=finish)
         return loop
 
     def _losses(self, state: State, labels: Tensor | None) -> Callable[[Tensor], dict[str, Tensor]]:

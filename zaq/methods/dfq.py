@@ -43,9 +43,7 @@ class Rewrite(Stage):
             counted.append(count)
 
         counted: list[int] = []
-        loop = Loop(one)
-        loop.finish = lambda: setattr(journal.records[-1], "steps", sum(counted))  # type: ignore[method-assign]
-        return loop
+        return Loop(one, finish=lambda: setattr(journal.records[-1], "steps", sum(counted)))
 
 
 @dataclass(frozen=True, kw_only=True)

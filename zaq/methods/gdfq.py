@@ -87,8 +87,7 @@ class WarmUp(Stage):
         state.generator = generator
         state.optimizer = torch.optim.Adam(generator.parameters(), plan.lr_generator, (0.5, 0.999))
         draw = drawing(self.of, state, plan.batch)
-        for quantizer in student.placement.activations.values():
-            quantizer.watch("ema")
+        student.watch("ema")
         frozen: list[bool] = []
 
         def freeze() -> None:
@@ -109,9 +108,7 @@ class WarmUp(Stage):
             freeze()
             student.fit_weights(search=False)
 
-        loop = Loop(one, generator, state.optimizer)
-        loop.finish = finish  # type: ignore[method-assign]
-        return loop
+        return Loop(one, generator, state.optimizer, finish=finish)
 
 
 @dataclass(frozen=True, kw_only=True)

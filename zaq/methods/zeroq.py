@@ -69,14 +69,14 @@ class Distil(Stage):
 
         count = self.batch if task.effort == "best" else min(self.batch, task.batch)
         start = self.noise * (torch.rand(count, *task.card.input) - 0.5)
-        loop = Pixels(start, lambda _: losses, self.length(state), self.lr, patience=self.patience)
 
         def finish() -> None:
             found = torch.cat(loop.images)
             state.samples, state.held_out = task.in_bounds(found), False
             state.images = state.samples if self.stored_in_bounds else found
 
-        loop.finish = finish  # type: ignore[method-assign]
+        length = self.length(state)
+        loop = Pixels(start, lambda _: losses, length, self.lr, patience=self.patience, finish=finish)
         return loop
 
 

@@ -49,11 +49,15 @@ class Student:
         for name, quantizer in self.placement.weights.items():
             quantizer.fit_weight(self.weight(name), search)
 
+    def watch(self, observer: str) -> None:
+        """Let activations pass unrounded, watched by one of OBSERVERS, until `freeze`."""
+        for quantizer in self.placement.activations.values():
+            quantizer.watch(observer)
+
     @contextmanager
     def watching(self, observer: str = "mse") -> Iterator[None]:
         """Inside, activations pass unrounded and one of OBSERVERS watches them; afterwards their ranges are frozen."""
-        for quantizer in self.placement.activations.values():
-            quantizer.watch(observer)
+        self.watch(observer)
         try:
             yield
         finally:

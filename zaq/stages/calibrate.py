@@ -50,16 +50,13 @@ class Calibrate(Stage):
     def start(self, state: State, journal: Journal) -> Loop:
         assert state.images is not None
         parts, student = state.images.split(state.task.batch), state.student
-        watching = student.watching(self.observer)
-        watching.__enter__()
+        student.watch(self.observer)
 
         @torch.no_grad()
         def one(i: int) -> None:
             student(parts[i])
 
-        loop = Loop(one)
-        loop.finish = lambda: watching.__exit__(None, None, None)  # type: ignore[method-assign,assignment]
-        return loop
+        return Loop(one, finish=student.freeze)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -60,6 +60,4 @@ class ChooseBits(Stage):
             state.frontier = choice.frontier
             journal.records[-1].say(f"sum of KL sensitivities {choice.omega:.3g}")
 
-        loop = Loop(lambda i: measured.measure(list(fewest)[i]))
-        loop.finish = finish  # type: ignore[method-assign]
-        return loop
+        return Loop(lambda i: measured.measure(list(fewest)[i]), finish=finish)

@@ -27,6 +27,7 @@ class Pixels(Loop):
         together: images of a part; all of them by default.
         patience: steps without a smaller loss after which the rate is a tenth.
         bounds: the least and the greatest pixel, (C, 1, 1) each, kept at every step.
+        finish: see `Loop`.
     """
 
     def __init__(
@@ -39,8 +40,9 @@ class Pixels(Loop):
         together: int | None = None,
         patience: int | None = None,
         bounds: tuple[Tensor, Tensor] | None = None,
+        finish: Callable[[], object] = lambda: None,
     ) -> None:
-        super().__init__(lambda i: None)
+        super().__init__(lambda i: None, finish=finish)
         self.losses_of, self.each, self.lr, self.patience, self.bounds = losses_of, steps, lr, patience, bounds
         self.images = list(images.split(together or len(images)))  # those whose turn has not come as they were given
         self.at, self.finished = -1, 0  # the part that is being moved; how many have gone all their steps

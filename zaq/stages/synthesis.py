@@ -190,8 +190,8 @@ class Refine(Likeness):
             labels = torch.randint(task.classes, (count,)) if task.classes else None
             return lambda x: losses_of(shifted(x, reach), labels)
 
-        loop = Pixels(images, part, steps, self.lr, together=together, bounds=task.card.bounds())
-        loop.finish = lambda: keep(loop)  # type: ignore[method-assign]
+        bounds = task.card.bounds()
+        loop = Pixels(images, part, steps, self.lr, together=together, bounds=bounds, finish=lambda: keep(loop))
         return loop
 
 
