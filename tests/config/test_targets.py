@@ -9,15 +9,13 @@ import pytest
 from conftest import zaq as command
 from numpy.typing import NDArray
 from onnx import ModelProto, numpy_helper
-from zoo import SHAPE, images, quantized_net
+from zoo import CARD, images, quantized_net
 
 from zaq.config.bits import ACTIVATION_GRIDS, WEIGHT_GRIDS, QConfig
-from zaq.config.card import Card
 from zaq.config.targets import TARGETS, Target
 from zaq.methods.rtn import RTN
 from zaq.verify.parity import Parity, compare
 
-CARD = Card(input=SHAPE, mean=(0.5,) * 3, std=(0.25,) * 3)
 QUICK = RTN()
 
 

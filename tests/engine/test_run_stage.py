@@ -8,10 +8,9 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from torch import Tensor, nn
-from zoo import SHAPE, traced
+from zoo import CARD, traced
 
 from zaq.config.bits import QConfig
-from zaq.config.card import Card
 from zaq.engine.journal import Journal
 from zaq.engine.progress import Progress
 from zaq.engine.runner import run_stages, seed_of
@@ -19,8 +18,6 @@ from zaq.engine.stage import Loop, Stage
 from zaq.engine.state import State
 from zaq.engine.task import Task
 from zaq.passes.fold import fold
-
-CARD = Card(input=SHAPE, mean=(0.5,) * 3, std=(0.25,) * 3)
 
 
 @pytest.fixture

@@ -13,11 +13,10 @@ import pytest
 from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 from torch import Tensor
-from zoo import SHAPE, images, quantized_net
+from zoo import CARD, images, quantized_net
 
 from zaq.api import quantize_graph
 from zaq.config.bits import QConfig
-from zaq.config.card import Card
 from zaq.data import batches
 from zaq.export.onnx import in_form, translate
 from zaq.export.program import program_of
@@ -25,7 +24,6 @@ from zaq.export.session import run_session, session
 from zaq.methods.rtn import RTN
 from zaq.sources import load
 
-CARD = Card(input=SHAPE, mean=(0.5,) * 3, std=(0.25,) * 3)
 WEB, SCRIPT = "1.30.0", Path(__file__).with_name("web.mjs")
 LAST_BITS = 1e-6  # of the range: floats behind the last integer are summed in another order
 

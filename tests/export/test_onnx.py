@@ -8,17 +8,15 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
-from zoo import SHAPE, ZOO, images, quantized_net
+from zoo import CARD, ZOO, images, quantized_net
 
 import zaq
 from zaq.config.bits import QConfig
-from zaq.config.card import Card
 from zaq.errors import SourceError
 from zaq.export.session import session
 from zaq.methods.rtn import RTN
 from zaq.verify.parity import compare
 
-CARD = Card(input=SHAPE, mean=(0.5,) * 3, std=(0.25,) * 3)
 QUICK = RTN()
 IN_FLOAT = {
     "transposed": {"ConvTranspose", "Tanh"},

@@ -4,14 +4,12 @@ and fine-tuning that is kept only if it helps."""
 import pytest
 import torch
 from torch import nn
-from zoo import SHAPE, build, images, quantized_net
+from zoo import CARD, build, images, quantized_net
 
 import zaq
-from zaq.config.card import Card
 from zaq.errors import BitsError, SourceError
 from zaq.methods.deepinversion import DeepInversion
 
-CARD = Card(input=SHAPE, mean=(0.5,) * 3, std=(0.25,) * 3)
 QUICK = DeepInversion(steps=3, images=8, finetune=5)
 
 

@@ -15,13 +15,12 @@ from conftest import zaq_here
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.fx import GraphModule
-from zoo import SHAPE, build, images, traced
+from zoo import CARD, SHAPE, build, images, traced
 
 from zaq.api import Quantized, quantize_graph
 from zaq.cli.options import method_of
 from zaq.cli.quantize import _data_read
 from zaq.config.bits import QConfig
-from zaq.config.card import Card
 from zaq.engine.journal import Journal
 from zaq.engine.runner import run_stages
 from zaq.engine.state import State
@@ -33,7 +32,6 @@ from zaq.methods.ft import FineTune
 from zaq.passes.fold import fold
 from zaq.stages.training import FASTEST, distillation
 
-CARD = Card(input=SHAPE, mean=(0.5,) * 3, std=(0.25,) * 3)
 Batches = Iterator[tuple[Tensor, Tensor]]
 
 

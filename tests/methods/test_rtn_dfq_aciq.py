@@ -7,18 +7,15 @@ import onnx
 import pytest
 import torch
 from torch import nn
-from zoo import SHAPE, ZOO, build, images, quantized_net
+from zoo import CARD, ZOO, build, images, quantized_net
 
 import zaq
 from zaq.config.bits import QConfig
-from zaq.config.card import Card
 from zaq.errors import BitsError, SourceError
 from zaq.methods.aciq import ACIQ
 from zaq.methods.dfq import DFQ
 from zaq.methods.rtn import RTN
 from zaq.verify.parity import compare
-
-CARD = Card(input=SHAPE, mean=(0.5,) * 3, std=(0.25,) * 3)
 
 
 @pytest.mark.parametrize("method", [RTN(), DFQ(), ACIQ()], ids=["rtn", "dfq", "aciq"])

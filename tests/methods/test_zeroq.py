@@ -5,16 +5,14 @@ from pathlib import Path
 
 import pytest
 from conftest import zaq as command
-from zoo import SHAPE, quantized_net
+from zoo import CARD, SHAPE, quantized_net
 
 from zaq.config.bits import QConfig
-from zaq.config.card import Card
 from zaq.errors import BitsError, SourceError
 from zaq.methods.zaq import ZAQ
 from zaq.methods.zeroq import ZeroQ
 from zaq.report.page import render
 
-CARD = Card(input=SHAPE, mean=(0.5,) * 3, std=(0.25,) * 3)
 QUICK = ZeroQ(batch=8, steps=20)
 
 

@@ -7,18 +7,15 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
-from zoo import SHAPE, ZOO, conv, head, images, traced
+from zoo import CARD, ZOO, conv, head, images, traced
 
 from zaq.config.bits import QConfig
-from zaq.config.card import Card
 from zaq.ir.capture import trace
 from zaq.ir.nodes import input_node, output_nodes
 from zaq.passes.fold import fold
 from zaq.quant.edges import weighted_layers
 from zaq.quant.placement import place
 from zaq.stages.blocks import Block, between, blocks
-
-CARD = Card(input=SHAPE, mean=(0.5,) * 3, std=(0.25,) * 3)
 
 
 class Pyramid(nn.Module):

@@ -6,10 +6,9 @@ import pytest
 import torch
 from toy import CARD as TOY_CARD
 from toy import gratings, offsets, shared_head, trained
-from zoo import SHAPE, traced
+from zoo import CARD, SHAPE, traced
 
 from zaq.config.bits import QConfig
-from zaq.config.card import Card
 from zaq.engine.state import State
 from zaq.engine.task import Task
 from zaq.ir.capture import trace
@@ -19,8 +18,6 @@ from zaq.passes.fold import fold
 from zaq.quant.edges import weighted_layers
 from zaq.stats.bias import correct_analytically, correct_empirically
 from zaq.stats.moments import moments
-
-CARD = Card(input=SHAPE, mean=(0.5,) * 3, std=(0.25,) * 3)
 
 
 def rounded(name: str) -> State:

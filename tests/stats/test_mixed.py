@@ -6,10 +6,9 @@ import random
 import pytest
 import torch
 from torch.fx import GraphModule
-from zoo import SHAPE, images, traced
+from zoo import CARD, images, traced
 
 from zaq.config.bits import QConfig
-from zaq.config.card import Card
 from zaq.errors import BitsError
 from zaq.ir.nodes import attribute
 from zaq.passes.fold import fold
@@ -17,8 +16,6 @@ from zaq.quant.fake_quantize import FakeQuantize
 from zaq.quant.placement import place
 from zaq.stats import mixed
 from zaq.stats.mixed import Sensitivities, allocate, packed_bytes, sizes
-
-CARD = Card(input=SHAPE, mean=(0.5,) * 3, std=(0.25,) * 3)
 
 
 def problem(seed: int, layers: int = 4) -> tuple[dict[str, dict[int, float]], dict[str, dict[int, int]]]:

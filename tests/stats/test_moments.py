@@ -6,17 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
-from zoo import SHAPE, ZOO, images, traced
+from zoo import CARD, SHAPE, ZOO, images, traced
 
-from zaq.config.card import Card
 from zaq.ir.capture import trace
 from zaq.ir.nodes import output_nodes
 from zaq.ir.ops import LINEARS
 from zaq.ir.taps import with_taps
 from zaq.passes.fold import fold
 from zaq.stats.moments import ALIKE, Clipped, moments
-
-CARD = Card(input=SHAPE, mean=(0.5,) * 3, std=(0.25,) * 3)
 
 
 def integral(mu: float, sigma: float, low: float, high: float) -> tuple[float, float]:

@@ -5,15 +5,12 @@ from pathlib import Path
 import onnx
 import pytest
 from onnx import numpy_helper
-from zoo import SHAPE, images, quantized_net
+from zoo import CARD, images, quantized_net
 
 import zaq
-from zaq.config.card import Card
 from zaq.methods.rtn import RTN
 from zaq.verify.kernels import kernels
 from zaq.verify.parity import compare
-
-CARD = Card(input=SHAPE, mean=(0.5,) * 3, std=(0.25,) * 3)
 
 
 @pytest.fixture(scope="module")
