@@ -15,6 +15,7 @@ from zaq.config.card import Card
 from zaq.engine.journal import Journal, Log
 from zaq.engine.progress import Progress
 from zaq.engine.runner import drawing, run_stages
+from zaq.engine.snapshot import Snapshots
 from zaq.engine.state import State
 from zaq.engine.task import NO_BATCH_NORM, Task
 from zaq.errors import BitsError, TrainingError, unknown
@@ -117,11 +118,13 @@ def quantize_graph(
     source: dict[str, Any] | None = None,
     real: Iterator[tuple[Tensor, Tensor]] | None = None,
     notes: Iterable[str] = (),
+    snapshots: Snapshots | None = None,
 ) -> Quantized:
     """Quantize a traced graph; what `quantize` and the command line share.
 
     `notes`: what the report has to say of the source.
     `real`: endless batches of real images and labels. Only a method that says `reads_data` is handed them.
+    `snapshots`: where to go on from, if there is anything, and where to leave more.
     """
     if not isinstance(method, Method):
         hint = f"; write {method.__name__}()" if isinstance(method, type) else ""
@@ -140,7 +143,7 @@ def quantize_graph(
     journal.notes += [*notes, *unfolded, *_notes(task)]
     with drawing(seed):
         stages = method.plan(task, real) if method.reads_data else method.plan(task)
-        run_stages(stages, state, journal)
+        run_stages(stages, state, journal, snapshots)
         student = state.student
         student.settle()
         student.module.requires_grad_(False)
@@ -160,7 +163,8 @@ def quantize_graph(
             "data": None,
             "source": source or {"name": "module", "sha256": None},
         }
-        report = facts.describe(state, journal, options, minutes=(time.monotonic() - started) / 60)
+        seconds = snapshots.seconds if snapshots else time.monotonic() - started
+        report = facts.describe(state, journal, options, minutes=seconds / 60)
     return Quantized(state, journal, report)
 
 

@@ -1,29 +1,45 @@
 """What `zaq quantize` does around the method: the run directory, the file, its verification, the report."""
 
 import dataclasses
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from zaq import __version__
 from zaq.api import Quantized, quantize_graph
 from zaq.config.bits import QConfig
 from zaq.cost import deployment
 from zaq.data import shuffled
+from zaq.engine.interruption import ctrl_c_waits
 from zaq.engine.journal import Log
 from zaq.engine.progress import Progress
+from zaq.engine.snapshot import Snapshots, run_of
+from zaq.errors import BitsError, Interrupted
 from zaq.export.onnx import in_form, translate
 from zaq.export.program import program_of
 from zaq.ir.capture import from_exported
 from zaq.ir.nodes import attribute
 from zaq.report import facts as reporting
 from zaq.report.page import render
-from zaq.run import Run, disk_errors
+from zaq.run import SNAPSHOTS, Run, beside, disk_errors
 from zaq.sources import Source
 from zaq.verify.layers import SAMPLES, compare_layers, summary
 from zaq.verify.parity import compare
 
-__all__ = ["quantize_run"]
+__all__ = ["Keeping", "call_of", "quantize_run"]
 
 FT_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Keeping:
+    """How a run is kept while it lasts. `call` is what it was asked for, in the caller's own words, for `call_of`."""
+
+    every: float = 60.0  # seconds between snapshots inside a stage
+    resume: bool = False
+    call: dict[str, Any] = field(default_factory=dict)
 
 
 def quantize_run(
@@ -36,24 +52,106 @@ def quantize_run(
     overwrite: bool = False,
     progress: Progress | None = None,
     data: str | None = None,
+    keeping: Keeping | None = None,
 ) -> dict[str, Any]:
     """Quantize a loaded model into a run directory and return the report. See `zaq.run` for what lies there after.
 
     `data` is for a method that reads real images, which is `ft` alone; the report says so.
-    The student is saved as soon as it is trained, so that nothing computed is lost if a later step fails.
+    The run is kept in snapshots, so that nothing computed is lost if a later step fails or the process is killed.
+
+    Raises:
+        OutputError: for a folder that cannot be written, or holds a run.
+        BitsError: for `keeping.resume` with other options than the run's.
+        Interrupted: where Ctrl-C came while files were written; they are whole.
     """
-    progress = progress or Progress()
-    run = Run.create(folder, overwrite)
+    progress, keeping = progress or Progress(), keeping or Keeping()
+    with Run.building(folder, overwrite, keeping.resume) as run:
+        log = Log(run / "log.jsonl")
+        quantized = _trained(model, qconfig, method, effort, seed, run, log, progress, data, keeping)
+        quantized.report["options"]["data"] = data
+        with ctrl_c_waits(progress.say) as came:
+            report = _saved(run, quantized, log, progress)
+            run.finish(snapshots=report["interrupted"])
+    if came:
+        raise Interrupted(f"interrupted while it was saved; the run in {folder}/ is whole.")
+    return report
+
+
+def _trained(
+    model: Source,
+    qconfig: QConfig,
+    method: Any,
+    effort: str,
+    seed: int,
+    run: Run,
+    log: Log,
+    progress: Progress,
+    data: str | None,
+    keeping: Keeping,
+) -> Quantized:
+    """The quantized model, which goes on from the run's snapshots and leaves more."""
     source = {"name": model.name, "sha256": model.sha256}
-    log = Log(run / "log.jsonl")
-    real = shuffled(data, model.card, FT_BATCH, seed) if data and method.reads_data else None
-    with disk_errors(folder):  # the log grows with every step
-        quantized = quantize_graph(
-            model.graph, qconfig, method, card=model.card, effort=effort, seed=seed, progress=progress, log=log,
-            source=source, real=real,
+    real, snapshots = None, None
+    if method.reads_data:
+        if keeping.resume:
+            raise BitsError(f"--resume: --method {method.name} reads images in an order of their own; it begins anew.")
+        real = shuffled(data, model.card, FT_BATCH, seed) if data else None
+    else:
+        asked = {
+            "source": source,
+            "bits": qconfig,
+            "method": reporting.method_dict(method),
+            "effort": effort,
+            "seed": seed,
+            "card": model.card,
+            "threads": torch.get_num_threads(),
+            "version": [__version__, torch.__version__],
+        }
+        snapshots = Snapshots(run / SNAPSHOTS, asked, keeping.every, progress.say, keeping.call)
+        if keeping.resume:
+            _same(asked, run)
+    with disk_errors(run.path):  # the log grows with every step
+        return quantize_graph(
+            model.graph,
+            qconfig,
+            method,
+            card=model.card,
+            effort=effort,
+            seed=seed,
+            progress=progress,
+            log=log,
+            source=source,
+            real=real,
             notes=model.notes,
-        )  # fmt: skip
-    quantized.report["options"]["data"] = data
+            snapshots=snapshots,
+        )
+
+
+def _same(asked: dict[str, Any], run: Run) -> None:
+    """Raise BitsError if a run that is to go on was begun with other options: what came out would be neither."""
+    begun, _ = run_of(run / SNAPSHOTS) or (asked, {})
+    for name, value in asked.items():
+        if begun.get(name) != value:
+            raise BitsError(
+                f"--resume: the run was begun with another {name}: {_told(begun.get(name))}, not {_told(value)}. "
+                "Say the same, or begin anew with --overwrite."
+            )
+
+
+def _told(value: Any) -> str:
+    return value["name"] if isinstance(value, dict) and "name" in value else str(value)
+
+
+def call_of(folder: Path) -> dict[str, Any]:
+    """What a run that was broken off was asked for: the `call` of its `Keeping`. Empty where nothing is known."""
+    for snapshots in (beside(folder) / SNAPSHOTS, folder / SNAPSHOTS):
+        if found := run_of(snapshots):
+            return found[1]
+    return {}
+
+
+def _saved(run: Run, quantized: Quantized, log: Log, progress: Progress) -> dict[str, Any]:
+    """The report, when the files are written and verified."""
     report = quantized.report
     run.write_json("options.json", report["options"])
     progress.say("saving and verifying")
@@ -63,7 +161,7 @@ def quantize_run(
         run.write_samples(quantized.state.samples, quantized.card)
     metadata = reporting.onnx_metadata(report["options"]) | {"parts": run.hashes()}
     translated = translate(exported)
-    run.write("model.onnx", in_form(translated, metadata, target=qconfig.runtime))
+    run.write("model.onnx", in_form(translated, metadata, target=quantized.task.qconfig.runtime))
     if quantized.state.samples is not None:
         parity = compare(run / "model.onnx", quantized.module, run.samples())
         report["parity"], report["parity_sentence"] = parity.to_dict(), parity.sentence()

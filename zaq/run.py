@@ -6,12 +6,16 @@ options.json          everything resolved, so that the run can be repeated
 log.jsonl             losses, step by step
 samples.safetensors   synthetic samples, as 8-bit pixels, for `zaq verify`
 report.json, report.html
+snapshots/            where a run that was broken off can go on (`--resume`)
+
+All of it is built in a folder beside, `NAME.partial`, and moved into place when it is whole.
 """
 
 import errno
 import hashlib
 import io
 import json
+import os
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -20,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.fx import GraphModule
@@ -31,7 +36,7 @@ from zaq.export.session import session
 from zaq.ir.capture import quiet
 from zaq.sources import read_program, read_pt2
 
-__all__ = ["FILES", "Run", "disk_errors", "write_file"]
+__all__ = ["FILES", "PARTS", "SNAPSHOTS", "Run", "beside", "disk_errors", "write_file"]
 
 FILES = (
     "model.onnx",
@@ -43,35 +48,64 @@ FILES = (
     "report.html",
 )
 PARTS = ("quantized.pt2", "options.json")
+SNAPSHOTS = "snapshots"
+FORMS = ("model.*.onnx", "model.ort")  # what `zaq export` adds
+LOCK = "lock"
 
 
 class Run:
     """A run directory on disk."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path = self.place = path  # where it lies, and where it goes when it is whole
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name
 
     @classmethod
-    def create(cls, path: Path, overwrite: bool = False) -> "Run":
-        """Make the directory. Raises OutputError if it exists and holds anything, unless `overwrite`."""
-        if path.exists() and not path.is_dir():
-            raise OutputError(f"{path}: is a file; -o names a folder.")
-        if path.is_dir() and any(path.iterdir()):
-            if not overwrite:
-                raise OutputError(f"{path}: exists already; choose another folder with -o, or say --overwrite.")
-            for name in FILES:
-                (path / name).unlink(missing_ok=True)
+    @contextmanager
+    def building(cls, path: Path, overwrite: bool = False, resume: bool = False) -> Iterator["Run"]:
+        """A run in a folder beside `path`, until `finish` moves it there; what is there stays until then.
+
+        If the block ends badly, the folder beside stays if anything in it can be gone on from. `resume`: begin with the
+        snapshots that are there, or in `path` itself, where a run was ended by Ctrl-C.
+
+        Raises OutputError where `path` holds anything, unless `overwrite` or `resume`; where a run was broken off, and
+        neither is said; where there is nothing to resume; and where another process builds the same run.
+        """
         with disk_errors(path):
-            path.mkdir(parents=True, exist_ok=True)
-        return cls(path)
+            work = beside(path)
+            if path.exists() and not path.is_dir():
+                raise OutputError(f"{path}: is a file; -o names a folder.")
+            if not (overwrite or resume) and path.is_dir() and any(p != work for p in path.iterdir()):
+                raise OutputError(f"{path}: exists already; choose another folder with -o, or say --overwrite.")
+            if work.is_symlink():
+                raise OutputError(f"{work}: is a link; the run is built there before it is moved. Remove the link.")
+            work.mkdir(parents=True, exist_ok=True)
+        with _locked(work, path):
+            _begin(work, path, overwrite, resume)
+            run = cls(work)
+            run.place = path
+            try:
+                yield run
+            except BaseException:
+                if run.path == work and not _worth(work):
+                    shutil.rmtree(work)
+                raise
+
+    def finish(self, snapshots: bool = False) -> None:
+        """Move a run that was built into its place; with its snapshots, where it could still go on."""
+        work, self.path = self.path, self.place
+        with disk_errors(self.place):
+            (work / LOCK).unlink()
+            _move(work, self.place)
+            if not snapshots:
+                shutil.rmtree(self.place / SNAPSHOTS, ignore_errors=True)
 
     @classmethod
-    def open(cls, path: Path) -> "Run":
+    def open(cls, path: Path, needed: tuple[str, ...] = ("model.onnx", *PARTS)) -> "Run":
         """A finished run. Raises SourceError if the directory is none."""
-        missing = [n for n in ("model.onnx", "quantized.pt2", "options.json") if not (path / n).is_file()]
+        missing = [n for n in needed if not (path / n).is_file()]
         if missing:
             raise SourceError(f"{path}: is no run of zaq quantize ({', '.join(missing)} missing).")
         return cls(path)
@@ -140,6 +174,63 @@ class Run:
             raise SourceError(f"{path}: missing; the run stored no samples to verify with.")
         low, high = self.card().bounds()
         return load_file(path)["pixels"].float() / 255 * (high - low) + low
+
+
+def beside(path: Path) -> Path:
+    """Where the run of `path` is built: beside, so that moving it is one step; inside where that cannot be."""
+    real = path.resolve()
+    inside = real.is_dir() and (real.is_mount() or not os.access(real.parent, os.W_OK))
+    return real / ".partial" if inside else real.with_name(f"{real.name}.partial")
+
+
+@contextmanager
+def _locked(work: Path, path: Path) -> Iterator[None]:
+    """Raises OutputError where another process holds the folder."""
+    try:
+        with FileLock(work / LOCK, blocking=False):
+            yield
+    except Timeout as error:
+        raise OutputError(f"{path}: another process is writing this run; wait for it, or name another -o.") from error
+
+
+def _snapshots(folder: Path) -> bool:
+    return any((folder / SNAPSHOTS).glob("snapshot-*"))
+
+
+def _worth(work: Path) -> bool:
+    """Whether what a run left can still become a file: by `--resume`, or by `zaq export`."""
+    return _snapshots(work) or all((work / name).is_file() for name in PARTS)
+
+
+def _begin(work: Path, path: Path, overwrite: bool, resume: bool) -> None:
+    """Clear a folder that a run is to be built in, but for the snapshots to go on from."""
+    if resume and not _snapshots(work):
+        if not _snapshots(path):
+            raise OutputError(f"--resume {path}: there is no snapshot to go on from, neither there nor in {work}.")
+        shutil.copytree(path / SNAPSHOTS, work / SNAPSHOTS, dirs_exist_ok=True)
+    if _worth(work) and not (overwrite or resume):
+        on = f"--resume {path} goes on with it" if _snapshots(work) else f"zaq export {work} makes its file"
+        raise OutputError(f"{path}: a run into it was broken off; {on}, --overwrite begins anew.")
+    for entry in work.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            if not (resume and entry.name == SNAPSHOTS):
+                shutil.rmtree(entry)
+        elif entry.name != LOCK:
+            entry.unlink()
+
+
+def _move(work: Path, path: Path) -> None:
+    """Put a whole run into its place. Files of an older one go, and what is not ours stays."""
+    if not path.exists():
+        work.rename(path.resolve())
+        return
+    shutil.rmtree(path / SNAPSHOTS, ignore_errors=True)
+    for name in (*FILES, *FORMS):
+        for file in path.glob(name):
+            file.unlink()
+    for entry in sorted(work.iterdir(), key=lambda p: p.name == SNAPSHOTS):  # these last: they could do it again
+        entry.rename(path / entry.name)
+    work.rmdir()
 
 
 def write_file(path: Path, content: bytes | str) -> None:

@@ -11,6 +11,7 @@ from zaq.cli.inspect import inspect_model
 from zaq.cli.profile import profile
 from zaq.cli.quantize import quantize
 from zaq.cli.verify import verify
+from zaq.engine.interruption import stopped_by_signals
 from zaq.errors import ZaqError, unknown
 
 __all__ = ["main"]
@@ -21,7 +22,8 @@ class Group(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with stopped_by_signals():
+                return super().invoke(ctx)
         except ZaqError as error:
             click.echo(f"zaq: {error}", err=True)
             ctx.exit(error.exit_code)

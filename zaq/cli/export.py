@@ -25,11 +25,11 @@ def export(run: Path, form: str, opset: int | None, output: Path | None, overwri
     from zaq.export.forms import require_form
     from zaq.export.onnx import to_onnx
     from zaq.report.facts import onnx_metadata
-    from zaq.run import Run, write_file
+    from zaq.run import PARTS, Run, write_file
     from zaq.verify.parity import compare
 
     require_form(form)
-    opened = Run.open(run)
+    opened = Run.open(run, PARTS)
     path = output or run / {"qdq": "model.onnx", "ort": "model.ort"}.get(form, f"model.{form}.onnx")
     if path.exists() and not overwrite:
         raise OutputError(f"{path}: exists already; name another file with -o, or say --overwrite.")

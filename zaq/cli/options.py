@@ -15,12 +15,15 @@ from zaq.errors import BitsError, UserError, unknown
 
 __all__ = [
     "PATH",
+    "MethodOption",
+    "Seconds",
     "card_options",
     "card_overrides",
     "ends",
     "load_source",
     "method_of",
     "progress",
+    "runs_code",
     "size_in_bytes",
     "source_options",
 ]
@@ -115,6 +118,26 @@ def size_in_bytes(text: str | None) -> int | None:
     if not match:
         raise BitsError(f"--target-size {text}: a size is expected, as 0.3MB or 300KB.")
     return int(float(match[1]) * {"": 1, "K": 2**10, "M": 2**20}[match[2]])
+
+
+def runs_code(text: str) -> bool:
+    """Whether a source, an architecture, a method or a setting names code of the user's own: `package.module:name`."""
+    from zaq.sources import SOURCES
+
+    kind, colon, _ = text.rpartition("=")[2].partition(":")
+    return bool(colon) and f"{kind}:" not in SOURCES
+
+
+class Seconds(click.ParamType):  # type: ignore[type-arg]
+    """A time in seconds: 90, 90s or 1.5m."""
+
+    name = "seconds"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        match = re.fullmatch(r"(\d+\.?\d*)(s|m)?", str(value).strip())
+        if not match:
+            self.fail(f"{value!r}: a time is expected, as 60s or 2m.", param, ctx)
+        return float(match[1]) * (60 if match[2] == "m" else 1)
 
 
 class MethodOption(click.Option):

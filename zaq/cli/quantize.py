@@ -5,11 +5,27 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
-from zaq.cli.options import PATH, MethodOption, ends, load_source, method_of, progress, size_in_bytes, source_options
+from zaq.cli.options import (
+    PATH,
+    MethodOption,
+    Seconds,
+    ends,
+    load_source,
+    method_of,
+    progress,
+    runs_code,
+    size_in_bytes,
+    source_options,
+)
 from zaq.errors import BitsError, Interrupted, UserError, unknown
 
 __all__ = ["quantize"]
+
+NOT_ASKED = ("output", "overwrite", "resume", "every", "dry_run", "as_json")  # they do not change what comes out
+NAMES_CODE = ("source", "arch", "method", "settings")
+AGAIN = "zaq.resumed"  # whether options were read from the run that is resumed
 
 
 @click.command()
@@ -48,22 +64,28 @@ __all__ = ["quantize"]
 @click.option("--data", help="Real training images, for --method ft alone: cifar10:DIR, ... No other method reads any.")
 @click.option("--seed", default=0, show_default=True, help="The same seed repeats a CPU run bit for bit.")
 @click.option("-o", "--output", type=PATH, help="Folder for the run; <model>-<bits> by default.")
-@click.option("--overwrite", is_flag=True, help="Replace a run that is there.")
+@click.option("--overwrite", is_flag=True, help="Replace a run that is there, once the new one is whole.")
+@click.option("--resume", type=PATH, metavar="RUN", help="Go on with a run that was broken off; it knows its options.")
+@click.option("--snapshot", "every", type=Seconds(), default="60s", show_default=True, help="How often it is saved.")
 @click.option("--dry-run", is_flag=True, help="Print what would happen, write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @source_options
 def quantize(source: str, bits: str, target_size: str | None, placement: str, weights: str | None,
              activations: str | None, target: str, first_last: str, method: str,
              settings: tuple[str, ...], effort: str, data: str | None, seed: int, output: Path | None,
-             overwrite: bool, dry_run: bool, as_json: bool, **flags: Any) -> None:  # fmt: skip
+             overwrite: bool, resume: Path | None, every: float, dry_run: bool, as_json: bool,
+             **flags: Any) -> None:  # fmt: skip
     """Quantize SOURCE; the shipped CIFAR-10 ResNet-20 if none is named.
 
     SOURCE: a .pt2 or .onnx file; .safetensors, .pt or .pth weights with --arch; timm:NAME, torchvision:NAME,
     hf-hub:OWNER/NAME; package.module:factory; zoo:NAME.
     """
     from zaq.config.bits import EFFORTS, QConfig
-    from zaq.pipeline import quantize_run
+    from zaq.pipeline import Keeping, quantize_run
 
+    if resume is not None and not (context := click.get_current_context()).meta.get(AGAIN):
+        context.invoke(quantize, **_as_begun(context, resume))
+        return
     if effort not in EFFORTS:
         raise BitsError("--effort: " + unknown("effort", effort, EFFORTS))
     qconfig = QConfig.parse(bits, ends(first_last), placement, weights, size_in_bytes(target_size), activations, target)
@@ -74,17 +96,48 @@ def quantize(source: str, bits: str, target_size: str | None, placement: str, we
             + ("reads real images: name them with --data." if data is None else "reads no data; only ft does.")
         )
     model = load_source(source, flags)
-    folder = output or Path(f"{model.name}-{qconfig}")
+    folder = resume or output or Path(f"{model.name}-{qconfig}")
     if dry_run:
         from zaq.report.inspect import describe_model
 
         click.echo(describe_model(model, qconfig))
         click.echo(f"\nwould run {algorithm}\nwith effort {effort}, seed {seed}, into {folder}{'/'}")
         return
-    report = quantize_run(model, qconfig, algorithm, effort, seed, folder, overwrite, progress(), data)
+    call = {k: v for k, v in click.get_current_context().params.items() if k not in NOT_ASKED}
+    keeping = Keeping(every, resume is not None, call)
+    report = quantize_run(model, qconfig, algorithm, effort, seed, folder, overwrite, progress(), data, keeping)
     click.echo(json.dumps(report, indent=1) if as_json else _summary(folder, report))
     if report["interrupted"]:
-        raise Interrupted(f"interrupted; what was finished is in {folder}/ and says so.")
+        raise Interrupted(
+            f"interrupted; what was finished is in {folder}/ and says so. zaq quantize --resume {folder} goes on."
+        )
+
+
+def _as_begun(context: click.Context, folder: Path) -> dict[str, Any]:
+    """The parameters of the call that began a run. What this one says beside them has to be the same.
+
+    A folder that one was sent names nothing that is called: code is named on the command line alone.
+    """
+    from zaq.pipeline import call_of
+
+    context.meta[AGAIN] = True
+    begun, now = call_of(folder), context.params
+    for name in begun.keys() & now.keys():
+        flag = "SOURCE" if name == "source" else f"--{name.replace('_', '-')}"
+        said = context.get_parameter_source(name) is not ParameterSource.DEFAULT
+        if said and now[name] != begun[name]:
+            raise UserError(f"--resume {folder}: was begun with {flag} {begun[name]}, not {now[name]}.")
+        code = [text for text in _texts(begun[name]) if name in NAMES_CODE and runs_code(text)]
+        if not said and code:
+            raise UserError(
+                f"--resume {folder}: was begun with {flag} {code[0]}, which is code; a folder has none run that the "
+                "command line does not name as well: say it again."
+            )
+    return now | {name: value for name, value in begun.items() if name in now}
+
+
+def _texts(value: Any) -> list[str]:
+    return [str(v) for v in value] if isinstance(value, (tuple, list)) else [str(value)]
 
 
 def _data_read(report: dict[str, Any]) -> str:

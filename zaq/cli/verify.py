@@ -32,11 +32,13 @@ def verify(run: Path, data: str | None, limit: int, layers: bool, as_json: bool)
     from zaq.verify.parity import BATCH, compare
 
     opened = Run.open(run)
-    opened.require_parts("model.onnx")
+    forms = forms_of(opened / "model.onnx")
+    for path in forms:
+        opened.require_parts(path.name)
     student, samples = opened.student(), opened.samples()
     progress().say("comparing, layer by layer first")
     found, _ = compare_layers(opened / "model.onnx", student, samples[:SAMPLES])
-    parity = {p.name: compare(p, student, samples) for p in forms_of(opened / "model.onnx")}
+    parity = {p.name: compare(p, student, samples) for p in forms}
     if data:
         real = loaded(listed(data, opened.card(), ANY)[:limit], opened.card(), BATCH)
         parity[f"model.onnx on {data}"] = compare(opened / "model.onnx", student, (images for images, _ in real))

@@ -27,6 +27,14 @@ class Log:
             with open(self.path, "a", opener=lambda path, _: os.open(path, flags, 0o666)) as file:
                 file.write(json.dumps(row) + "\n")
 
+    def go_on(self, rows: list[dict[str, Any]]) -> None:
+        """Begin anew with these rows: those of a run that was broken off."""
+        self.rows = []
+        if self.path:
+            self.path.unlink(missing_ok=True)
+        for row in rows:
+            self(**row)
+
 
 @dataclass
 class Record:

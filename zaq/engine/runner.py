@@ -2,9 +2,9 @@
 
 import math
 import zlib
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from zaq.engine.journal import Journal, Record
+from zaq.engine.snapshot import Snapshots, Unsaved
 from zaq.engine.stage import Loop, Stage
 from zaq.engine.state import State
 
@@ -37,15 +38,99 @@ def drawing(seed: int) -> Iterator[None]:
         yield
 
 
-def run_stages(stages: Iterable[Stage], state: State, journal: Journal) -> None:
-    """Run a method's stages in their order."""
-    seen = Counter[str]()
-    for stage in stages:
-        run_stage(stage, state, journal, seen[stage.name])
-        seen[stage.name] += 1
+def run_stages(stages: Sequence[Stage], state: State, journal: Journal, snapshots: Snapshots | None = None) -> None:
+    """Run a method's stages in their order; with `snapshots` go on from the newest of them, and write more."""
+    saver = _Saver(snapshots, state, journal) if snapshots else None
+    first, point = saver.go_on(stages) if saver else (0, None)
+    for number in range(first, len(stages)):
+        if saver:
+            saver.begin(number)
+        _run(stages, number, state, journal, saver, point)
+        point = None
+        if saver and journal.interrupted:
+            saver.end()
+    if saver:
+        saver.begin(len(stages))
+        saver.snapshots.flush()
 
 
-def run_stage(stage: Stage, state: State, journal: Journal, again: int = 0) -> None:
+def _run(stages: Sequence[Stage], number: int, state: State, journal: Journal, *saved: Any) -> None:
+    """Run one of them."""
+    again = sum(s.name == stages[number].name for s in stages[:number])
+    run_stage(stages[number], state, journal, again, *saved)
+
+
+class _Saver:
+    """What snapshots hold of a run: the state at the beginning of a stage, and the point inside it, if any."""
+
+    def __init__(self, snapshots: Snapshots, state: State, journal: Journal) -> None:
+        self.snapshots, self.state, self.journal = snapshots, state, journal
+        self.teacher, self.rewritten = state.task.teacher, 0  # stages until the last that rewrote the teacher
+        self.base: dict[str, Any] = {}
+
+    def go_on(self, stages: Sequence[Stage]) -> tuple[int, dict[str, Any] | None]:
+        """The first stage to run, and the point inside it to begin at; all of it is put back that was saved.
+
+        A rewritten teacher is in no snapshot: the stages that rewrite it take seconds, and are run once more.
+        """
+        found = self.snapshots.newest()
+        if found is None:
+            return 0, None
+        for number in range(found["rewritten"]):
+            _run(stages, number, self.state, Journal(records=[], notes=[]))
+        self.teacher, self.rewritten = self.state.task.teacher, found["rewritten"]
+        self.state.load(found["state"])
+        self.journal.records[:] = [Record(**r) for r in found["records"]]
+        where = stages[found["stage"]].name if found["stage"] < len(stages) else "the end"
+        self.journal.notes[:] = [*found["notes"], f"this run was broken off, and went on from a snapshot at {where}"]
+        point: dict[str, Any] | None = found["point"]
+        self.journal.log.go_on(point["rows"] if point else found["rows"])
+        return found["stage"], point
+
+    def begin(self, number: int) -> None:
+        """A stage is about to begin, or all have ended."""
+        if self.journal.interrupted:
+            return
+        if self.state.task.teacher is not self.teacher:
+            self.teacher, self.rewritten = self.state.task.teacher, number
+        try:
+            saved = self.state.save()
+        except Unsaved as error:
+            self.snapshots.stop(error)
+            return
+        self.base = {
+            "stage": number,
+            "rewritten": self.rewritten,
+            "state": saved,
+            "records": [asdict(r) for r in self.journal.records],
+            "notes": list(self.journal.notes),
+            "rows": list(self.journal.log.rows),
+            "point": None,
+        }
+        if number:
+            base = self.base
+            self.snapshots.offer(lambda: base, stage_ended=True)
+
+    def point(self, point: dict[str, Any]) -> None:
+        """A stage is at a point that it could go on from."""
+        base, rows = self.base, len(self.journal.log.rows)
+        log = self.journal.log.rows
+        self.snapshots.offer(lambda: base | {"point": point | {"rows": log[:rows]}})
+
+    def end(self) -> None:
+        """Ctrl-C came: keep the last point before it, and no more."""
+        self.snapshots.flush()
+        self.snapshots.stop()
+
+
+def run_stage(
+    stage: Stage,
+    state: State,
+    journal: Journal,
+    again: int = 0,
+    saver: _Saver | None = None,
+    point: dict[str, Any] | None = None,
+) -> None:
     """Run one stage: log its losses, go back where one is not finite, stop at Ctrl-C, keep the best state it went
     through.
 
@@ -71,7 +156,7 @@ def run_stage(stage: Stage, state: State, journal: Journal, again: int = 0) -> N
             record.say("interrupted before its first step")
             return
         if not stopped or stage.after_ctrl_c == "run":
-            _Steps(stage, loop, record, journal, judge, seed).run(stage.length(state))
+            _Steps(stage, loop, record, journal, judge, seed, saver).run(stage.length(state), point)
         loop.finish()
         if judge and before is not None:
             record.loss_after = judge()
@@ -113,18 +198,24 @@ class _Steps:
         journal: Journal,
         judge: Callable[[], float] | None,
         seed: int,
+        saver: _Saver | None,
     ) -> None:
         self.stage, self.loop, self.record, self.journal = stage, loop, record, journal
-        self.judge, self.seed = judge, seed
+        self.judge, self.seed, self.saver = judge, seed, saver
+        self.lives = LIVES
         self.good: tuple[int, Any] = (0, loop.save())  # the last state that was saved with all of it finite
         self.best: tuple[float, int, Any] | None = None  # held-out loss, step, state
         if judge:
             self.best = (record.loss_before or 0.0, 0, self.good[1])
 
-    def run(self, steps: int) -> None:
-        """All of them, as far as nothing stops them."""
-        name, lives = self.stage.name, LIVES
+    def run(self, steps: int, point: dict[str, Any] | None = None) -> None:
+        """All of them, as far as nothing stops them; or those behind a point that a snapshot holds."""
+        name = self.stage.name
         ticks = iter(self.journal.progress.track(name, steps) if self.stage.recorded else range(steps))
+        if point:
+            self._go_on(point)
+            for _ in range(self.record.steps):
+                next(ticks)
         i: int | None = None
         while True:
             try:
@@ -144,8 +235,8 @@ class _Steps:
                 continue
             self._back()
             self.journal.log(name, i, rolled_back=1.0)
-            lives, self.loop.slower = lives - 1, self.loop.slower * SMALLER
-            if lives < 0:
+            self.lives, self.loop.slower = self.lives - 1, self.loop.slower * SMALLER
+            if self.lives < 0:
                 self.record.say(f"stopped at step {i + 1} of {steps}: the loss became NaN {LIVES + 1} times")
                 break
             torch.manual_seed((self.seed + i + 1) % 2**63)  # other numbers than those that led there
@@ -166,7 +257,28 @@ class _Steps:
         self.record.steps = done
         if self.stage.checks > 1 and done % max(steps // self.stage.checks, 1) == 0 and done < steps:
             self._check()
+        if self.saver and self.good[0] == done < steps and self.loop.resumable and not self.journal.interrupted:
+            self.saver.point(self._point())
         return True
+
+    def _point(self) -> dict[str, Any]:
+        return {
+            "good": self.good,
+            "best": self.best,
+            "record": asdict(self.record),
+            "lives": self.lives,
+            "slower": self.loop.slower,
+            "random": torch.get_rng_state(),
+        }
+
+    def _go_on(self, point: dict[str, Any]) -> None:
+        """Put everything back that `_point` saved."""
+        self.good, self.best, self.lives = point["good"], point["best"], point["lives"]
+        self.loop.restore(self.good[1])
+        self.loop.slower = point["slower"]
+        for name, value in point["record"].items():
+            setattr(self.record, name, value)
+        torch.set_rng_state(point["random"])
 
     def _back(self) -> None:
         self.record.steps = self.good[0]

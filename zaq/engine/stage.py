@@ -63,6 +63,8 @@ class Loop:
         parts: objects with state_dict and load_state_dict; optimizers among them have their rates scheduled.
         schedule: maps progress in [0, 1) to a factor on the learning rates.
         finish: hands on what was made; see the method.
+        resumable: whether the parts are all that steps change and later ones depend on, beside random numbers: then
+            another process can go on from what `save` returns.
     """
 
     def __init__(
@@ -71,8 +73,9 @@ class Loop:
         *parts: Any,
         schedule: Callable[[float], float] = lambda done: 1.0,
         finish: Callable[[], object] = lambda: None,
+        resumable: bool = False,
     ) -> None:
-        self._step, self.parts, self._schedule, self._finish = step, parts, schedule, finish
+        self._step, self.parts, self._schedule, self._finish, self._resumable = step, parts, schedule, finish, resumable
         self.slower = 1.0  # what the runner has made every rate smaller by, after a loss that was not finite
         self._optimizers = [part for part in parts if isinstance(part, torch.optim.Optimizer)]
         self._peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in self._optimizers]
@@ -83,6 +86,11 @@ class Loop:
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                 group["lr"] = peak * self.slower * self._schedule(i / of)
         return self._step(i) or {}
+
+    @property
+    def resumable(self) -> bool:
+        """Whether another process could go on from what `save` returns now."""
+        return self._resumable
 
     def save(self) -> Any:
         """A copy of the parts that later steps do not touch."""

@@ -1,5 +1,6 @@
 """What stages hand on to each other: the student and the images it learns from and is judged by."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -9,11 +10,14 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from zaq.config.bits import QConfig
+from zaq.engine.snapshot import Unsaved
 from zaq.engine.task import Task
 from zaq.ir.taps import with_taps
 from zaq.quant.student import Student
 
 __all__ = ["HeldOut", "State"]
+
+PLAIN = ("images", "samples", "held_out", "frontier")  # fields that are saved as they are
 
 
 @dataclass
@@ -43,6 +47,35 @@ class State:
         self.task = replace(self.task, teacher=teacher or self.task.teacher, qconfig=qconfig or self.task.qconfig)
         self._student, self.judge = None, None
 
+    def save(self) -> dict[str, Any]:
+        """What a snapshot keeps of it: all but the teacher, and an optimizer other than Adam."""
+        if self.optimizer is not None and type(self.optimizer) is not torch.optim.Adam:
+            raise Unsaved(f"no snapshot can hold a {type(self.optimizer).__name__} between two stages")
+        if self.judge is not None and not isinstance(self.judge, HeldOut):
+            raise Unsaved(f"no snapshot can hold a judge that is a {type(self.judge).__name__}")
+        return {
+            "qconfig": self.task.qconfig,
+            "student": self._student and self._student.save(),
+            "judge": self.judge and (self.judge.samples, self.judge.discrepancy),
+            "generator": copy.deepcopy(self.generator),
+            "other": copy.deepcopy(self.other),
+            "optimizer": self.optimizer and copy.deepcopy(self.optimizer.state_dict()),
+            **{name: getattr(self, name) for name in PLAIN},
+        }
+
+    def load(self, saved: dict[str, Any]) -> None:
+        """Go on from what `save` returned, with the teacher that there is."""
+        self.rewrite(qconfig=saved["qconfig"])
+        for name in (*PLAIN, "generator", "other"):
+            setattr(self, name, saved[name])
+        if saved["student"]:
+            self.student.load(saved["student"])
+        if saved["judge"]:
+            self.judge = HeldOut(self, *saved["judge"])
+        if saved["optimizer"]:
+            self.optimizer = torch.optim.Adam(self.generator.parameters())
+            self.optimizer.load_state_dict(saved["optimizer"])
+
     def tapped(self, student: bool) -> GraphModule:
         """Teacher or student as a module that returns ([outputs], [tapped features])."""
         return with_taps(self.student.module if student else self.task.teacher, self.task.taps)
@@ -56,8 +89,8 @@ class HeldOut:
         self, state: State, samples: Tensor, discrepancy: Callable[[list[Tensor], list[Tensor]], Tensor]
     ) -> None:
         task = state.task
+        self.samples, self.discrepancy = samples, discrepancy
         self.student, self.parts = with_taps(state.student.module, []), samples.split(task.batch)
-        self.discrepancy = discrepancy
         with torch.no_grad():
             self.wanted = [with_taps(task.teacher, [])(x)[0] for x in self.parts]
 

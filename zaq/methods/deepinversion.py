@@ -138,7 +138,7 @@ class Tune(Stage):
             step(optimizer, loss)
             return {"loss_q": float(loss.detach())}
 
-        return Loop(one, state.student.module, optimizer, schedule=cosine)
+        return Loop(one, state.student.module, optimizer, schedule=cosine, resumable=True)
 
     def _loss(self, state: State) -> Callable[[Tensor], Tensor]:
         teacher, student = with_taps(state.task.teacher, []), with_taps(state.student.module, [])

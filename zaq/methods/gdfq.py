@@ -146,8 +146,8 @@ class Play(Stage):
             student.fit_weights(search=False)
             return losses | numbers({"cross_entropy_q": cross_entropy, "kl_q": kl})
 
-        schedule = self.schedule
-        return Loop(one, student.module, state.generator, optimizer, state.optimizer, schedule=schedule)
+        parts = (student.module, state.generator, optimizer, state.optimizer)
+        return Loop(one, *parts, schedule=self.schedule, resumable=True)
 
     def schedule(self, progress: float) -> float:
         """The factor on every rate: milestones are counted over the warm-up, too."""

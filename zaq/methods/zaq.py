@@ -87,7 +87,8 @@ class Game(Rules, Stage):
     def start(self, state: State, journal: Journal) -> Loop:
         play = _Play(self, state)
         optimizers = (play.optimizer_q, play.optimizer_g)
-        return Loop(play.round, state.student.module, state.generator, *optimizers, play, schedule=self.schedule)
+        parts = (state.student.module, state.generator, *optimizers, play)
+        return Loop(play.round, *parts, schedule=self.schedule, resumable=True)
 
 
 class _Play:
@@ -199,7 +200,7 @@ class WarmUp(Stage):
             step(optimizer, torch.stack(list(found.values())).sum())
             return numbers(found)
 
-        return Loop(one, generator, optimizer)
+        return Loop(one, generator, optimizer, resumable=True)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ was learned; and what `restore` puts back is what `snapshot` took.
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from torch.fx import GraphModule
 from zaq.config.bits import QConfig
 from zaq.config.card import Card
 from zaq.ir.nodes import attribute
+from zaq.quant.fake_quantize import FakeQuantize
 from zaq.quant.placement import place
 
 __all__ = ["Snapshot", "Student"]
@@ -83,6 +85,25 @@ class Student:
     def restore(self, snapshot: Snapshot) -> None:
         """Put a snapshot back."""
         self.module.load_state_dict(copy.deepcopy(snapshot))
+
+    def save(self) -> dict[str, Any]:
+        """All that another student, placed for the same task, needs to go on from here."""
+        quantizers = {name: m for name, m in self.module.named_modules() if isinstance(m, FakeQuantize)}
+        return {
+            "values": self.snapshot(),
+            "fixed": [name for name, p in self.module.named_parameters() if not p.requires_grad],
+            "quantizers": {name: [q.quant_min, q.quant_max, q.guaranteed] for name, q in quantizers.items()},
+        }
+
+    def load(self, saved: dict[str, Any]) -> None:
+        """Go on from what `save` returned."""
+        self.restore(saved["values"])
+        for name, parameter in self.module.named_parameters():
+            parameter.requires_grad_(name not in saved["fixed"])
+        for name, (quant_min, quant_max, guaranteed) in saved["quantizers"].items():
+            quantizer = self.module.get_submodule(name)
+            assert isinstance(quantizer, FakeQuantize)
+            quantizer.quant_min, quantizer.quant_max, quantizer.guaranteed = quant_min, quant_max, guaranteed
 
     def broken(self) -> str:
         """The first parameter or buffer that is not finite, or a scale that is not positive; "" where all is well."""

@@ -42,7 +42,7 @@ class Pixels(Loop):
         bounds: tuple[Tensor, Tensor] | None = None,
         finish: Callable[[], object] = lambda: None,
     ) -> None:
-        super().__init__(lambda i: None, finish=finish)
+        super().__init__(lambda i: None, finish=finish, resumable=True)
         self.losses_of, self.each, self.lr, self.patience, self.bounds = losses_of, steps, lr, patience, bounds
         self.images = list(images.split(together or len(images)))  # those whose turn has not come as they were given
         self.at, self.finished = -1, 0  # the part that is being moved; how many have gone all their steps
@@ -73,7 +73,8 @@ class Pixels(Loop):
 
     def _open(self, at: int) -> None:
         """Begin with the next part."""
-        self.at, self.losses = at, self.losses_of(len(self.images[at]))
+        self.at, self.drew = at, torch.get_rng_state()  # what labels are drawn by
+        self.losses = self.losses_of(len(self.images[at]))
         self.x = self.images[at].detach().clone(memory_format=torch.channels_last).requires_grad_(True)
         self.optimizer = torch.optim.Adam([self.x], self.lr * self.slower)
         self.plateau = None
@@ -83,20 +84,26 @@ class Pixels(Loop):
             )
 
     def save(self) -> Any:
-        now = copy.deepcopy(self.optimizer.state_dict()) if self.at >= 0 else None
-        part = self.images[self.at].clone() if self.at >= 0 else None
-        return list(self.images), self.at, self.finished, part, now
+        if self.at < 0:
+            return list(self.images), self.at, self.finished, None
+        now = copy.deepcopy(self.optimizer.state_dict())
+        plateau = self.plateau and dict(self.plateau.state_dict())
+        return list(self.images), self.at, self.finished, (self.drew, self.images[self.at].clone(), now, plateau)
 
     def restore(self, saved: Any) -> None:
-        images, at, self.finished, part, now = saved
+        images, at, self.finished, opened = saved
         self.images = list(images)
-        if part is None:
+        if opened is None:
             self.at = -1
             return
+        drew, part, now, plateau = opened
         if at != self.at:
-            self._open(at)
+            with torch.random.fork_rng(devices=[]):
+                torch.set_rng_state(drew)
+                self._open(at)
         self.x.data.copy_(part)
         self.images[at] = self.x.detach()
         self.optimizer.load_state_dict(now)
         if self.plateau is not None:  # the plateau sets the rate itself
+            self.plateau.load_state_dict(dict(plateau))
             self.optimizer.param_groups[0]["lr"] *= self.slower

@@ -58,7 +58,7 @@ class Polish(Stage):
             step(optimizer, loss)
             return {"loss_q": float(loss.detach())}
 
-        return Loop(one, student.module, optimizer, schedule=cosine)
+        return Loop(one, student.module, optimizer, schedule=cosine, resumable=True)
 
     def _images(self, state: State) -> Tensor:
         """A batch (n, C, H, W) to learn on."""

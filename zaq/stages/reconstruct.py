@@ -102,6 +102,10 @@ class _Blocks(Loop):
             self._close()
         return {"loss": float(loss.detach())}
 
+    @property
+    def resumable(self) -> bool:
+        return self.at < 0  # not while a block is open
+
     def save(self) -> Any:
         """The student as it was when the last block was closed: what an open block has learned is not in it."""
         return self.closed if self.at >= 0 else self.whole.snapshot()

@@ -124,7 +124,7 @@ class Synthesize(Likeness):
             step(optimizer, torch.stack(list(found.values())).sum())
             return numbers(found)
 
-        return Loop(one, generator, optimizer, schedule=cosine)
+        return Loop(one, generator, optimizer, schedule=cosine, resumable=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,6 +226,11 @@ class FromNoise(Refine):
         def keep(found: Pixels) -> None:
             """Those that have gone all their steps; where Ctrl-C came before, painted ones stay, and no noise."""
             done: Any = torch.cat([*found.images[: found.finished], images[:0]])
-            images[:: self.every][: len(done)] = done
+            mixed = images.clone()
+            mixed[:: self.every][: len(done)] = done
+            if self.held_out:
+                state.samples = mixed
+            else:
+                state.images = mixed
 
         return self.pixels(task, task.noise(self._count(state)), self._half, task.batch, keep)

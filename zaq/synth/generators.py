@@ -1,12 +1,14 @@
 """Networks that draw images from noise. What they draw stays inside what the input's normalisation allows."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from zaq.config.card import Card
 from zaq.config.plugins import lookup
+from zaq.engine.snapshot import Remade
 
 __all__ = ["DCGAN", "GENERATORS", "Generator", "generator_of", "natural"]
 
@@ -16,7 +18,7 @@ NATURAL_REACH = (
 )
 
 
-class Generator(nn.Module):
+class Generator(Remade, nn.Module):
     """Images (n, C, H, W), as a model reads them, out of what `source` hands it and labels (n,), if it has classes."""
 
     low: Tensor
@@ -30,6 +32,11 @@ class Generator(nn.Module):
         self.register_buffer("low", low)
         self.register_buffer("high", high)
         self.register_buffer("drawn", torch.arange(classes or 0))  # the classes that `sample` draws
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **options: Any) -> Any:
+        """As torch's; how many classes are drawn is a part of the state."""
+        self.drawn = state_dict["drawn"].clone()
+        return super().load_state_dict(state_dict, *args, **options)
 
     def source(self, n: int) -> Tensor:
         """What n images are made from."""

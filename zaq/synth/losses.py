@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from zaq.engine.snapshot import known
 from zaq.passes.fold import BatchNormStats
 
 __all__ = [
@@ -31,6 +32,7 @@ SCRM_GAMMA = 0.1
 DEAD = 1e-3  # part of a layer's largest |gamma| below which a channel tells nothing of batch norm's input
 
 
+@known
 def output_discrepancy(p: list[Tensor], q: list[Tensor]) -> Tensor:
     """D_o = E ||P(x) - Q(x)||_1 (ZAQ, eq. 3): summed over the classes or channels, averaged over all else.
 
@@ -42,6 +44,7 @@ def output_discrepancy(p: list[Tensor], q: list[Tensor]) -> Tensor:
     return relative_discrepancy(p, q) * _spreads(p).mean()
 
 
+@known
 def relative_discrepancy(p: list[Tensor], q: list[Tensor]) -> Tensor:
     """D_o of each output in units of what the teacher's samples differ by from their mean; the mean over outputs."""
     gaps = torch.stack([_gap(a, b) for a, b in zip(p, q, strict=True)])

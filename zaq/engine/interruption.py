@@ -1,0 +1,52 @@
+"""What happens when somebody, or a queue, wants a run to end: Ctrl-C, SIGTERM, SIGHUP."""
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+__all__ = ["ctrl_c_waits", "stopped_by_signals"]
+
+STOPPING = [s for name in ("SIGINT", "SIGTERM", "SIGHUP") if (s := getattr(signal, name, None)) is not None]
+
+
+@contextmanager
+def ctrl_c_waits(say: Callable[[str], object]) -> Iterator[list[int]]:
+    """Inside, the first Ctrl-C (or SIGTERM, SIGHUP) is only noted, in the list that is yielded; a second breaks off.
+
+    In a thread other than the main one signals are left as they are.
+    """
+    came: list[int] = []
+
+    def note(number: int, _: Any) -> None:
+        if came:
+            raise KeyboardInterrupt
+        came.append(number)
+        say("what is computed is being saved, and zaq ends then; once more to break that off")
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {s: signal.getsignal(s) for s in STOPPING if signal.getsignal(s) is not signal.SIG_IGN}
+    for number in before:
+        signal.signal(number, note)
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def stopped_by_signals() -> Iterator[None]:
+    """Inside, SIGTERM and SIGHUP do what Ctrl-C does, unless they are ignored (nohup)."""
+    asked = [s for s in STOPPING if s != signal.SIGINT and signal.getsignal(s) is signal.SIG_DFL]
+    if threading.current_thread() is not threading.main_thread():
+        asked = []
+    for number in asked:
+        signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number in asked:
+            signal.signal(number, signal.SIG_DFL)

@@ -1,0 +1,262 @@
+"""Where a run is, in a file, so that another process can go on from there.
+
+A snapshot is a safetensors file: tensors in its body, all else as JSON in its head. Nothing is pickled, and a file can
+have nothing called but what stands in KNOWN.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from zaq.config.bits import QConfig
+from zaq.config.bounds import plain_json
+from zaq.config.card import Card
+from zaq.errors import ZaqError
+
+__all__ = ["KNOWN", "Remade", "Snapshots", "Unsaved", "known", "pack", "run_of", "unpack"]
+
+KNOWN: dict[str, Callable[..., Any]] = {"Card": Card, "QConfig": QConfig}
+KEPT = 2  # the newest, and the one before, for when the newest is damaged
+COST = 20  # times what the last one took to write: so much time passes at least before the next
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Unsaved(ZaqError):
+    """Something that no snapshot can hold."""
+
+
+def known(function: F) -> F:
+    """Let snapshots name a function."""
+    KNOWN[_name(function)] = function
+    return function
+
+
+class Remade:
+    """A module that a snapshot can hold: it is made anew by the same call, and its state put back."""
+
+    made: tuple[tuple[Any, ...], dict[str, Any]]
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        known(cls)
+
+    def __new__(cls, *args: Any, **named: Any) -> Any:
+        one = super().__new__(cls)
+        object.__setattr__(one, "made", (args, named))
+        return one
+
+
+def _name(kind: Any) -> str:
+    return f"{kind.__module__}:{kind.__qualname__}"
+
+
+def pack(value: Any, tensors: dict[str, Tensor]) -> Any:
+    """A value as JSON; its tensors go into `tensors`, one that stands in two places once.
+
+    Raises Unsaved for what is neither a number, a text, a tensor, a list, a tuple or a dict of these, a Card or
+    QConfig, a `Remade`, nor a function in KNOWN.
+    """
+    return _Packer(tensors).pack(value)
+
+
+class _Packer:
+    def __init__(self, tensors: dict[str, Tensor]) -> None:
+        self.tensors, self.keys = tensors, dict[int, str]()
+
+    def pack(self, value: Any) -> Any:
+        match value:
+            case Tensor():
+                return self._tensor(value)
+            case None | bool() | int() | str():
+                return value
+            case float():
+                return value if math.isfinite(value) else {"float": str(value)}
+            case list():
+                return [self.pack(v) for v in value]
+            case tuple():
+                return {"tuple": [self.pack(v) for v in value]}
+            case Mapping():
+                return {"dict": [[self.pack(k), self.pack(v)] for k, v in value.items()]}
+            case Card() | QConfig():
+                named = {f.name: self.pack(getattr(value, f.name)) for f in dataclasses.fields(value)}
+                return {"made": type(value).__name__, "args": [], "named": named}
+            case Remade():
+                args, named = value.made
+                made = {"made": _name(type(value)), "args": self.pack(list(args))}
+                state = value.state_dict() if isinstance(value, nn.Module) else {}
+                return made | {"named": {k: self.pack(v) for k, v in named.items()}, "state": self.pack(state)}
+        if callable(value) and KNOWN.get(_name(value)) is value:
+            return {"known": _name(value)}
+        raise Unsaved(f"no snapshot can hold a {type(value).__name__}")
+
+    def _tensor(self, value: Tensor) -> dict[str, Any]:
+        if id(value) not in self.keys:
+            self.keys[id(value)] = str(len(self.tensors))
+            self.tensors[self.keys[id(value)]] = value
+        return {"tensor": self.keys[id(value)], "stride": list(value.stride())}
+
+
+def unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
+    """What `pack` was given. Raises KeyError, TypeError or ValueError for what `pack` never wrote."""
+    match value:
+        case list():
+            return [unpack(v, tensors) for v in value]
+        case {"tensor": key, "stride": stride}:
+            return _strided(tensors, key, stride)
+        case {"float": text}:
+            return float(text)
+        case {"tuple": parts}:
+            return tuple(unpack(v, tensors) for v in parts)
+        case {"dict": pairs}:
+            return {unpack(k, tensors): unpack(v, tensors) for k, v in pairs}
+        case {"known": name}:
+            return KNOWN[name]
+        case {"made": name, "args": args, "named": named}:
+            one = KNOWN[name](*unpack(args, tensors), **{k: unpack(v, tensors) for k, v in named.items()})
+            if "state" in value and isinstance(one, nn.Module):
+                one.load_state_dict(unpack(value["state"], tensors))
+            return one
+    return value
+
+
+def _strided(tensors: dict[str, Tensor], key: str, stride: list[int]) -> Tensor:
+    """A tensor with its values in the order they lay in: kernels go by it, down to the last bit."""
+    found = tensors[key]
+    extent = 1 + sum((size - 1) * step for size, step in zip(found.shape, stride, strict=True))
+    if list(found.stride()) != stride and extent == found.numel():
+        tensors[key] = torch.empty_strided(found.shape, stride, dtype=found.dtype).copy_(found)
+    return tensors[key]
+
+
+class Snapshots:
+    """The snapshots of one run, in a folder of their own: `snapshot-NUMBER-HASH.safetensors`, the newest two.
+
+    Args:
+        folder: is made when the first one is written.
+        run: says which run this is; snapshots of another one are left alone.
+        every: seconds between two of them inside a stage; there is one behind each stage, too. In both cases no
+            sooner than so much time has passed that writing them takes a twentieth of it.
+        say: is told what was found damaged, and from where on nothing can be saved.
+        call: is kept with them, and not looked at.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        run: dict[str, Any],
+        every: float = 60.0,
+        say: Callable[[str], object] = lambda text: None,
+        call: dict[str, Any] | None = None,
+    ) -> None:
+        self.folder, self.run, self.every, self.say, self.call = folder, run, every, say, call or {}
+        self.before = 0.0  # seconds that the run had taken when the snapshot that was read was written
+        self._started = self._last = time.monotonic()
+        self._cost, self._number, self.stopped = 0.0, 0, False
+        self._pending: Callable[[], Any] | None = None
+
+    @property
+    def seconds(self) -> float:
+        """What the run has taken until now, in all processes."""
+        return self.before + time.monotonic() - self._started
+
+    def offer(self, make: Callable[[], Any], stage_ended: bool = False) -> None:
+        """Take note of where the run is, as what `make` returns, and write it if it is time to."""
+        if self.stopped:
+            return
+        self._pending = make
+        wait = max(0.0 if stage_ended else self.every, COST * self._cost)
+        if time.monotonic() - self._last >= wait:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what was offered last."""
+        make, self._pending = self._pending, None
+        if make is None:
+            return
+        began = time.monotonic()
+        tensors: dict[str, Tensor] = {}
+        try:
+            told = pack({"run": self.run, "call": self.call, "seconds": self.seconds, "found": make()}, tensors)
+        except Unsaved as error:
+            self.stop(error)
+            return
+        plain = {k: t.detach().clone(memory_format=torch.contiguous_format) for k, t in tensors.items()}
+        content = save(plain, {"told": json.dumps(told)})
+        try:
+            self._write(content)
+        except OSError as error:  # the run itself is well
+            self.say(f"{self.folder}: no snapshot could be written ({error.strerror or error}); the run goes on")
+        self._last = time.monotonic()
+        self._cost = self._last - began
+
+    def stop(self, why: Unsaved | None = None) -> None:
+        """Write no more."""
+        self.stopped, self._pending = True, None
+        if why:
+            self.say(f"{why}: what comes behind the last snapshot would have to be done again")
+
+    def _write(self, content: bytes) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        there = self._there()
+        self._number = max([self._number, *(number for number, _ in there)]) + 1
+        digest = hashlib.sha256(content).hexdigest()[:32]
+        temporary = self.folder / f".{secrets.token_hex(8)}"
+        try:
+            with temporary.open("xb") as stream:
+                stream.write(content)
+            temporary.replace(self.folder / f"snapshot-{self._number:06d}-{digest}.safetensors")
+        finally:
+            temporary.unlink(missing_ok=True)
+        for _, path in there[KEPT - 1 :]:
+            path.unlink(missing_ok=True)
+
+    def _there(self) -> list[tuple[int, Path]]:
+        """The snapshots by number, the newest first."""
+        paths = self.folder.glob("snapshot-*-*.safetensors") if self.folder.is_dir() else ()
+        numbered = [(p.name.split("-")[1], p) for p in paths if p.is_file() and not p.is_symlink()]
+        return sorted(((int(number), p) for number, p in numbered if number.isdecimal()), reverse=True)
+
+    def newest(self) -> Any:
+        """The newest that is whole and of this run; None where there is none."""
+        for number, path in self._there():
+            told = self._read(path)
+            if told is None:
+                self.say(f"{path}: is damaged; the one before is taken")
+            elif told["run"] != self.run:
+                self.say(f"{path}: is of another run; the one before is taken")
+            else:
+                self.before, self._number = told["seconds"], number
+                return told["found"]
+        return None
+
+    def _read(self, path: Path) -> dict[str, Any] | None:
+        """What a snapshot holds; None where its name does not say the hash of what is in it."""
+        content = path.read_bytes()
+        if hashlib.sha256(content).hexdigest()[:32] != path.stem.split("-")[2]:
+            return None
+        try:
+            length = int.from_bytes(content[:8], "little")
+            head = plain_json(content[8 : 8 + length])["__metadata__"]["told"]
+            told: dict[str, Any] = unpack(plain_json(head), load(content))
+            return told if {"run", "call", "seconds", "found"} <= told.keys() else None
+        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError, ZaqError):
+            return None
+
+
+def run_of(folder: Path) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """The `run` and the `call` of the newest whole snapshot in a folder; None where there is none."""
+    found = Snapshots(folder, {})
+    told = next((told for _, path in found._there() if (told := found._read(path)) is not None), None)
+    return (told["run"], told["call"]) if told else None
