@@ -43,7 +43,7 @@ def run_stages(stages: Sequence[Stage], state: State, journal: Journal, snapshot
     saver = _Saver(snapshots, state, journal) if snapshots else None
     first, point = saver.go_on(stages) if saver else (0, None)
     for number in range(first, len(stages)):
-        if saver:
+        if saver and not saver.begun(number):
             saver.begin(number)
         _run(stages, number, state, journal, saver, point)
         point = None
@@ -85,7 +85,12 @@ class _Saver:
         self.journal.notes[:] = [*found["notes"], f"this run was broken off, and went on from a snapshot at {where}"]
         point: dict[str, Any] | None = found["point"]
         self.journal.log.go_on(point["rows"] if point else found["rows"])
+        self.base = found | {"point": None, "notes": list(self.journal.notes)}
         return found["stage"], point
+
+    def begun(self, number: int) -> bool:
+        """Whether the snapshot that is gone on from knows the state at the beginning of that stage."""
+        return bool(self.base) and self.base["stage"] == number
 
     def begin(self, number: int) -> None:
         """A stage is about to begin, or all have ended."""

@@ -59,7 +59,7 @@ class Remade:
 
 
 def _name(kind: Any) -> str:
-    return f"{kind.__module__}:{kind.__qualname__}"
+    return f"{kind.__module__}:{getattr(kind, '__qualname__', '')}"
 
 
 def pack(value: Any, tensors: dict[str, Tensor]) -> Any:
