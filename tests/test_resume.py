@@ -177,3 +177,20 @@ def test_a_checkpoint_and_its_options_are_enough_for_a_file(model: Path, tmp_pat
         (out / name).unlink(missing_ok=True)
     assert zaq_here("export", out).exit_code == 0
     assert (out / "model.onnx").read_bytes() == whole
+
+
+def test_a_save_that_fails_costs_seconds(
+    model: Path, whole: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise RuntimeError("PytorchStreamWriter failed writing file")
+
+    out = tmp_path / "out"
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.export, "save", fails)
+        assert zaq_here("quantize", model, *QUICK, "-o", out).exit_code != 0
+    assert not out.exists()
+    trained = len((tmp_path / "out.partial" / "log.jsonl").read_text().splitlines())
+    assert zaq_here("quantize", "--resume", out).exit_code == 0
+    assert (out / "model.onnx").read_bytes() == whole
+    assert len((out / "log.jsonl").read_text().splitlines()) == trained  # nothing was trained again

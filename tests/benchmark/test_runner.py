@@ -115,6 +115,24 @@ def test_a_killed_process_goes_on_where_it_was(folder: Folder, monkeypatch: pyte
     assert len(folder.rows()) == 4 and not folder.open_cells(CELLS)
 
 
+def test_a_cell_that_was_broken_off_goes_on_from_its_snapshots(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stand-in refuses to resume seed 1, as another version's snapshots are refused: that cell begins anew."""
+    for cell in CELLS[:2]:
+        (folder / "cells" / cell.id / "run.partial" / "snapshots").mkdir(parents=True)
+        (folder / "cells" / cell.id / "run.partial" / "snapshots" / "one").write_text("")
+    resuming = """
+if "--resume" in sys.argv and seed == "1":
+    sys.exit(2)
+(out / "report.json").write_text('{"minutes": %d}' % (7 if "--resume" in sys.argv else 0))
+"""
+    run(folder, monkeypatch, stand_in(folder.path) + resuming, CELLS[:3])
+    rows = folder.results(CELLS[:3])
+    assert [row["error"] for row in rows] == ["", "", ""]
+    assert rows[0]["minutes"] == 7 and rows[1]["minutes"] < 1 and rows[2]["minutes"] < 1
+    assert ran(folder.path) == ["0", "1", "1", "2"]
+    assert not (folder / "cells" / CELLS[1].id / "run.partial").exists()
+
+
 @pytest.mark.parametrize("text", ["", '{"error": ""', "[" * 100_000, "[]", "{}"])
 def test_a_result_that_broke_off_is_run_again(text: str, folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     run(folder, monkeypatch, stand_in(folder.path), CELLS)

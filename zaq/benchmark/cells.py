@@ -5,11 +5,11 @@ cells/<id>/claim         locked by the process that runs the cell; the kernel fr
 cells/<id>/result.json   its row, moved into place when the cell is finished
 cells/<id>/stderr.txt    what zaq quantize had to say, where it failed
 cells/<id>/run/          what zaq quantize wrote; only report.json is left of it, unless --keep
+cells/<id>/run.partial/  a run that was broken off; the next process that claims the cell goes on with it
 teachers/                the float models' predictions
 """
 
 import datetime
-import fcntl
 import json
 import os
 import platform
@@ -25,15 +25,18 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 import zaq
 from zaq.benchmark.plan import Cell
 from zaq.config.bounds import plain_json
 from zaq.errors import OutputError, SourceError
-from zaq.run import disk_errors, write_file
+from zaq.run import SNAPSHOTS, beside, disk_errors, write_file
 
 __all__ = ["Folder", "finish", "locked", "version"]
 
 ZAQ = (sys.executable, "-m", "zaq")
+REFUSED = 2  # the exit code of a call that has to change
 LAUNCH = Path(__file__).with_name("launch.py")
 Measure = Callable[[Cell, Path], dict[str, Any]]  # a cell and its run folder -> the measured part of its row
 
@@ -109,16 +112,17 @@ def _row(path: Path) -> dict[str, Any] | None:
 @contextmanager
 def locked(path: Path, wait: bool = True) -> Iterator[bool]:
     """An exclusive lock on a file, made if need be; without `wait`, whether it was to be had."""
+    lock, ours = FileLock(path), True
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        stream = path.open("a")
-    with stream:
         try:
-            fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
+            lock.acquire(blocking=wait)
+        except Timeout:
+            ours = False
+    try:
+        yield ours
+    finally:
+        lock.release()
 
 
 def finish(
@@ -158,8 +162,22 @@ def finish(
 
 
 def _quantize(cell: Cell, run: Path, timeout: float | None) -> dict[str, Any]:
-    """`zaq quantize` the way a user runs it: minutes, peak memory, and the last line of what it had to say."""
-    command = [sys.executable, "-I", str(LAUNCH), *ZAQ, *cell.command(run)]
+    """`zaq quantize` as a row, from its snapshots on where it was broken off before."""
+    going_on = any((beside(run) / SNAPSHOTS).glob("*"))
+    row = _launched([*cell.command(run), *(["--resume", str(run)] if going_on else [])], run, timeout)
+    if going_on and row.get("code") == REFUSED:  # the snapshots are another version's
+        shutil.rmtree(beside(run), ignore_errors=True)
+        row = _launched(cell.command(run), run, timeout)
+    elif going_on and not row["error"]:
+        row["minutes"] = plain_json((run / "report.json").read_text())["minutes"]
+    if row.pop("code", 0) > 0:  # a cell that failed fails from its snapshots on, too
+        shutil.rmtree(beside(run), ignore_errors=True)
+    return row
+
+
+def _launched(words: list[str], run: Path, timeout: float | None) -> dict[str, Any]:
+    """`zaq quantize` the way a user runs it: minutes, peak memory, exit code, and the last line of what it said."""
+    command = [sys.executable, "-I", str(LAUNCH), *ZAQ, *words]
     reading, writing = os.pipe()  # our end of it is what tells the launcher that we are gone
     start = time.monotonic()
     said = run.parent / "stderr.txt"
@@ -186,7 +204,7 @@ def _quantize(cell: Cell, run: Path, timeout: float | None) -> dict[str, Any]:
             os.killpg(process.pid, signal.SIGKILL)
         return {"error": f"the process that watched it was killed. {last}".strip()}
     found = json.loads(out)
-    seen = {"minutes": found["seconds"] / 60, "peak_mb": found["peak_mb"], "error": ""}
+    seen = {"minutes": found["seconds"] / 60, "peak_mb": found["peak_mb"], "error": "", "code": found["code"]}
     if found["code"]:
         ended = f"killed by signal {-found['code']}" if found["code"] < 0 else f"exit code {found['code']}"
         seen["error"] = f"{ended}: {last}" if last else ended

@@ -96,6 +96,8 @@ def quantize(source: str, bits: str, target_size: str | None, placement: str, we
             + ("reads real images: name them with --data." if data is None else "reads no data; only ft does.")
         )
     model = load_source(source, flags)
+    if resume and output not in (None, resume):
+        raise UserError(f"--resume {resume}: the run goes on where it is; -o {output} beside it cannot be.")
     folder = resume or output or Path(f"{model.name}-{qconfig}")
     if dry_run:
         from zaq.report.inspect import describe_model
