@@ -21,7 +21,7 @@ __all__ = ["export"]
 @click.option("--overwrite", is_flag=True, help="Replace a file that is there.")
 def export(run: Path, form: str, opset: int | None, output: Path | None, overwrite: bool) -> None:
     """RUN's checkpoint as an ONNX file of another form, checked against the checkpoint."""
-    from zaq.config.targets import TARGETS
+    from zaq.config.targets import target_of
     from zaq.export.forms import require_form
     from zaq.export.onnx import to_onnx
     from zaq.report.facts import onnx_metadata
@@ -35,7 +35,7 @@ def export(run: Path, form: str, opset: int | None, output: Path | None, overwri
         raise OutputError(f"{path}: exists already; name another file with -o, or say --overwrite.")
     options = opened.options()
     metadata = onnx_metadata(options) | {"parts": opened.hashes()}
-    target = TARGETS[options.get("target", "onnxruntime")]
+    target = target_of(options.get("target", "onnxruntime"))
     program = opened.program()
     write_file(path, to_onnx(program, metadata, form=form, opset=opset, target=target))
     click.echo(f"{path}: {path.stat().st_size / 1024:.0f} KB")

@@ -1,13 +1,13 @@
 """`zaq verify`."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from zaq.cli.options import PATH, progress
+from zaq.config.bounds import json_text
 
 if TYPE_CHECKING:
     from zaq.verify.parity import Parity
@@ -43,7 +43,7 @@ def verify(run: Path, data: str | None, limit: int, layers: bool, as_json: bool)
     if as_json:
         fields: dict[str, Any] = {name: p.to_dict() for name, p in parity.items()}
         click.echo(
-            json.dumps(
+            json_text(
                 fields.pop("model.onnx") | {"others": fields, "layers": [dataclasses.asdict(x) for x in found]},
                 indent=1,
             )

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from zaq.config.constants import Count, check_constants
 from zaq.engine.journal import Journal
 from zaq.engine.state import State
 
@@ -25,7 +26,7 @@ class Stage:
     """A named part of a method. Its fields are its constants (`-s name.field=value`)."""
 
     name: str = ""  # in the report, in the log, and of the random numbers it draws
-    steps: int = 1  # 0 leaves the stage out
+    steps: Count = 1  # 0 leaves the stage out
 
     recorded: ClassVar[bool] = True  # whether the report has a line for it
     checks: ClassVar[int] = 1  # how often a judge looks; the last look is at the end
@@ -33,6 +34,9 @@ class Stage:
     # What is done of it after Ctrl-C, where that came in a stage before: nothing; "start": start and finish, so that
     # those that follow have what they need; or "run": all of it, and Ctrl-C does not end it either.
     after_ctrl_c: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        check_constants(self)
 
     def applies(self, state: State) -> bool:
         """Whether there is anything to do; what does not apply is not in the report."""

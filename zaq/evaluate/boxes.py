@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zaq.config.bounds import plain_json
+from zaq.config.bounds import plain_json, plain_text
 from zaq.config.card import Card
 from zaq.errors import DataError, unknown
 
@@ -35,9 +35,7 @@ KEYS = ("kind", "heads", "variances", "score", "nms", "names")
 def read_decode(path: Path) -> dict[str, Any]:
     """The constants in a JSON file, or in a card. Raises DataError for a file that holds none."""
     try:
-        values = plain_json(path.read_text())
-    except OSError as error:
-        raise DataError(f"--decode {path}: cannot be read ({error.strerror}).") from error
+        values = plain_json(plain_text(path))
     except ValueError as error:
         raise DataError(f"--decode {path}: is not readable as JSON ({error}).") from error
     values = values.get("decode", values) if isinstance(values, dict) else values

@@ -1,16 +1,17 @@
 """Observers: what an activation range is read from. Any of torch.ao's fits beside these."""
 
 import math
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
+from zaq.config.constants import named
 from zaq.quant.aciq import clip_range
 from zaq.quant.ao import ObserverBase
 from zaq.quant.qparams import grid_of, search_range
 
-__all__ = ["OBSERVERS", "EMAObserver", "GaussObserver", "LaplaceObserver", "MSEObserver", "RangeObserver"]
+__all__ = ["OBSERVERS", "EMAObserver", "GaussObserver", "LaplaceObserver", "MSEObserver", "Observer", "RangeObserver"]
 
 KEPT_PER_BATCH = 4096  # values of a batch that the search looks at
 
@@ -120,3 +121,4 @@ OBSERVERS: dict[str, type[RangeObserver]] = {
     "laplace": LaplaceObserver,
     "gauss": GaussObserver,
 }
+Observer = Annotated[str, named("observer", OBSERVERS)]  # the name of one, as a constant

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from zaq.config.constants import Amount, Count, OneOrMore
 from zaq.engine.journal import Journal
 from zaq.engine.stage import Loop, Stage, numbers
 from zaq.engine.state import State
@@ -58,8 +59,8 @@ class Likeness(Stage):
     """What images should be: the loss L_G, which a generator's weights or the images' pixels go down."""
 
     held_out: bool = False  # of the images that are judged by, not those that are learned on
-    beta: float = 1.0  # weight of the classes
-    gamma: float = 2.0  # how much less a sure sample counts (HAST: 2 on CIFAR)
+    beta: Amount = 1.0  # weight of the classes
+    gamma: Amount = 2.0  # how much less a sure sample counts (HAST: 2 on CIFAR)
     swing: bool = True
 
     def losses_of(self, task: Task) -> Callable[[Tensor, Tensor | None], dict[str, Tensor]]:
@@ -91,8 +92,8 @@ class Synthesize(Likeness):
     """Train a generator for the teacher, for `steps` batches."""
 
     name: str = "synthesis"
-    lr: float = 1e-2  # Adam, falling as a cosine (Genie: 1e-2). At 3e-3 short trainings end nearer, and teach less
-    width: int = 32
+    lr: Amount = 1e-2  # Adam, falling as a cosine (Genie: 1e-2). At 3e-3 short trainings end nearer, and teach less
+    width: OneOrMore = 32
 
     after_ctrl_c: ClassVar[str] = "start"
 
@@ -132,7 +133,7 @@ class Draw(Stage):
     """Draw images from a generator, a batch at a time: to learn on, or to be held out."""
 
     name: str = "draw"
-    count: int = 256
+    count: OneOrMore = 256
     held_out: bool = False
 
     recorded: ClassVar[bool] = False
@@ -156,9 +157,9 @@ class Refine(Likeness):
     """
 
     name: str = "refine"
-    steps: int = 40  # for each part
-    lr: float = 0.03  # Adam, of pixels
-    together: int = 128  # images that are refined at once, to the statistics of all of them
+    steps: Count = 40  # for each part
+    lr: Amount = 0.03  # Adam, of pixels
+    together: OneOrMore = 128  # images that are refined at once, to the statistics of all of them
 
     look: ClassVar[int] = 5
 
@@ -201,8 +202,8 @@ class FromNoise(Refine):
     `every`-th: another kind, as one kind alone can be fitted at the cost of all else without that being seen.
     """
 
-    every: int = 4
-    lr: float = 0.1
+    every: OneOrMore = 4
+    lr: Amount = 0.1
 
     def applies(self, state: State) -> bool:
         return self.steps > 0 and moves(state.task) and not refines(state.task)
