@@ -7,7 +7,7 @@ import click
 
 from zaq.cli.options import PATH, MethodOption, ends, load_source, method_of, progress, size_in_bytes, source_options
 from zaq.config.bounds import json_text
-from zaq.errors import BitsError, Interrupted, UserError, unknown
+from zaq.errors import BitsError, Interrupted, RunError, UserError, unknown
 
 __all__ = ["quantize"]
 
@@ -94,6 +94,8 @@ def quantize(source: str, bits: str, target_size: str | None, placement: str, we
         return
     report = quantize_run(model, qconfig, algorithm, effort, seed, folder, overwrite, progress(), data)
     click.echo(json_text(report, indent=1) if as_json else _summary(folder, report))
+    if report.get("fault"):
+        raise RunError(report["fault"])
     if report["interrupted"]:
         raise Interrupted(f"interrupted; what was finished is in {folder}/ and says so.")
 

@@ -12,13 +12,16 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from zaq.engine.journal import Journal, Record
-from zaq.engine.stage import Loop, Stage
+from zaq.engine.stage import Diverged, Loop, Stage
 from zaq.engine.state import State
 
 __all__ = ["drawing", "run_stage", "run_stages", "seed_of"]
 
-LIVES = 2  # times a loss may be no number before a stage stops
+LIVES = 2  # times a stage may go wrong before it stops
 SMALLER = 0.1  # the factor on every learning rate each time
+# A loss has run away where it is so many times what it was in the first steps (and no less than LITTLE), or beyond
+# all that a loss can mean. A generator's may grow a hundredfold in a game that goes well.
+FAR, FIRST, LITTLE, HUGE = 1e4, 10, 1e-2, 1e20
 
 
 def seed_of(seed: int, name: str, again: int = 0) -> int:
@@ -46,13 +49,13 @@ def run_stages(stages: Iterable[Stage], state: State, journal: Journal) -> None:
 
 
 def run_stage(stage: Stage, state: State, journal: Journal, again: int = 0) -> None:
-    """Run one stage: log its losses, go back where one is not finite, stop at Ctrl-C, keep the best state it went
-    through.
+    """Run one stage: log its losses, go back where it goes wrong, stop at Ctrl-C, keep the best state it went through.
 
-    A loss that is not finite puts the last good state back and goes on with a tenth of the rate, twice; then the stage
-    ends with what it has. Ctrl-C ends it with the last good state, and those after it are left out, except for what
-    `Stage.after_ctrl_c` says. With a judge the state with the least held-out loss stays, the one before the stage
-    included.
+    A loss that is not finite, or that runs away, what is learned being no number any more, and what a loop finds wrong
+    itself (`Diverged`) put the last good state back; the stage goes on with a tenth of the rate, twice, then ends with
+    what it has, and its record says so. Ctrl-C ends it with the last good state, and those after it are left out,
+    except for what `Stage.after_ctrl_c` says. With a judge the state with the least held-out loss stays, the one before
+    the stage included.
     """
     stopped = journal.interrupted
     if (stopped and not stage.after_ctrl_c) or not stage.applies(state):
@@ -118,12 +121,13 @@ class _Steps:
         self.judge, self.seed = judge, seed
         self.good: tuple[int, Any] = (0, loop.save())  # the last state that was saved with all of it finite
         self.best: tuple[float, int, Any] | None = None  # held-out loss, step, state
+        self.chapter, self.usual, self.seen = -1, dict[str, float](), 0  # the largest losses of its first steps
         if judge:
             self.best = (record.loss_before or 0.0, 0, self.good[1])
 
     def run(self, steps: int) -> None:
         """All of them, as far as nothing stops them."""
-        name, lives = self.stage.name, LIVES
+        name, wrong = self.stage.name, list[str]()
         ticks = iter(self.journal.progress.track(name, steps) if self.stage.recorded else range(steps))
         i: int | None = None
         while True:
@@ -131,7 +135,7 @@ class _Steps:
                 i = next(ticks, None)
                 if i is None:
                     break
-                losses = self.loop.step(i, steps)
+                why = self._step(i, steps)
             except KeyboardInterrupt:
                 self.journal.interrupted = True
                 if self.stage.after_ctrl_c == "run":
@@ -140,20 +144,50 @@ class _Steps:
                 self._back()
                 self.record.say(f"interrupted after step {self.record.steps} of {steps}")
                 break
-            if all(math.isfinite(v) for v in losses.values()) and self._good(i, steps, losses):
+            if not why:
                 continue
             self._back()
             self.journal.log(name, i, rolled_back=1.0)
-            lives, self.loop.slower = lives - 1, self.loop.slower * SMALLER
-            if lives < 0:
-                self.record.say(f"stopped at step {i + 1} of {steps}: the loss became NaN {LIVES + 1} times")
+            wrong.append(why)
+            self.loop.slower *= SMALLER
+            if len(wrong) > LIVES:
+                self.record.say(f"stopped at step {i + 1} of {steps}: {why} {len(wrong)} times")
                 break
             torch.manual_seed((self.seed + i + 1) % 2**63)  # other numbers than those that led there
+        if 0 < len(wrong) <= LIVES:
+            times = "once" if len(wrong) == 1 else "twice"
+            self.record.say(
+                f"went back {times}, and on with a smaller step, since {' and '.join(dict.fromkeys(wrong))}"
+            )
         if self.best is not None:
             self._keep_the_best()
 
+    def _step(self, i: int, steps: int) -> str:
+        """Do a step, and say what is wrong with it; "" where nothing is."""
+        try:
+            losses = self.loop.step(i, steps)
+        except Diverged as error:
+            return str(error)
+        if why := self._wrong(self.loop.chapter(i), losses):
+            return why
+        return "" if self._good(i, steps, losses) else "what is learned became NaN or infinite"
+
+    def _wrong(self, chapter: int, losses: dict[str, float]) -> str:
+        """What is wrong with losses, held against those of the first steps."""
+        if chapter != self.chapter:
+            self.chapter, self.usual, self.seen = chapter, {}, 0
+        for name, value in losses.items():
+            if not math.isfinite(value):
+                return f"the loss became {'NaN' if math.isnan(value) else 'infinite'}"
+            if abs(value) > min(FAR * max(self.usual.get(name, HUGE), LITTLE), HUGE):
+                return f"the loss {name} ran away to {value:.3g}"
+        if self.seen < FIRST:
+            self.seen += 1
+            self.usual = {n: max(self.usual.get(n, 0.0), abs(v)) for n, v in losses.items()}
+        return ""
+
     def _good(self, i: int, steps: int, losses: dict[str, float]) -> bool:
-        """Go on from a step whose losses were finite; False if what it led to is not: a finite loss may have a gradient
+        """Go on from a step whose losses were sound; False if what it led to is not: a finite loss may have a gradient
         that is not."""
         done = i + 1
         if done % self.stage.look == 0 or done == steps:

@@ -18,7 +18,11 @@ from zaq.config.constants import Count, check_constants
 from zaq.engine.journal import Journal
 from zaq.engine.state import State
 
-__all__ = ["Loop", "Stage", "numbers"]
+__all__ = ["Diverged", "Loop", "Stage", "numbers"]
+
+
+class Diverged(Exception):
+    """Raised by a step that finds itself gone wrong, in words that follow "since": the runner goes back."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +91,10 @@ class Loop:
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                 group["lr"] = peak * self.slower * self._schedule(i / of)
         return self._step(i) or {}
+
+    def chapter(self, i: int) -> int:
+        """Which part of the stage a step belongs to, where losses of different parts are not to be compared."""
+        return 0
 
     def save(self) -> Any:
         """A copy of the parts that later steps do not touch."""

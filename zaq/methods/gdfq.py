@@ -33,7 +33,7 @@ from zaq.ir.taps import with_taps
 from zaq.methods.base import Method
 from zaq.passes.fold import BatchNormStats
 from zaq.stages.synthesis import Draw
-from zaq.stages.training import distillation, step
+from zaq.stages.training import distillation, step, varied
 from zaq.synth.generators import DCGAN
 from zaq.synth.losses import channel_moments
 
@@ -183,7 +183,7 @@ def drawing(of: "GDFQ", state: State, batch: int) -> Callable[[], Drawn]:
 
     def draw() -> Drawn:
         images, labels = generator.sample(batch)
-        (p,), features = teacher(images)
+        (p,), features = teacher(varied(images, state.task.card))
         cross_entropy, bns = F.cross_entropy(p, labels), statistics_loss(features, list(stats.values()))
         loss = cross_entropy + of.beta * bns
         step(optimizer, loss)

@@ -28,7 +28,7 @@ from zaq.ir.taps import with_taps
 from zaq.methods.base import Method
 from zaq.stages.calibrate import Calibrate, HoldOut
 from zaq.stages.synthesis import Draw
-from zaq.stages.training import frozen, rate, step, student_optimizer
+from zaq.stages.training import frozen, rate, step, student_optimizer, varied
 from zaq.synth.generators import generator_of
 from zaq.synth.losses import RELATIONS, activation_loss, batch_norm_loss, output_discrepancy, relation_gaps
 
@@ -112,15 +112,15 @@ class _Play:
 
     def round(self, _: int) -> dict[str, float]:
         """`q_steps` steps of the student, `g_steps` of the generator; the last losses of each."""
-        rules, generator, losses = self.rules, self.state.generator, dict[str, float]()
+        rules, generator, card, losses = self.rules, self.state.generator, self.state.task.card, dict[str, float]()
         for _ in range(rules.q_steps):
-            d_o, d_f, _features = self._discrepancy(generator.draw(self.batch))
+            d_o, d_f, _features = self._discrepancy(varied(generator.draw(self.batch), card))
             loss = d_o + rules.alpha * d_f
             step(self.optimizer_q, loss)
             losses = numbers({"d_o": d_o, "d_f": d_f, "loss_q": loss})
         with frozen(self.state.student.module):
             for _ in range(rules.g_steps):
-                loss = self._generator_loss(generator.sample(self.batch)[0])
+                loss = self._generator_loss(varied(generator.sample(self.batch)[0], card))
                 step(self.optimizer_g, loss)
                 losses["loss_g"] = float(loss.detach())
         return losses
@@ -187,7 +187,7 @@ class WarmUp(Stage):
 
         def one(_: int) -> dict[str, float]:
             images, labels = generator.sample(task.batch)
-            outputs, features = teacher(images)
+            outputs, features = teacher(varied(images, task.card))
             found = {}
             if stats:
                 found["batch_norm"] = batch_norm_loss(features[: len(stats)], list(stats.values()))

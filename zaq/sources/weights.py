@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from zaq.config.bounds import capacity, entries, plain_json, plain_text
+from zaq.config.card import Card
 from zaq.errors import SourceError, unknown
 from zaq.ir.capture import quiet
 from zaq.sources.base import SAVE_IT, Request, Source, file_hash, first_line, source_of
@@ -39,7 +40,7 @@ def read_weights(request: Request) -> Source:
         _require_an_architecture(path, arch)
     if not request.kwargs and kwargs:
         _require_plain_arguments(path, kwargs)
-    shape, asked = tuple(card.get("input") or ()), tuple(request.flags.get("input") or ())
+    shape, asked = Card.beside(path).input, tuple(request.flags.get("input") or ())
     if shape and asked and shape != asked:
         raise SourceError(f"{path}: the model takes inputs of {shape}, as its card says; --input-shape says {asked}.")
     state = _state(path)

@@ -12,7 +12,7 @@ from zaq.engine.journal import Journal
 from zaq.engine.stage import Loop, Stage
 from zaq.engine.state import State
 from zaq.stages.synthesis import moves, shift
-from zaq.stages.training import cosine, rate, step, student_optimizer
+from zaq.stages.training import cosine, rate, step, student_optimizer, varied
 from zaq.synth.losses import relative_discrepancy
 from zaq.synth.swing import shifted
 
@@ -65,6 +65,5 @@ class Polish(Stage):
         """A batch (n, C, H, W) to learn on."""
         batch, given = state.task.batch, state.images
         if given is None or self.drawn or not moves(state.task):
-            drawn: Tensor = state.generator.draw(batch, self.unpainted)
-            return drawn
+            return varied(state.generator.draw(batch, self.unpainted), state.task.card)
         return shifted(given[torch.randint(len(given), (batch,))], shift(state.task))

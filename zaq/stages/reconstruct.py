@@ -103,6 +103,9 @@ class _Blocks(Loop):
             self._close()
         return {"loss": float(loss.detach())}
 
+    def chapter(self, i: int) -> int:
+        return i // self.steps
+
     def save(self) -> Any:
         """The student as it was when the last block was closed: what an open block has learned is not in it."""
         return self.closed if self.at >= 0 else self.whole.snapshot()

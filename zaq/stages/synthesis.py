@@ -24,9 +24,11 @@ from zaq.engine.journal import Journal
 from zaq.engine.stage import Loop, Stage, numbers
 from zaq.engine.state import State
 from zaq.engine.task import Task
+from zaq.errors import TrainingError
 from zaq.ir.taps import with_taps
 from zaq.stages.pixels import Pixels
-from zaq.stages.training import cosine, step
+from zaq.stages.training import cosine, step, varied
+from zaq.synth.generators import alike
 from zaq.synth.leaves import Painter
 from zaq.synth.losses import activation_loss, batch_norm_loss
 from zaq.synth.swing import shifted, with_swing
@@ -121,7 +123,8 @@ class Synthesize(Likeness):
         losses, optimizer = self.losses_of(task), torch.optim.Adam(generator.parameters(), self.lr)
 
         def one(_: int) -> dict[str, float]:
-            found = losses(*generator.sample(task.batch))
+            images, labels = generator.sample(task.batch)
+            found = losses(varied(images, task.card), labels)
             step(optimizer, torch.stack(list(found.values())).sum())
             return numbers(found)
 
@@ -143,6 +146,17 @@ class Draw(Stage):
         generator = state.other if self.held_out and state.other is not None else state.generator
         batch = state.task.batch
         images = torch.cat([generator.draw(batch) for _ in range(-(-self.count // batch))])[: self.count]
+        if broken := int((~images.isfinite()).flatten(1).any(1).sum()):
+            raise TrainingError(
+                f"{self.name}: {broken} of the {self.count} images that the generator draws are NaN or infinite; there "
+                "is nothing to learn from. A smaller learning rate of the generator may help, or another generator."
+            )
+        if alike(images, state.task.card):
+            what = "held out" if self.held_out else "that are learned from"
+            journal.notes.append(
+                f"the {len(images)} images {what} are all alike: the generator draws one image, whatever it starts "
+                "from, and what is learned or measured on it says little"
+            )
         if self.held_out:
             state.samples, state.held_out = images, True
         else:
