@@ -28,6 +28,7 @@ import dataclasses
 import gc
 import io
 import json
+import math
 import multiprocessing
 import resource
 import tempfile
@@ -243,7 +244,8 @@ def _each_tensor(quantized: Quantized, samples: Tensor) -> tuple[list[float], li
     """SQNR of rounding each activation of the float model to its grid, alone; and their names."""
     names = [n for n in quantized.student.placement.activations if n != input_node(quantized.teacher).name]
     values = with_taps(quantized.teacher, names)(samples)[1]
-    return [sqnr(v, quantized.student.placement.activations[n](v)) for n, v in zip(names, values, strict=True)], names
+    found = [sqnr(v, quantized.student.placement.activations[n](v)) for n, v in zip(names, values, strict=True)]
+    return [-math.inf if x is None else x for x in found], names
 
 
 def _first(outputs: Any) -> Tensor:

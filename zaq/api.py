@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
@@ -18,7 +19,7 @@ from zaq.engine.runner import drawing, run_stages
 from zaq.engine.snapshot import Snapshots
 from zaq.engine.state import State
 from zaq.engine.task import NO_BATCH_NORM, Task
-from zaq.errors import BitsError, TrainingError, unknown
+from zaq.errors import BitsError, TrainingError, UserError, unknown
 from zaq.export.onnx import write_onnx
 from zaq.ir.capture import trace
 from zaq.ir.nodes import input_node
@@ -131,6 +132,8 @@ def quantize_graph(
         raise BitsError(f"method: {method!r} is no zaq.methods.Method{hint}.")
     if effort not in EFFORTS:
         raise BitsError("effort: " + unknown("effort", effort, EFFORTS))
+    if not 0 <= seed < 2**63:
+        raise UserError(f"seed: {seed} is none; a whole number from 0 to 2^63 - 1 is expected.")
     if qconfig.mixed and not method.mixes:
         raise BitsError(f"--bits {qconfig} goes with --method flagship or zeroq; no other method searches for bits.")
     started = time.monotonic()
@@ -159,6 +162,7 @@ def quantize_graph(
             "method": facts.method_dict(method),
             "effort": effort,
             "seed": seed,
+            "threads": torch.get_num_threads(),  # sums are added up in another order by another number
             "card": card.to_dict(),
             "data": None,
             "source": source or {"name": "module", "sha256": None},

@@ -25,7 +25,7 @@ from zaq.report import facts as reporting
 from zaq.report.page import render
 from zaq.run import SNAPSHOTS, Run, beside, disk_errors
 from zaq.sources import Source
-from zaq.verify.layers import SAMPLES, compare_layers, summary
+from zaq.verify.layers import SAMPLES, compare_layers, fault, summary
 from zaq.verify.parity import compare
 
 __all__ = ["Keeping", "call_of", "quantize_run"]
@@ -166,6 +166,7 @@ def _saved(run: Run, quantized: Quantized, log: Log, progress: Progress) -> dict
         parity = compare(run / "model.onnx", quantized.module, run.samples())
         report["parity"], report["parity_sentence"] = parity.to_dict(), parity.sentence()
         layers, _ = compare_layers(run / "model.onnx", from_exported(exported), run.samples()[:SAMPLES])
+        report["fault"] = fault(run / "model.onnx", parity, from_exported(exported), run.samples())
         report["layers"], report["layers_summary"] = [dataclasses.asdict(x) for x in layers], summary(layers)
     report["sizes"] = _sizes(run, quantized)
     report["deployment"] = deployment.report(deployment.costs(in_form(translated, {}, "float"), run / "model.onnx"))

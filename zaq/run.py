@@ -14,7 +14,6 @@ All of it is built in a folder beside, `NAME.partial`, and moved into place when
 import errno
 import hashlib
 import io
-import json
 import os
 import secrets
 import shutil
@@ -25,15 +24,17 @@ from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.fx import GraphModule
 
-from zaq.config.bounds import plain_json
+from zaq.config.bounds import json_text, plain_json, plain_text
 from zaq.config.card import Card
 from zaq.errors import OutputError, RunError, SourceError
 from zaq.export.session import session
 from zaq.ir.capture import quiet
+from zaq.report.facts import onnx_metadata
 from zaq.sources import read_program, read_pt2
 
 __all__ = ["FILES", "PARTS", "SNAPSHOTS", "Run", "beside", "disk_errors", "write_file"]
@@ -114,7 +115,7 @@ class Run:
         write_file(self.path / name, content)
 
     def write_json(self, name: str, value: Any) -> None:
-        self.write(name, json.dumps(value, indent=1) + "\n")
+        self.write(name, json_text(value, indent=1) + "\n")
 
     def write_checkpoint(self, exported: torch.export.ExportedProgram) -> None:
         """The student as a .pt2 whose graph holds `zaq::fake_quantize` on its edges, biases rounded as in the file."""
@@ -143,7 +144,10 @@ class Run:
             raise SourceError(
                 f"{self.path / name}: was not written by zaq; zaq export {self.path} --overwrite makes it anew."
             )
-        theirs = plain_json(properties.get("zaq.parts", "{}"))
+        try:
+            theirs = dict(plain_json(properties.get("zaq.parts", "{}")))
+        except (ValueError, TypeError) as error:
+            raise SourceError(f"{self.path / name}: its property zaq.parts is no JSON object ({error}).") from error
         for part, digest in self.hashes().items():
             if theirs.get(part, digest) != digest:
                 raise SourceError(
@@ -153,10 +157,16 @@ class Run:
                 )
 
     def options(self) -> dict[str, Any]:
+        """What the run was asked for. Raises SourceError for a file that does not say all of it."""
+        path = self.path / "options.json"
         try:
-            return dict(plain_json((self.path / "options.json").read_text()))
-        except ValueError as error:
-            raise SourceError(f"{self.path / 'options.json'}: is not readable as JSON ({error}).") from error
+            options = dict(plain_json(plain_text(path)))
+            onnx_metadata(options), Card.from_dict(options["card"])
+        except KeyError as error:
+            raise SourceError(f"{path}: says nothing of {error}; it is not what zaq quantize wrote.") from error
+        except (ValueError, TypeError, SourceError) as error:
+            raise SourceError(f"{path}: is not readable as JSON, or not what zaq quantize wrote ({error}).") from error
+        return options
 
     def card(self) -> Card:
         return Card.from_dict(self.options()["card"])
@@ -172,8 +182,18 @@ class Run:
         path = self.path / "samples.safetensors"
         if not path.is_file():
             raise SourceError(f"{path}: missing; the run stored no samples to verify with.")
-        low, high = self.card().bounds()
-        return load_file(path)["pixels"].float() / 255 * (high - low) + low
+        card = self.card()
+        try:
+            pixels = load_file(path)["pixels"]
+        except (SafetensorError, KeyError, OSError) as error:
+            raise SourceError(f"{path}: is no readable safetensors file with pixels in it ({error}).") from error
+        if pixels.dtype is not torch.uint8 or not len(pixels) or tuple(pixels.shape[1:]) != tuple(card.input):
+            raise SourceError(
+                f"{path}: holds {pixels.dtype} of {tuple(pixels.shape)}; bytes (N, {', '.join(map(str, card.input))}) "
+                "are expected."
+            )
+        low, high = card.bounds()
+        return pixels.float() / 255 * (high - low) + low
 
 
 def beside(path: Path) -> Path:

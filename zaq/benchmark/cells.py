@@ -29,7 +29,8 @@ from filelock import FileLock, Timeout
 
 import zaq
 from zaq.benchmark.plan import Cell
-from zaq.config.bounds import plain_json
+from zaq.benchmark.table import whole
+from zaq.config.bounds import json_text, plain_json, plain_text
 from zaq.errors import OutputError, SourceError
 from zaq.run import SNAPSHOTS, beside, disk_errors, write_file
 
@@ -65,7 +66,7 @@ class Folder:
 
     def describe(self, command: str, plan: str | None) -> None:
         """Keep what was asked for, for the page."""
-        write_file(self / "benchmark.json", json.dumps({"command": command, "plan": plan}, indent=1) + "\n")
+        write_file(self / "benchmark.json", json_text({"command": command, "plan": plan}, indent=1) + "\n")
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name
@@ -101,12 +102,12 @@ class Folder:
 
 
 def _row(path: Path) -> dict[str, Any] | None:
-    """What a result.json holds; None where there is none, or one that broke off: its cell is then run again."""
+    """What a result.json holds; None where there is none, or one that is not whole: its cell is then run again."""
     try:
-        row = plain_json(path.read_text())
-    except (FileNotFoundError, ValueError):
+        row = plain_json(plain_text(path))
+    except ValueError:
         return None
-    return row if isinstance(row, dict) and "error" in row else None
+    return row if whole(row) else None
 
 
 @contextmanager
@@ -157,7 +158,7 @@ def finish(
     if not keep:
         _clear(run, but="report.json")
     row["date"] = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-    write_file(folder.result(cell), json.dumps(row, indent=1) + "\n")
+    write_file(folder.result(cell), json_text(row, indent=1) + "\n")
     return row
 
 
@@ -199,11 +200,12 @@ def _launched(words: list[str], run: Path, timeout: float | None) -> dict[str, A
             os.close(writing)
             process.wait()
     last = (said.read_text(errors="replace").strip().splitlines() or [""])[-1]
-    if not out:
+    try:
+        found = json.loads(out)
+    except ValueError:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         return {"error": f"the process that watched it was killed. {last}".strip()}
-    found = json.loads(out)
     seen = {"minutes": found["seconds"] / 60, "peak_mb": found["peak_mb"], "error": "", "code": found["code"]}
     if found["code"]:
         ended = f"killed by signal {-found['code']}" if found["code"] < 0 else f"exit code {found['code']}"

@@ -1,7 +1,6 @@
 """What is measured of a finished cell: on real images, in this process, after the method has ended."""
 
 import hashlib
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ import numpy as np
 
 from zaq.benchmark.cells import locked
 from zaq.benchmark.plan import Cell
-from zaq.config.bounds import plain_json
+from zaq.config.bounds import json_text, plain_json, plain_text
 from zaq.config.card import Card
 from zaq.data import classified, listed, loaded
 from zaq.errors import UserError
@@ -37,7 +36,7 @@ class Meter:
     def identify(self, model: str) -> tuple[str, str]:
         """The model's name, and a hash of its file and its card."""
         source = self.source(model)
-        card = json.dumps(source.card.to_dict(), sort_keys=True)
+        card = json_text(source.card.to_dict(), sort_keys=True)
         return source.name, hashlib.sha256((source.sha256 + card).encode()).hexdigest()
 
     def card(self, cell: Cell) -> Card:
@@ -112,9 +111,11 @@ class Meter:
     def _teacher(self, cell: Cell, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """What `measure` finds of the float model, once for all processes that share the folder."""
         facts = [cell.model_hash, cell.data, cell.limit, cell.task, cell.decode]
-        digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:8]
+        digest = hashlib.sha256(json_text(facts).encode()).hexdigest()[:8]
         path = self.folder / "teachers" / f"{cell.model_name}-{digest}.json"
         with locked(path.with_suffix(".lock")):
-            if not path.is_file():
-                write_file(path, json.dumps(measure()))
-            return dict(plain_json(path.read_text()))
+            try:
+                return dict(plain_json(plain_text(path)))
+            except (ValueError, TypeError):  # none yet, or one that broke off
+                write_file(path, json_text(measure()))
+            return dict(plain_json(plain_text(path)))

@@ -5,7 +5,6 @@ A plan is a list of `runs`, each a block of the keys in `KEYS`; the same keys be
 
 import hashlib
 import itertools
-import json
 import os
 import re
 import reprlib
@@ -17,6 +16,7 @@ from typing import Any
 import yaml
 
 from zaq.config.bits import EFFORTS, QConfig
+from zaq.config.bounds import json_text, plain_text
 from zaq.errors import UserError, unknown
 from zaq.sources import is_file
 
@@ -75,7 +75,7 @@ class Cell:
         facts = {
             k: v for k, v in facts.items() if k not in ("task", "decode") or v is not None
         }  # cells from before these were there
-        digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
+        digest = hashlib.sha256(json_text(facts, sort_keys=True).encode()).hexdigest()[:8]
         words = (self.model_name, self.name, self.bits, self.placement or "integer", f"s{self.seed}", digest)
         return "-".join(re.sub(r"[^\w.+=]+", "_", word).strip("_") for word in words)
 
@@ -107,10 +107,8 @@ def read_plan(path: Path, identify: Identify, limit: int | None = None) -> list[
     Raises UserError naming the run that is wrong.
     """
     try:
-        plan = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}).") from error
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        plan = yaml.safe_load(plain_text(path))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: is not readable as YAML ({' '.join(str(error).split())}).") from error
     if not isinstance(plan, dict):
         raise UserError(f"{path}: a plan is a mapping with the key runs, not a {type(plan).__name__}.")
@@ -233,7 +231,7 @@ def _spelled(settings: dict[str, Any], where: str) -> tuple[str, ...]:
 
 
 def _check_bits(bits: str, end: str | None, placement: str | None, weights: str | None, where: str) -> None:
-    if end is not None and end != "same" and not end.isdigit():
+    if end is not None and end != "same" and not end.isdecimal():
         raise UserError(f"{where}: first_last {end}: a number of bits is expected, or 'same'.")
     first_last = "" if end is None else None if end == "same" else int(end)
     try:
@@ -275,12 +273,16 @@ def _text(value: Any, key: str, where: str) -> str:
 
 def _seeds(value: Any, where: str) -> list[int]:
     seeds = list(range(min(value, SEEDS + 1))) if isinstance(value, int) else value
-    if not isinstance(seeds, list) or not 1 <= len(seeds) <= SEEDS or not all(isinstance(s, int) for s in seeds):
+    if not isinstance(seeds, list) or not 1 <= len(seeds) <= SEEDS or not all(_is_seed(s) for s in seeds):
         raise UserError(
             f"{where}: seeds {shown(value)}: their number is expected, at least 1 and at most {SEEDS}, or a list of "
-            "them."
+            "them, from 0 to 2^63 - 1 each."
         )
     return seeds
+
+
+def _is_seed(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
 
 
 def _model(spec: str, folder: Path) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 from zaq.benchmark import page, table
 from zaq.benchmark.cells import Folder, Measure, finish, locked
 from zaq.benchmark.plan import Cell
-from zaq.config.bounds import plain_json
+from zaq.config.bounds import plain_json, plain_text
 from zaq.engine.progress import Progress
 from zaq.errors import Interrupted
 from zaq.run import write_file
@@ -53,10 +53,13 @@ def write_tables(folder: Folder) -> int:
     """results.csv, results.md and index.html from every finished cell in the folder; how many those are."""
     with locked(folder / "tables.lock"):  # else a process could put older tables over another's newer ones
         rows = table.in_order(folder.rows())
-        about = plain_json((folder / "benchmark.json").read_text()) if (folder / "benchmark.json").is_file() else {}
+        try:
+            about = plain_json(plain_text(folder / "benchmark.json"))
+        except ValueError:  # none, or one that broke off
+            about = {}
         write_file(folder / "results.csv", table.as_csv(rows))
         write_file(folder / "results.md", table.as_markdown(rows))
-        write_file(folder / "index.html", page.render(rows, about))
+        write_file(folder / "index.html", page.render(rows, about if isinstance(about, dict) else {}))
     return len(rows)
 
 

@@ -3,6 +3,7 @@
 import csv
 import io
 import itertools
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ __all__ = [
     "in_order",
     "metrics",
     "sections",
+    "whole",
 ]
 
 COLUMNS = (
@@ -83,6 +85,7 @@ METRICS = {
     "ssim": "SSIM",
 }
 MODELS = ("float", "onnx", "fake_quant")
+MEASURED = ("drop", "interval", "agreement", "minutes", "peak_mb", "file_kb", "images")  # numbers beside those
 DIGITS = {"peak_mb": 0, "file_kb": 0, "minutes": 3, "interval": 3}  # of numbers in the CSV file; 2 elsewhere
 
 LEGEND = (
@@ -94,6 +97,20 @@ LEGEND = (
     "second-hand, unverified. "
     "Best: without real data."
 )
+
+
+def whole(row: Any) -> bool:
+    """Whether something read from a file is a row that tables can be made of: texts where they read texts, and, unless
+    the cell failed, numbers where they compute.
+    """
+    if not isinstance(row, dict) or not isinstance(row.get("seed"), int):
+        return False
+    if not all(isinstance(row.get(k), str) for k in (*SAME, "source", "zaq", "machine", "date", "error")):
+        return False
+    numbers = {k: v for k, v in row.items() if k in MEASURED or k.startswith(tuple(f"{m}_" for m in MODELS))}
+    sound = all(isinstance(v, int | float) and math.isfinite(v) for v in numbers.values())
+    finished = {"minutes", "peak_mb", "file_kb", "images"} <= set(numbers) and any(f"onnx_{m}" in row for m in METRICS)
+    return sound and (bool(row["error"]) or finished)
 
 
 @dataclass(frozen=True)

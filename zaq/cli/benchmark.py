@@ -91,6 +91,7 @@ def benchmark(
 def _cells(sources: tuple[str, ...], block: dict[str, Any], meter: "Meter") -> "tuple[list[Cell], str | None]":
     """The cells, every method of which could be called, and the text of the plan."""
     from zaq.benchmark.plan import cells_of, read_plan
+    from zaq.config.bounds import plain_text
 
     plans = [Path(s) for s in sources if Path(s).suffix.lower() in PLANS]
     if not plans:
@@ -104,4 +105,4 @@ def _cells(sources: tuple[str, ...], block: dict[str, Any], meter: "Meter") -> "
         cells = read_plan(plans[0], meter.identify, block.get("limit"))
     for method, settings in dict.fromkeys((c.method, c.settings) for c in cells):
         method_of(method, settings)
-    return cells, plans[0].read_text() if plans else None
+    return cells, plain_text(plans[0]) if plans else None

@@ -1,12 +1,12 @@
 """`zaq eval`."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from zaq.cli.options import PATH, card_options, card_overrides, progress
+from zaq.config.bounds import json_text
 from zaq.errors import UserError
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def evaluate(
         if given and name != needed:
             raise UserError(f"{flag} goes with --task {needed}; the task is {name}.")
     score = TASKS[name](session(path), data, changed, limit, progress(), teacher and _teacher(teacher, path))
-    click.echo(json.dumps(score.fields()) if as_json else str(score))
+    click.echo(json_text(score.fields()) if as_json else str(score))
 
 
 def _teacher(source: str, path: Path) -> "GraphModule":

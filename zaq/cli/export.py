@@ -6,7 +6,7 @@ import click
 
 from zaq.cli.options import PATH
 from zaq.cli.verify import say
-from zaq.errors import OutputError
+from zaq.errors import OutputError, RunError
 
 __all__ = ["export"]
 
@@ -21,11 +21,13 @@ __all__ = ["export"]
 @click.option("--overwrite", is_flag=True, help="Replace a file that is there.")
 def export(run: Path, form: str, opset: int | None, output: Path | None, overwrite: bool) -> None:
     """RUN's checkpoint as an ONNX file of another form, checked against the checkpoint."""
-    from zaq.config.targets import TARGETS
+    from zaq.config.targets import target_of
     from zaq.export.forms import require_form
     from zaq.export.onnx import to_onnx
+    from zaq.ir.capture import from_exported
     from zaq.report.facts import onnx_metadata
     from zaq.run import PARTS, Run, write_file
+    from zaq.verify.layers import fault
     from zaq.verify.parity import compare
 
     require_form(form)
@@ -35,13 +37,16 @@ def export(run: Path, form: str, opset: int | None, output: Path | None, overwri
         raise OutputError(f"{path}: exists already; name another file with -o, or say --overwrite.")
     options = opened.options()
     metadata = onnx_metadata(options) | {"parts": opened.hashes()}
-    target = TARGETS[options.get("target", "onnxruntime")]
+    target = target_of(options.get("target", "onnxruntime"))
     program = opened.program()
     write_file(path, to_onnx(program, metadata, form=form, opset=opset, target=target))
     click.echo(f"{path}: {path.stat().st_size / 1024:.0f} KB")
-    parity = compare(path, program.module(check_guards=False), opened.samples())
+    student, samples = from_exported(program), opened.samples()
+    parity = compare(path, student, samples)
     if form != "float":
         say(parity)
+        if wrong := fault(path, parity, student, samples):
+            raise RunError(wrong)
     elif parity.top1_agreement is not None:
         click.echo(
             f"the quantized model finds the same class in {100 * parity.top1_agreement:.2f} % of {parity.samples} "

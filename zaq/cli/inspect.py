@@ -1,11 +1,11 @@
 """`zaq inspect`."""
 
-import json
 from typing import Any
 
 import click
 
 from zaq.cli.options import load_source, source_options
+from zaq.config.bounds import json_text
 
 __all__ = ["inspect_model"]
 
@@ -22,4 +22,4 @@ def inspect_model(source: str, bits: str, placement: str, as_json: bool, **flags
     from zaq.report.inspect import describe_model, facts
 
     model, qconfig = load_source(source, flags), QConfig.parse(bits, placement=placement)
-    click.echo(json.dumps(facts(model, qconfig), indent=1) if as_json else describe_model(model, qconfig))
+    click.echo(json_text(facts(model, qconfig), indent=1) if as_json else describe_model(model, qconfig))

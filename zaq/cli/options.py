@@ -4,7 +4,6 @@ import dataclasses
 import json
 import re
 import sys
-import types
 import typing
 from pathlib import Path
 from typing import Any
@@ -105,7 +104,7 @@ def card_overrides(flags: dict[str, Any]) -> dict[str, Any]:
 
 def ends(text: str) -> int | str | None:
     """`--first-last`: bits, None for 'same', "" for what the placement has."""
-    if text and text != "same" and not text.isdigit():
+    if text and text != "same" and not text.isdecimal():
         raise BitsError(f"--first-last {text}: a number of bits is expected, or 'same'.")
     return None if text == "same" else int(text) if text else ""
 
@@ -165,23 +164,24 @@ def method_of(name: str, settings: tuple[str, ...]) -> Any:
         key, equals, text = setting.partition("=")
         stage, dot, constant = key.partition(".")
         if equals and dot:
-            constants[key] = _typed(setting, text, _constant(kind, stage, constant, setting))
+            constants[key] = _constant(setting, constant, text, _hint(kind, stage, constant, setting))
             continue
         if not equals or key not in hints:
             raise UserError(f"-s {setting}: " + unknown(f"setting of {name}", key, hints) + " Write key=value.")
-        values[key] = _typed(setting, text, hints[key])
+        values[key] = _constant(setting, key, text, hints[key])
     return kind(**values, stage_constants=constants)
 
 
 def _fields(kind: Any) -> list[tuple[Any, Any]]:
     """The fields of a dataclass that plain text can set, with their types."""
-    hints = typing.get_type_hints(kind)
+    hints = typing.get_type_hints(kind, include_extras=True)
     return [(f, hints[f.name]) for f in dataclasses.fields(kind)]
 
 
-def _constant(kind: Any, stage: str, constant: str, setting: str) -> Any:
+def _hint(kind: Any, stage: str, constant: str, setting: str) -> Any:
     """The type of a stage's constant."""
-    parts = {part().name.replace(" ", "-"): part for part in kind.parts}
+    named = {part: next(f.default for f in dataclasses.fields(part) if f.name == "name") for part in kind.parts}
+    parts = {str(name).replace(" ", "-"): part for part, name in named.items() if name}
     part = parts.get(stage) or parts.get(stage.removeprefix("held-out-"))
     if part is None:
         hint = "" if parts else f" {kind.__name__}.parts names no stages; list those there that can be set."
@@ -192,19 +192,28 @@ def _constant(kind: Any, stage: str, constant: str, setting: str) -> Any:
     return hints[constant]
 
 
-def _typed(setting: str, text: str, hint: Any) -> Any:
-    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    kind = next(k for k in kinds if k is not types.NoneType)
+def _constant(setting: str, name: str, text: str, hint: Any) -> Any:
+    """The value that text gives a constant, in its range."""
+    from zaq.config.constants import check_constant, plain_type
+
+    kind, optional = plain_type(hint)
     try:
-        if types.NoneType in kinds and text.lower() == "none":
-            return None
-        if kind is bool:
-            return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[text.lower()]
-        if typing.get_origin(kind) is tuple:
-            return tuple(float(v) for v in text.split(",") if v)
-        return kind(text)
+        if kind is None:
+            raise ValueError("not to be set by text")
+        value: Any
+        if optional and text.lower() == "none":
+            value = None
+        elif kind is bool:
+            value = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[text.lower()]
+        else:
+            value = tuple(float(v) for v in text.split(",") if v) if kind is tuple else kind(text)
     except (KeyError, ValueError) as error:
-        raise UserError(f"-s {setting}: {text!r} is no {getattr(kind, '__name__', kind)}.") from error
+        raise UserError(f"-s {setting}: {text!r} is no {kind.__name__ if kind else 'value for it'}.") from error
+    try:
+        check_constant(name, value, hint)
+    except BitsError as error:
+        raise BitsError(f"-s {setting}: {error}") from error
+    return value
 
 
 def progress() -> Any:

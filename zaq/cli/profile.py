@@ -1,6 +1,5 @@
 """`zaq profile`."""
 
-import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import click
 
 from zaq.cli.options import PATH, progress
+from zaq.config.bounds import json_text
 
 __all__ = ["profile"]
 
@@ -45,7 +45,7 @@ def profile(run: Path, latency: bool, seconds: float, as_json: bool) -> None:
         found["latency"] = [row.to_dict() for row in rows]
         tables.append(timing.table(rows))
     if as_json:
-        click.echo(json.dumps(found, indent=1))
+        click.echo(json_text(found, indent=1))
         return
     for table in tables:
         click.echo(_columns(table) + "\n")

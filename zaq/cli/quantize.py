@@ -1,6 +1,5 @@
 """`zaq quantize`."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,8 @@ from zaq.cli.options import (
     size_in_bytes,
     source_options,
 )
-from zaq.errors import BitsError, Interrupted, UserError, unknown
+from zaq.config.bounds import json_text
+from zaq.errors import BitsError, Interrupted, RunError, UserError, unknown
 
 __all__ = ["quantize"]
 
@@ -62,7 +62,14 @@ AGAIN = "zaq.resumed"  # whether options were read from the run that is resumed
 @click.option("-s", "settings", multiple=True, metavar="KEY=VALUE", help="A constant of the method; repeatable.")
 @click.option("--effort", default="default", show_default=True, help="fast, default or best.")
 @click.option("--data", help="Real training images, for --method ft alone: cifar10:DIR, ... No other method reads any.")
-@click.option("--seed", default=0, show_default=True, help="The same seed repeats a CPU run bit for bit.")
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**63 - 1),
+    default=0,
+    show_default=True,
+    help="The same seed repeats a CPU run bit for bit, with the same number of threads.",
+)
+@click.option("--threads", type=click.IntRange(1, 1024), help="Of torch; another number gives another student.")
 @click.option("-o", "--output", type=PATH, help="Folder for the run; <model>-<bits> by default.")
 @click.option("--overwrite", is_flag=True, help="Replace a run that is there, once the new one is whole.")
 @click.option("--resume", type=PATH, metavar="RUN", help="Go on with a run that was broken off; it knows its options.")
@@ -72,14 +79,16 @@ AGAIN = "zaq.resumed"  # whether options were read from the run that is resumed
 @source_options
 def quantize(source: str, bits: str, target_size: str | None, placement: str, weights: str | None,
              activations: str | None, target: str, first_last: str, method: str,
-             settings: tuple[str, ...], effort: str, data: str | None, seed: int, output: Path | None,
-             overwrite: bool, resume: Path | None, every: float, dry_run: bool, as_json: bool,
+             settings: tuple[str, ...], effort: str, data: str | None, seed: int, threads: int | None,
+             output: Path | None, overwrite: bool, resume: Path | None, every: float, dry_run: bool, as_json: bool,
              **flags: Any) -> None:  # fmt: skip
     """Quantize SOURCE; the shipped CIFAR-10 ResNet-20 if none is named.
 
     SOURCE: a .pt2 or .onnx file; .safetensors, .pt or .pth weights with --arch; timm:NAME, torchvision:NAME,
     hf-hub:OWNER/NAME; package.module:factory; zoo:NAME.
     """
+    import torch
+
     from zaq.config.bits import EFFORTS, QConfig
     from zaq.pipeline import Keeping, quantize_run
 
@@ -95,6 +104,8 @@ def quantize(source: str, bits: str, target_size: str | None, placement: str, we
             f"--method {method} "
             + ("reads real images: name them with --data." if data is None else "reads no data; only ft does.")
         )
+    if threads is not None:
+        torch.set_num_threads(threads)
     model = load_source(source, flags)
     if resume and output not in (None, resume):
         raise UserError(f"--resume {resume}: the run goes on where it is; -o {output} beside it cannot be.")
@@ -106,9 +117,11 @@ def quantize(source: str, bits: str, target_size: str | None, placement: str, we
         click.echo(f"\nwould run {algorithm}\nwith effort {effort}, seed {seed}, into {folder}{'/'}")
         return
     call = {k: v for k, v in click.get_current_context().params.items() if k not in NOT_ASKED}
-    keeping = Keeping(every, resume is not None, call)
+    keeping = Keeping(every, resume is not None, call | {"threads": torch.get_num_threads()})
     report = quantize_run(model, qconfig, algorithm, effort, seed, folder, overwrite, progress(), data, keeping)
-    click.echo(json.dumps(report, indent=1) if as_json else _summary(folder, report))
+    click.echo(json_text(report, indent=1) if as_json else _summary(folder, report))
+    if report.get("fault"):
+        raise RunError(report["fault"])
     if report["interrupted"]:
         raise Interrupted(
             f"interrupted; what was finished is in {folder}/ and says so. zaq quantize --resume {folder} goes on."

@@ -1,13 +1,14 @@
 """`zaq verify`."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from zaq.cli.options import PATH, progress
+from zaq.config.bounds import json_text
+from zaq.errors import RunError, UserError
 
 if TYPE_CHECKING:
     from zaq.verify.parity import Parity
@@ -22,19 +23,30 @@ __all__ = ["say", "verify"]
 )
 @click.option("--limit", type=click.IntRange(min=1), default=1000, show_default=True, help="Only the first of them.")
 @click.option("--layers", is_flag=True, help="Print every layer, not only the first that parts.")
+@click.option(
+    "--min-agreement",
+    type=click.FloatRange(0, 100),
+    help="Exit with 1 where a file finds the checkpoint's class in fewer percent of the samples, as 99.5; where there "
+    "are no classes: for fewer percent of elements within one step.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
-def verify(run: Path, data: str | None, limit: int, layers: bool, as_json: bool) -> None:
-    """RUN's ONNX files against its quantized checkpoint, and both against integer arithmetic, layer by layer."""
+def verify(run: Path, data: str | None, limit: int, layers: bool, min_agreement: float | None, as_json: bool) -> None:
+    """RUN's ONNX files against its quantized checkpoint, and both against integer arithmetic, layer by layer.
+
+    Exit code 1 where a file is not the checkpoint: where their outputs differ by more than rounding can explain.
+    """
     from zaq.cost.deployment import forms_of
     from zaq.data import ANY, listed, loaded
     from zaq.run import Run
-    from zaq.verify.layers import SAMPLES, compare_layers, summary
+    from zaq.verify.layers import SAMPLES, compare_layers, fault, summary
     from zaq.verify.parity import BATCH, compare
 
+    if min_agreement is not None and 0 < min_agreement <= 1:
+        raise UserError(f"--min-agreement {min_agreement:g}: counts in percent; is {100 * min_agreement:g} meant?")
     opened = Run.open(run)
     forms = forms_of(opened / "model.onnx")
-    for path in forms:
-        opened.require_parts(path.name)
+    for form in forms:
+        opened.require_parts(form.name)
     student, samples = opened.student(), opened.samples()
     progress().say("comparing, layer by layer first")
     found, _ = compare_layers(opened / "model.onnx", student, samples[:SAMPLES])
@@ -45,17 +57,25 @@ def verify(run: Path, data: str | None, limit: int, layers: bool, as_json: bool)
     if as_json:
         fields: dict[str, Any] = {name: p.to_dict() for name, p in parity.items()}
         click.echo(
-            json.dumps(
+            json_text(
                 fields.pop("model.onnx") | {"others": fields, "layers": [dataclasses.asdict(x) for x in found]},
                 indent=1,
             )
         )
-        return
+    else:
+        for name, one in parity.items():
+            click.echo(f"{name}: ", nl=False)
+            say(one)
+        for line in summary(found, layers):
+            click.echo(line)
     for name, one in parity.items():
-        click.echo(f"{name}: ", nl=False)
-        say(one)
-    for line in summary(found, layers):
-        click.echo(line)
+        path = opened / name.partition(" on ")[0]
+        if wrong := fault(path, one, student, samples):
+            raise RunError(wrong)
+        if min_agreement is not None and not one.agreement >= min_agreement:
+            raise RunError(
+                f"{opened.path}, {name}: agrees on {one.agreement:.2f} %, less than the {min_agreement:g} asked."
+            )
 
 
 def say(parity: "Parity") -> None:

@@ -1,17 +1,18 @@
-"""What a reader may take of a file that one was sent. Sizes that a file declares are held against it before anything is
-read, so that four megabytes never become four gigabytes.
+"""What a reader may take of a file that one was sent, and how JSON is read and written. Sizes that a file declares are
+held against it before anything is read, so that four megabytes never become four gigabytes.
 """
 
 import json
+import math
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-__all__ = ["ELEMENTS", "capacity", "entries", "json_parts", "plain_json"]
+__all__ = ["ELEMENTS", "capacity", "entries", "json_parts", "json_text", "plain_json", "plain_text"]
 
 MOST, RATIO, SPARE = 2**33, 100, 2**28  # bytes; an archive unpacks to 8 GiB, and to 100 times its size and 256 MiB
-TEXT = 2**27  # bytes of one JSON text, which takes some twenty times that as objects
+TEXT = 2**27  # bytes of one text; JSON takes some twenty times that as objects
 DEPTH = 100  # of JSON; a graph that torch.export writes has twenty
 ELEMENTS = 2**30  # of one tensor, for one image: sixteen times what a network at 4K has
 
@@ -40,6 +41,37 @@ def entries(archive: zipfile.ZipFile, most: int) -> dict[str, zipfile.ZipInfo]:
     if size > most:
         raise ValueError(f"it would unpack to {size / 2**20:.0f} MiB, more than the {most / 2**20:.0f} that are taken")
     return {info.filename: info for info in found.values()}
+
+
+def plain_text(path: Path) -> str:
+    """The text of a file in UTF-8. Raises ValueError, saying why, for what is no such file or cannot be read."""
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise ValueError("it is no plain file")
+    try:
+        with path.open("rb") as stream:
+            content = stream.read(TEXT + 1)
+    except OSError as error:
+        raise ValueError(error.strerror or str(error)) from error
+    if len(content) > TEXT:
+        raise ValueError(f"it is longer than the {TEXT / 2**20:.0f} MiB of text that are taken")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise ValueError(f"line {line} is not in UTF-8; save it in that encoding") from error
+
+
+def json_text(value: Any, indent: int | None = None, sort_keys: bool = False) -> str:
+    """A value as JSON. JSON knows no NaN and no infinity: a number that is none becomes null, wherever it stands."""
+    return json.dumps(_finite(value), indent=indent, sort_keys=sort_keys, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def plain_json(text: str | bytes) -> Any:

@@ -9,7 +9,7 @@ from pydantic import Field, FiniteFloat, PositiveInt, ValidationError, model_val
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from zaq.config.bounds import plain_json
+from zaq.config.bounds import plain_json, plain_text
 from zaq.errors import SourceError, unknown
 
 __all__ = ["NORMALIZATIONS", "Card"]
@@ -76,6 +76,8 @@ class Card:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Card":
         """From a card's fields; those it does not know are somebody else's and are left alone."""
+        if not isinstance(values, dict):
+            raise SourceError(f"card: {values!r:.60} is no object of fields and their values.")
         known = {f.name for f in fields(cls)}
         return cls(**{k: v for k, v in values.items() if k in known and not (k == "input" and v is None)})
 
@@ -83,10 +85,10 @@ class Card:
     def beside(cls, model: Path, known: dict[str, Any] | None = None) -> "Card":
         """The card of the same name beside a model file, if there is one, over what is `known` without it."""
         path = model.with_suffix(".json")
-        if not path.is_file():
+        if not path.exists():
             return cls.from_dict(known or {})
         try:
-            values = plain_json(path.read_text())
+            values = plain_json(plain_text(path))
             if not isinstance(values, dict):
                 raise ValueError("not an object")
         except ValueError as error:

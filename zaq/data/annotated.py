@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from zaq.config.bounds import plain_text
 from zaq.config.card import Card
 from zaq.data.layouts import Layout, Sample, is_image
 from zaq.data.names import class_numbers
@@ -46,7 +47,11 @@ def _yolo(root: Path, split: str, card: Card) -> list[Sample[Boxes]]:
 def _boxes(path: Path, numbers: dict[int, int] | None, card: Card) -> Boxes:
     """The objects of one image whose class the model knows; a file that is missing has none."""
     found = []
-    for line, words in enumerate(path.read_text().splitlines() if path.is_file() else [], 1):
+    try:
+        lines = plain_text(path).splitlines() if path.exists() else []
+    except ValueError as error:
+        raise DataError(f"{path}: cannot be read as text ({error}).") from error
+    for line, words in enumerate(lines, 1):
         if not words.strip():
             continue
         try:

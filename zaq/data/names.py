@@ -8,6 +8,7 @@ classes.txt. A class may have several names, with commas: `tvmonitor, tv`. Case,
 import re
 from pathlib import Path
 
+from zaq.config.bounds import plain_text
 from zaq.config.card import Card
 from zaq.errors import DataError
 
@@ -24,7 +25,7 @@ def class_numbers(root: Path, card: Card) -> dict[int, int] | None:
     Raises DataError where names do not say which class is which.
     """
     places = sorted(p for p in [*root.glob("*.names"), *root.glob("classes.txt")] if p.is_file())
-    files = {p: p.read_text().strip().splitlines() for p in places}
+    files = {p: _lines(p) for p in places}
     own = (card.decode or {}).get("names")
     if own is not None and not (isinstance(own, list) and own and all(isinstance(name, str) for name in own)):
         raise DataError(f"decode: names must be a list of the model's classes in order, not {own!r}.")
@@ -52,6 +53,13 @@ def class_numbers(root: Path, card: Card) -> dict[int, int] | None:
             f"{', '.join(map(str, (own or files[fitting[0]])[:3]))}."
         )
     return found
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return plain_text(path).strip().splitlines()
+    except ValueError as error:
+        raise DataError(f"{path}: cannot be read as text ({error}).") from error
 
 
 def _spellings(names: str) -> set[str]:

@@ -1,12 +1,12 @@
 """What happened: the stages and what each was worth, losses step by step, notes,
 and whether somebody pressed Ctrl-C."""
 
-import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from zaq.config.bounds import json_text
 from zaq.engine.progress import Progress
 
 __all__ = ["Journal", "Log", "Record"]
@@ -25,7 +25,7 @@ class Log:
         if self.path:
             flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)  # no link that lies there
             with open(self.path, "a", opener=lambda path, _: os.open(path, flags, 0o666)) as file:
-                file.write(json.dumps(row) + "\n")
+                file.write(json_text(row) + "\n")
 
     def go_on(self, rows: list[dict[str, Any]]) -> None:
         """Begin anew with these rows: those of a run that was broken off."""

@@ -12,14 +12,18 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from zaq.engine.journal import Journal, Record
-from zaq.engine.snapshot import Snapshots, Unsaved
-from zaq.engine.stage import Loop, Stage
+from zaq.engine.saver import Saver
+from zaq.engine.snapshot import Snapshots
+from zaq.engine.stage import Diverged, Loop, Stage
 from zaq.engine.state import State
 
 __all__ = ["drawing", "run_stage", "run_stages", "seed_of"]
 
-LIVES = 2  # times a loss may be no number before a stage stops
+LIVES = 2  # times a stage may go wrong before it stops
 SMALLER = 0.1  # the factor on every learning rate each time
+# A loss has run away where it is so many times what it was in the first steps (and no less than LITTLE), or beyond
+# all that a loss can mean. A generator's may grow a hundredfold in a game that goes well.
+FAR, FIRST, LITTLE, HUGE = 1e4, 10, 1e-2, 1e20
 
 
 def seed_of(seed: int, name: str, again: int = 0) -> int:
@@ -40,8 +44,10 @@ def drawing(seed: int) -> Iterator[None]:
 
 def run_stages(stages: Sequence[Stage], state: State, journal: Journal, snapshots: Snapshots | None = None) -> None:
     """Run a method's stages in their order; with `snapshots` go on from the newest of them, and write more."""
-    saver = _Saver(snapshots, state, journal) if snapshots else None
-    first, point = saver.go_on(stages) if saver else (0, None)
+    saver = Saver(snapshots, state, journal) if snapshots else None
+    first, point = 0, None
+    if saver:
+        first, point = saver.go_on([s.name for s in stages], lambda k: _run(stages, k, state, Journal()))
     for number in range(first, len(stages)):
         if saver and not saver.begun(number):
             saver.begin(number)
@@ -60,89 +66,21 @@ def _run(stages: Sequence[Stage], number: int, state: State, journal: Journal, *
     run_stage(stages[number], state, journal, again, *saved)
 
 
-class _Saver:
-    """What snapshots hold of a run: the state at the beginning of a stage, and the point inside it, if any."""
-
-    def __init__(self, snapshots: Snapshots, state: State, journal: Journal) -> None:
-        self.snapshots, self.state, self.journal = snapshots, state, journal
-        self.teacher, self.rewritten = state.task.teacher, 0  # stages until the last that rewrote the teacher
-        self.base: dict[str, Any] = {}
-
-    def go_on(self, stages: Sequence[Stage]) -> tuple[int, dict[str, Any] | None]:
-        """The first stage to run, and the point inside it to begin at; all of it is put back that was saved.
-
-        A rewritten teacher is in no snapshot: the stages that rewrite it take seconds, and are run once more.
-        """
-        found = self.snapshots.newest()
-        if found is None:
-            return 0, None
-        for number in range(found["rewritten"]):
-            _run(stages, number, self.state, Journal(records=[], notes=[]))
-        self.teacher, self.rewritten = self.state.task.teacher, found["rewritten"]
-        self.state.load(found["state"])
-        self.journal.records[:] = [Record(**r) for r in found["records"]]
-        where = stages[found["stage"]].name if found["stage"] < len(stages) else "the end"
-        self.journal.notes[:] = [*found["notes"], f"this run was broken off, and went on from a snapshot at {where}"]
-        point: dict[str, Any] | None = found["point"]
-        self.journal.log.go_on(point["rows"] if point else found["rows"])
-        self.base = found | {"point": None, "notes": list(self.journal.notes)}
-        return found["stage"], point
-
-    def begun(self, number: int) -> bool:
-        """Whether the snapshot that is gone on from knows the state at the beginning of that stage."""
-        return bool(self.base) and self.base["stage"] == number
-
-    def begin(self, number: int) -> None:
-        """A stage is about to begin, or all have ended."""
-        if self.journal.interrupted:
-            return
-        if self.state.task.teacher is not self.teacher:
-            self.teacher, self.rewritten = self.state.task.teacher, number
-        try:
-            saved = self.state.save()
-        except Unsaved as error:
-            self.snapshots.stop(error)
-            return
-        self.base = {
-            "stage": number,
-            "rewritten": self.rewritten,
-            "state": saved,
-            "records": [asdict(r) for r in self.journal.records],
-            "notes": list(self.journal.notes),
-            "rows": list(self.journal.log.rows),
-            "point": None,
-        }
-        if number:
-            base = self.base
-            self.snapshots.offer(lambda: base, stage_ended=True)
-
-    def point(self, point: dict[str, Any]) -> None:
-        """A stage is at a point that it could go on from."""
-        base, rows = self.base, len(self.journal.log.rows)
-        log = self.journal.log.rows
-        self.snapshots.offer(lambda: base | {"point": point | {"rows": log[:rows]}})
-
-    def end(self) -> None:
-        """Ctrl-C came: keep the last point before it, and no more."""
-        self.snapshots.flush()
-        self.snapshots.stop()
-
-
 def run_stage(
     stage: Stage,
     state: State,
     journal: Journal,
     again: int = 0,
-    saver: _Saver | None = None,
+    saver: Saver | None = None,
     point: dict[str, Any] | None = None,
 ) -> None:
-    """Run one stage: log its losses, go back where one is not finite, stop at Ctrl-C, keep the best state it went
-    through.
+    """Run one stage: log its losses, go back where it goes wrong, stop at Ctrl-C, keep the best state it went through.
 
-    A loss that is not finite puts the last good state back and goes on with a tenth of the rate, twice; then the stage
-    ends with what it has. Ctrl-C ends it with the last good state, and those after it are left out, except for what
-    `Stage.after_ctrl_c` says. With a judge the state with the least held-out loss stays, the one before the stage
-    included.
+    A loss that is not finite, or that runs away, what is learned being no number any more, and what a loop finds wrong
+    itself (`Diverged`) put the last good state back; the stage goes on with a tenth of the rate, twice, then ends with
+    what it has, and its record says so. Ctrl-C ends it with the last good state, and those after it are left out,
+    except for what `Stage.after_ctrl_c` says. With a judge the state with the least held-out loss stays, the one before
+    the stage included.
     """
     stopped = journal.interrupted
     if (stopped and not stage.after_ctrl_c) or not stage.applies(state):
@@ -203,19 +141,20 @@ class _Steps:
         journal: Journal,
         judge: Callable[[], float] | None,
         seed: int,
-        saver: _Saver | None,
+        saver: Saver | None,
     ) -> None:
         self.stage, self.loop, self.record, self.journal = stage, loop, record, journal
         self.judge, self.seed, self.saver = judge, seed, saver
-        self.lives = LIVES
+        self.faults: list[str] = []  # what was gone back from
         self.good: tuple[int, Any] = (0, loop.save())  # the last state that was saved with all of it finite
         self.best: tuple[float, int, Any] | None = None  # held-out loss, step, state
+        self.chapter, self.usual, self.seen = -1, dict[str, float](), 0  # the largest losses of its first steps
         if judge:
             self.best = (record.loss_before or 0.0, 0, self.good[1])
 
     def run(self, steps: int, point: dict[str, Any] | None = None) -> None:
         """All of them, as far as nothing stops them; or those behind a point that a snapshot holds."""
-        name = self.stage.name
+        name, faults = self.stage.name, self.faults
         ticks = iter(self.journal.progress.track(name, steps) if self.stage.recorded else range(steps))
         if point:
             self._go_on(point)
@@ -227,7 +166,7 @@ class _Steps:
                 i = next(ticks, None)
                 if i is None:
                     break
-                losses = self.loop.step(i, steps)
+                why = self._step(i, steps)
             except KeyboardInterrupt:
                 self.journal.interrupted = True
                 if self.stage.after_ctrl_c == "run":
@@ -236,20 +175,50 @@ class _Steps:
                 self._back()
                 self.record.say(f"interrupted after step {self.record.steps} of {steps}")
                 break
-            if all(math.isfinite(v) for v in losses.values()) and self._good(i, steps, losses):
+            if not why:
                 continue
             self._back()
             self.journal.log(name, i, rolled_back=1.0)
-            self.lives, self.loop.slower = self.lives - 1, self.loop.slower * SMALLER
-            if self.lives < 0:
-                self.record.say(f"stopped at step {i + 1} of {steps}: the loss became NaN {LIVES + 1} times")
+            faults.append(why)
+            self.loop.slower *= SMALLER
+            if len(faults) > LIVES:
+                self.record.say(f"stopped at step {i + 1} of {steps}: {why} {len(faults)} times")
                 break
             torch.manual_seed((self.seed + i + 1) % 2**63)  # other numbers than those that led there
+        if 0 < len(faults) <= LIVES:
+            times = "once" if len(faults) == 1 else "twice"
+            self.record.say(
+                f"went back {times}, and on with a smaller step, since {' and '.join(dict.fromkeys(faults))}"
+            )
         if self.best is not None:
             self._keep_the_best()
 
+    def _step(self, i: int, steps: int) -> str:
+        """Do a step, and say what is wrong with it; "" where nothing is."""
+        try:
+            losses = self.loop.step(i, steps)
+        except Diverged as error:
+            return str(error)
+        if why := self._wrong(self.loop.chapter(i), losses):
+            return why
+        return "" if self._good(i, steps, losses) else "what is learned became NaN or infinite"
+
+    def _wrong(self, chapter: int, losses: dict[str, float]) -> str:
+        """What is wrong with losses, held against those of the first steps."""
+        if chapter != self.chapter:
+            self.chapter, self.usual, self.seen = chapter, {}, 0
+        for name, value in losses.items():
+            if not math.isfinite(value):
+                return f"the loss became {'NaN' if math.isnan(value) else 'infinite'}"
+            if abs(value) > min(FAR * max(self.usual.get(name, HUGE), LITTLE), HUGE):
+                return f"the loss {name} ran away to {value:.3g}"
+        if self.seen < FIRST:
+            self.seen += 1
+            self.usual = {n: max(self.usual.get(n, 0.0), abs(v)) for n, v in losses.items()}
+        return ""
+
     def _good(self, i: int, steps: int, losses: dict[str, float]) -> bool:
-        """Go on from a step whose losses were finite; False if what it led to is not: a finite loss may have a gradient
+        """Go on from a step whose losses were sound; False if what it led to is not: a finite loss may have a gradient
         that is not."""
         done = i + 1
         if done % self.stage.look == 0 or done == steps:
@@ -271,14 +240,17 @@ class _Steps:
             "good": self.good,
             "best": self.best,
             "record": asdict(self.record),
-            "lives": self.lives,
+            "faults": list(self.faults),
+            "usual": (self.chapter, dict(self.usual), self.seen),
             "slower": self.loop.slower,
             "random": torch.get_rng_state(),
         }
 
     def _go_on(self, point: dict[str, Any]) -> None:
         """Put everything back that `_point` saved."""
-        self.good, self.best, self.lives = point["good"], point["best"], point["lives"]
+        self.good, self.best = point["good"], point["best"]
+        self.faults[:] = point["faults"]
+        self.chapter, self.usual, self.seen = point["usual"]
         self.loop.restore(self.good[1])
         self.loop.slower = point["slower"]
         for name, value in point["record"].items():

@@ -14,10 +14,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from zaq.config.constants import Count, check_constants
 from zaq.engine.journal import Journal
 from zaq.engine.state import State
 
-__all__ = ["Loop", "Stage", "numbers"]
+__all__ = ["Diverged", "Loop", "Stage", "numbers"]
+
+
+class Diverged(Exception):
+    """Raised by a step that finds itself gone wrong, in words that follow "since": the runner goes back."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +30,7 @@ class Stage:
     """A named part of a method. Its fields are its constants (`-s name.field=value`)."""
 
     name: str = ""  # in the report, in the log, and of the random numbers it draws
-    steps: int = 1  # 0 leaves the stage out
+    steps: Count = 1  # 0 leaves the stage out
 
     recorded: ClassVar[bool] = True  # whether the report has a line for it
     checks: ClassVar[int] = 1  # how often a judge looks; the last look is at the end
@@ -33,6 +38,9 @@ class Stage:
     # What is done of it after Ctrl-C, where that came in a stage before: nothing; "start": start and finish, so that
     # those that follow have what they need; or "run": all of it, and Ctrl-C does not end it either.
     after_ctrl_c: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        check_constants(self)
 
     def applies(self, state: State) -> bool:
         """Whether there is anything to do; what does not apply is not in the report."""
@@ -91,6 +99,10 @@ class Loop:
     def resumable(self) -> bool:
         """Whether another process could go on from what `save` returns now."""
         return self._resumable
+
+    def chapter(self, i: int) -> int:
+        """Which part of the stage a step belongs to, where losses of different parts are not to be compared."""
+        return 0
 
     def save(self) -> Any:
         """A copy of the parts that later steps do not touch."""

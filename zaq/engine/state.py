@@ -1,7 +1,7 @@
 """What stages hand on to each other: the student and the images it learns from and is judged by."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,10 +12,11 @@ from torch.fx import GraphModule
 from zaq.config.bits import QConfig
 from zaq.engine.snapshot import Unsaved
 from zaq.engine.task import Task
+from zaq.errors import SourceError
 from zaq.ir.taps import with_taps
 from zaq.quant.student import Student
 
-__all__ = ["HeldOut", "State"]
+__all__ = ["NOT_FINITE", "HeldOut", "State", "broken_images"]
 
 PLAIN = ("images", "samples", "held_out", "frontier")  # fields that are saved as they are
 
@@ -81,6 +82,19 @@ class State:
         return with_taps(self.student.module if student else self.task.teacher, self.task.taps)
 
 
+NOT_FINITE = (
+    "the float model's outputs are NaN or infinite for {} of {} held-out synthetic images; what is to be quantized "
+    "must be finite on them. Its weights may be damaged, or its input may be normalised otherwise than was said."
+)
+
+
+def broken_images(outputs: Iterable[list[Tensor]]) -> int:
+    """For how many images a network's outputs, batch by batch, are not all finite."""
+    return sum(
+        int(torch.stack([(~o.isfinite()).reshape(len(o), -1).any(1) for o in batch]).any(0).sum()) for batch in outputs
+    )
+
+
 class HeldOut:
     """The held-out loss: by what `discrepancy` student and teacher differ on samples (N, C, H, W),
     a mean over batches."""
@@ -93,6 +107,8 @@ class HeldOut:
         self.student, self.parts = with_taps(state.student.module, []), samples.split(task.batch)
         with torch.no_grad():
             self.wanted = [with_taps(task.teacher, [])(x)[0] for x in self.parts]
+        if broken := broken_images(self.wanted):
+            raise SourceError(NOT_FINITE.format(broken, len(samples)))
 
     @torch.no_grad()
     def __call__(self) -> float:

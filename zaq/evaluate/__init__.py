@@ -66,4 +66,9 @@ def stored_card(path: Path) -> Card:
             f"{path}: holds no card, so it was not written by zaq, or it was changed since; a run of zaq quantize has "
             "one."
         )
-    return Card.from_dict(plain_json(text))
+    try:
+        return Card.from_dict(plain_json(text))
+    except (ValueError, SourceError) as error:
+        raise SourceError(
+            f"{path}: its property zaq.card, which says how images are prepared, is none: {error}"
+        ) from error

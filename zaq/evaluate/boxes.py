@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zaq.config.bounds import plain_json
+from zaq.config.bounds import plain_json, plain_text
 from zaq.config.card import Card
 from zaq.errors import DataError, unknown
 
@@ -29,15 +29,14 @@ __all__ = ["DECODERS", "decode", "read_decode", "thresholds"]
 
 Values = NDArray[np.float32]
 SCORE, NMS = 0.005, 0.45
+LARGEST = 1e4  # of a constant: a side in pixels, a step, a number of cells
 KEYS = ("kind", "heads", "variances", "score", "nms", "names")
 
 
 def read_decode(path: Path) -> dict[str, Any]:
     """The constants in a JSON file, or in a card. Raises DataError for a file that holds none."""
     try:
-        values = plain_json(path.read_text())
-    except OSError as error:
-        raise DataError(f"--decode {path}: cannot be read ({error.strerror}).") from error
+        values = plain_json(plain_text(path))
     except ValueError as error:
         raise DataError(f"--decode {path}: is not readable as JSON ({error}).") from error
     values = values.get("decode", values) if isinstance(values, dict) else values
@@ -67,7 +66,7 @@ def decode(outputs: list[Values], card: Card) -> tuple[Values, Values]:
         if key not in KEYS:
             raise DataError("decode: " + unknown("key", str(key), KEYS))
     kind = constants.get("kind")
-    if kind not in DECODERS:
+    if not isinstance(kind, str) or kind not in DECODERS:
         raise DataError("decode: " + unknown("kind", str(kind), DECODERS))
     centre, size, scores = DECODERS[kind](outputs, constants, card)
     boxes = np.concatenate([centre - size / 2, centre + size / 2], -1)
@@ -148,17 +147,19 @@ def _heads(constants: dict[str, Any]) -> list[dict[str, Any]]:
 def _pairs(values: dict[str, Any], key: str, where: str) -> NDArray[np.float64]:
     try:
         pairs = np.array(values.get(key), float)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         pairs = np.zeros(0)
-    if pairs.ndim != 2 or pairs.shape[1] != 2 or not (pairs > 0).all():
-        raise DataError(f"decode: {where}: {key} must be pairs of positive numbers, not {values.get(key)!r}.")
+    if pairs.ndim != 2 or pairs.shape[1] != 2 or not ((pairs > 0) & (pairs < LARGEST)).all():
+        raise DataError(
+            f"decode: {where}: {key} must be pairs of numbers above 0 and below {LARGEST:g}, not {values.get(key)!r}."
+        )
     return pairs
 
 
 def _number(values: dict[str, Any], key: str, default: float) -> float:
     value = values.get(key, default)
-    if not isinstance(value, int | float):
-        raise DataError(f"decode: {key} must be a number, not {value!r}.")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < LARGEST:
+        raise DataError(f"decode: {key} must be a number between -{LARGEST:g} and {LARGEST:g}, not {value!r:.80}.")
     return float(value)
 
 

@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 from zaq.config.card import Card
 from zaq.data import Sample, loaded
 from zaq.engine.progress import Progress
-from zaq.errors import DataError
+from zaq.errors import DataError, RunError
 from zaq.export.session import run_session
 
 __all__ = ["Model", "Result", "Task", "answers", "outputs"]
@@ -74,4 +74,10 @@ def answers(
         raise DataError(f"--data {data}: no images within a limit of {limit}.")
     steps = (progress or Progress()).track("eval", math.ceil(len(chosen) / size))
     for _, (images, batch) in zip(steps, loaded(chosen, card, size), strict=True):
-        yield images, outputs(model, images), batch
+        found = outputs(model, images)
+        if broken := sum(int((~np.isfinite(o)).any(axis=tuple(range(1, o.ndim))).sum()) for o in found):
+            raise RunError(
+                f"--data {data}: the model's outputs for {broken} of {len(batch)} images, from {batch[0].where} on, are"
+                " NaN or infinite; there is nothing to measure."
+            )
+        yield images, found, batch

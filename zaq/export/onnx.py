@@ -12,7 +12,6 @@ Clips that a quantizer does not repeat (equalized ReLU6, which has one for each 
 integers too, behind QuantizeLinear. Where the file is for another runtime, `target` says what of all this it takes.
 """
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from onnx import ModelProto, helper
 from onnxscript import opset18
 from torch.fx import GraphModule
 
+from zaq.config.bounds import json_text
 from zaq.config.targets import TARGETS, Target
 from zaq.export.forms import lower_opset, optimized, pack, require_form, strip
 from zaq.export.integers import avoid_overflow, store_integers
@@ -99,7 +99,7 @@ def in_form(
     if form == "packed":
         pack(model)
     lower_opset(model, form, opset)
-    helper.set_model_props(model, {f"zaq.{name}": json.dumps(value) for name, value in metadata.items()})
+    helper.set_model_props(model, {f"zaq.{name}": json_text(value) for name, value in metadata.items()})
     onnx.checker.check_model(model)
     return optimized(model, to_ort=form == "ort") if form in ("qoperator", "ort") else bytes(model.SerializeToString())
 

@@ -7,15 +7,15 @@ back the deviation and the mean that rounding took from it. No training, and no 
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 
+from zaq.config.constants import named
 from zaq.engine.journal import Journal
 from zaq.engine.stage import Stage
 from zaq.engine.state import State
 from zaq.engine.task import Task
-from zaq.errors import BitsError, unknown
 from zaq.ir.nodes import set_parameter
 from zaq.methods.base import Method
 from zaq.methods.zeroq import Distil
@@ -29,6 +29,9 @@ from zaq.stats.moments import Clipped, moments
 
 __all__ = ["ACIQ"]
 
+Distribution = Annotated[str, named("distribution", ("laplace", "gauss"))]
+Statistics = Annotated[str, named("statistics", ("batch_norm", "synthetic"))]
+
 LEAST, MOST = 2, 8  # bits of a weight's channel
 
 
@@ -37,7 +40,7 @@ class Clip(Stage):
     """Every range where clipping and rounding cost least together: from images, or from what batch norm knows."""
 
     name: str = "ranges"
-    distribution: str = "laplace"
+    distribution: Distribution = "laplace"
     synthetic: bool = False  # from images alone
 
     after_ctrl_c: ClassVar[str] = "run"
@@ -107,22 +110,14 @@ class ACIQ(Method):
     """The paper's choices. It shares out the bits of activations among channels too,
     which no integer kernel can take."""
 
-    distribution: str = "laplace"  # or gauss
-    statistics: str = "batch_norm"  # or synthetic: of one batch of ZeroQ's images
+    distribution: Distribution = "laplace"  # or gauss
+    statistics: Statistics = "batch_norm"  # or synthetic: of one batch of ZeroQ's images
     allocate: bool = True  # bits for each channel of a weight, so many on average
     correct: bool = True  # give channels back their deviation and mean
 
     name: ClassVar[str] = "aciq"
     parts: ClassVar[tuple[type[Stage], ...]] = (Clip, Channels, CorrectBiases)
     searches: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        for what, name, known in (
-            ("distribution", self.distribution, ("laplace", "gauss")),
-            ("statistics", self.statistics, ("batch_norm", "synthetic")),
-        ):
-            if name not in known:
-                raise BitsError(f"{what}: " + unknown(what, name, known))
 
     def stages(self, task: Task) -> list[Stage]:
         """Images, clipped ranges, channels, biases."""

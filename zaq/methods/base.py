@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar
 
+from zaq.config.constants import check_constants
 from zaq.engine.stage import Stage
 from zaq.engine.task import Task
 from zaq.errors import BitsError, unknown
@@ -28,12 +29,18 @@ class Method:
     mixes: ClassVar[bool] = False  # whether it finds bits for `--bits mixed`
     searches: ClassVar[bool] = True  # whether weight grids are those of the least error, if it has no field `search`
 
+    def __post_init__(self) -> None:
+        check_constants(self)
+
     def stages(self, task: Task) -> list[Stage]:
         """The stages in their order, for a task."""
         raise NotImplementedError
 
     def plan(self, task: Task, *data: Any) -> list[Stage]:
-        """The stages with `stage_constants` in place. Raises BitsError for a stage or a field that is not there."""
+        """The stages with `stage_constants` in place. Raises BitsError for a stage or a field that is not there, or a
+        value out of its range.
+        """
+        check_constants(self)  # a method of one's own may have left out what is done at its making
         stages = self.stages(task, *data)
         known = {key_of(s.name): s for s in stages}
         for key in self.stage_constants:

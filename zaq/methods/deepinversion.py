@@ -18,14 +18,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from zaq.config.constants import Amount, Count, OneOrMore, Positive
 from zaq.engine.journal import Journal
 from zaq.engine.stage import Loop, Stage
 from zaq.engine.state import State
 from zaq.engine.task import Task
-from zaq.errors import BitsError, SourceError, unknown
+from zaq.errors import SourceError
 from zaq.ir.taps import with_taps
 from zaq.methods.base import Method
-from zaq.quant.observers import OBSERVERS
+from zaq.quant.observers import Observer
 from zaq.stages.calibrate import Calibrate
 from zaq.stages.pixels import Pixels
 from zaq.stages.training import cosine, distillation, frozen, rate, step, student_optimizer
@@ -45,7 +46,7 @@ class Invert(Stage):
 
     name: str = "distil"
     of: "DeepInversion"
-    competition: float = 0.0
+    competition: Amount = 0.0
 
     look: ClassVar[int] = 5
 
@@ -156,27 +157,23 @@ class Tune(Stage):
 class DeepInversion(Method):
     """The constants of the paper's CIFAR-10 experiments (readme of the code). `None`: set by the effort."""
 
-    steps: int | None = None  # iterations a round (paper: 2000)
-    images: int | None = None  # a round, optimised together (paper: 256)
-    lr: float = 0.05  # Adam, on pixels (code: 0.1 for its better images)
-    feature: float = 10.0  # a_f, of the statistics
-    tv: float = 2.5e-5  # a_tv (code: 1e-3 for its better images)
-    l2: float = 3e-8  # a_l2 (code: 0 for its better images)
-    competition: float = 10.0  # a_c; 0: no second round (paper: 0.2 on ImageNet)
-    jitter: int = 2  # pixels that images are shifted by before every look, and mirrored every other time
+    steps: Count | None = None  # iterations a round (paper: 2000)
+    images: OneOrMore | None = None  # a round, optimised together (paper: 256)
+    lr: Amount = 0.05  # Adam, on pixels (code: 0.1 for its better images)
+    feature: Amount = 10.0  # a_f, of the statistics
+    tv: Amount = 2.5e-5  # a_tv (code: 1e-3 for its better images)
+    l2: Amount = 3e-8  # a_l2 (code: 0 for its better images)
+    competition: Amount = 10.0  # a_c; 0: no second round (paper: 0.2 on ImageNet)
+    jitter: Count = 2  # pixels that images are shifted by before every look, and mirrored every other time
     clip: bool = True  # keep pixels where pixels lie (as the code does on ImageNet)
-    observer: str = "mse"  # one of OBSERVERS
-    finetune: int | None = None  # steps of the student; 0: ranges only
-    temperature: float = 3.0  # of the divergences
-    travel: float = 0.2  # steps of its grid that a weight may travel while fine-tuned
-    lr_bias: float = 5e-5
+    observer: Observer = "mse"  # one of OBSERVERS
+    finetune: Count | None = None  # steps of the student; 0: ranges only
+    temperature: Positive = 3.0  # of the divergences
+    travel: Amount = 0.2  # steps of its grid that a weight may travel while fine-tuned
+    lr_bias: Amount = 5e-5
 
     name: ClassVar[str] = "deepinversion"
     parts: ClassVar[tuple[type[Stage], ...]] = (Calibrate,)
-
-    def __post_init__(self) -> None:
-        if self.observer not in OBSERVERS:
-            raise BitsError("observer: " + unknown("observer", self.observer, OBSERVERS))
 
     def stages(self, task: Task) -> list[Stage]:
         """Draw, calibrate, draw against the student, distil. Raises SourceError where nothing is known of images."""

@@ -8,16 +8,16 @@ weight: `--weights per_tensor_affine` is the paper's own setting.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch.fx import GraphModule
 
+from zaq.config.constants import Amount, Count, named
 from zaq.engine.journal import Journal
 from zaq.engine.stage import Loop, Stage
 from zaq.engine.state import State
 from zaq.engine.task import Task
-from zaq.errors import BitsError
 from zaq.methods.base import Method
 from zaq.methods.zeroq import Distil
 from zaq.passes.absorb import absorb, absorb_constants
@@ -27,6 +27,8 @@ from zaq.stages.calibrate import Noise
 from zaq.stats.moments import moments
 
 __all__ = ["DFQ"]
+
+Correction = Annotated[str, named("bias_correction", ("analytic", "empirical", "none"))]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +53,7 @@ class Ranges(Stage):
     """Activation ranges: beta +- so many gamma where batch norm knows, from noise elsewhere."""
 
     name: str = "ranges"
-    deviations: float = 6.0
+    deviations: Amount = 6.0
 
     after_ctrl_c: ClassVar[str] = "run"
 
@@ -77,20 +79,16 @@ class DFQ(Method):
 
     constants: bool = True  # channels that training switched off must not set anybody's range (not in the paper)
     equalize: bool = True
-    iterations: int = 20
+    iterations: Count = 20
     relu6_to_relu: bool = False  # the paper's; on networks that live on their clips it costs many points
     absorb: bool = True
-    absorb_deviations: float = 3.0
-    range_deviations: float = 6.0  # activation ranges: beta +- 6 gamma
-    bias_correction: str = "analytic"  # analytic, empirical (on a batch of ZeroQ's images), none
+    absorb_deviations: Amount = 3.0
+    range_deviations: Amount = 6.0  # activation ranges: beta +- 6 gamma
+    bias_correction: Correction = "analytic"  # analytic, empirical (on a batch of ZeroQ's images), none
     search: bool = False  # True: weight grids of the least error; the paper takes the whole range
 
     name: ClassVar[str] = "dfq"
     parts: ClassVar[tuple[type[Stage], ...]] = (Rewrite, Ranges, CorrectBiases)
-
-    def __post_init__(self) -> None:
-        if self.bias_correction not in ("analytic", "empirical", "none"):
-            raise BitsError(f"bias_correction: {self.bias_correction!r} is not analytic, empirical or none.")
 
     def stages(self, task: Task) -> list[Stage]:
         """Rewrite the teacher, read ranges off batch norm, correct biases."""

@@ -10,6 +10,7 @@ teacher differ. A stage after which the outputs differ more on them is taken bac
 from dataclasses import dataclass, fields, replace
 from typing import ClassVar
 
+from zaq.config.constants import Amount, Count, OneOrMore, Share
 from zaq.engine.stage import Stage
 from zaq.engine.task import Task
 from zaq.methods.base import Method
@@ -51,22 +52,22 @@ class Flagship(Method):
     stage.field`.
     """
 
-    synthesis: int | None = None  # steps of the generator; the second one takes half
-    refine: int | None = None  # steps of the images' own pixels
-    images: int | None = None  # that ranges, blocks and the distillation are learned on; see `A_CLASS`
+    synthesis: Count | None = None  # steps of the generator; the second one takes half
+    refine: Count | None = None  # steps of the images' own pixels
+    images: OneOrMore | None = None  # that ranges, blocks and the distillation are learned on; see `A_CLASS`
     squant: bool = True
-    reconstruct: int | None = None  # steps a block
-    polish: int | None = None  # steps of the distillation
-    game: int | None = None  # rounds of ZAQ's
+    reconstruct: Count | None = None  # steps a block
+    polish: Count | None = None  # steps of the distillation
+    game: Count | None = None  # rounds of ZAQ's
     correct: bool = True  # biases, behind every block that was learned and at the end
-    unpainted: float = 0.5  # of `polish`
-    feature: float = 1.0  # of `polish`
-    travel: float = 6.0  # of `polish`
-    fastest: float = 6e-3  # of `polish`
-    lr_bias: float = 1e-4  # of `polish`
-    attack: float = 0.02  # of the samples held out, in parts of a pixel's range
-    attack_steps: int = 3
-    drop: float = 0.5  # of the reconstruction
+    unpainted: Share = 0.5  # of `polish`
+    feature: Amount = 1.0  # of `polish`
+    travel: Amount = 6.0  # of `polish`
+    fastest: Amount = 6e-3  # of `polish`
+    lr_bias: Amount = 1e-4  # of `polish`
+    attack: Share = 0.02  # of the samples held out, in parts of a pixel's range
+    attack_steps: Count = 3
+    drop: Share = 0.5  # of the reconstruction
 
     name: ClassVar[str] = "flagship"
     mixes: ClassVar[bool] = True

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from zaq.config.constants import Amount, Count, Positive
 from zaq.engine.journal import Journal
 from zaq.engine.stage import Loop, Stage
 from zaq.engine.state import State
@@ -97,15 +98,15 @@ class Tune(Stage):
 class FineTune(Method):
     """Real images in; ranges from them, then distillation and their labels."""
 
-    alpha: float = 1.0  # weight of the distillation
-    temperature: float = 4.0
+    alpha: Amount = 1.0  # weight of the distillation
+    temperature: Positive = 4.0
     labels: bool = True  # False: distillation alone
-    steps: int | None = None
-    travel: float = (
+    steps: Count | None = None
+    travel: Amount = (
         0.6  # steps of its grid that a weight may travel (0.2 had a held-out loss of 0.535 after 600 steps, this 0.511)
     )
-    lr_student: float | None = None  # Adam, in steps of each channel's grid; None: from `travel`
-    lr_bias: float = 5e-5
+    lr_student: Amount | None = None  # Adam, in steps of each channel's grid; None: from `travel`
+    lr_bias: Amount = 5e-5
     learn_scales: bool = True
 
     name: ClassVar[str] = "ft"

@@ -15,24 +15,25 @@ left out here; its beta is the folded bias.
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar, cast
+from typing import Annotated, Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from zaq.config.constants import Amount, Count, Factor, OneOrMore, Positive, Share, named
 from zaq.engine.journal import Journal
 from zaq.engine.stage import Loop, Stage, numbers
 from zaq.engine.state import State
 from zaq.engine.task import Task
-from zaq.errors import BitsError, unknown
+from zaq.errors import BitsError
 from zaq.ir.nodes import attribute
 from zaq.ir.ops import TRANSPOSED
 from zaq.ir.taps import with_taps
 from zaq.methods.base import Method
 from zaq.passes.fold import BatchNormStats
 from zaq.stages.synthesis import Draw
-from zaq.stages.training import distillation, step
+from zaq.stages.training import distillation, step, varied
 from zaq.synth.generators import DCGAN
 from zaq.synth.losses import channel_moments
 
@@ -41,7 +42,7 @@ __all__ = ["GDFQ", "FoldedSGD", "folded_gains", "statistics_loss"]
 WARM_UP = 100  # steps that G learns alone, at least: ranges are read from what it draws by then
 LARGE, MANY = 64, 1000  # pixels a side or classes from which the paper's choices for ImageNet hold
 HELD_OUT_BATCHES = 4
-REDUCTIONS = ("batchmean", "mean")
+Reduction = Annotated[str, named("reduction", ("batchmean", "mean"))]
 DEAD = 0.01  # of a layer's largest gamma: a channel below has no scale of its own
 
 
@@ -77,7 +78,7 @@ class WarmUp(Stage):
     name: str = "warm-up"
     of: "GDFQ"
     plan: Lengths
-    watched: int
+    watched: Count
 
     look: ClassVar[int] = 5
 
@@ -182,7 +183,7 @@ def drawing(of: "GDFQ", state: State, batch: int) -> Callable[[], Drawn]:
 
     def draw() -> Drawn:
         images, labels = generator.sample(batch)
-        (p,), features = teacher(images)
+        (p,), features = teacher(varied(images, state.task.card))
         cross_entropy, bns = F.cross_entropy(p, labels), statistics_loss(features, list(stats.values()))
         loss = cross_entropy + of.beta * bns
         step(optimizer, loss)
@@ -196,34 +197,30 @@ def drawing(of: "GDFQ", state: State, batch: int) -> Callable[[], Drawn]:
 class GDFQ(Method):
     """The paper's constants; where its released code has others they are named. `None`: see LENGTHS."""
 
-    alpha: float = 1.0  # weight of the distillation ...
-    temperature: float = 20.0
-    reduction: str = (
+    alpha: Amount = 1.0  # weight of the distillation ...
+    temperature: Positive = 20.0
+    reduction: Reduction = (
         "batchmean"  # ... a mean over samples (code: "mean", over classes too: its weight is T^2 / K = 40, 4, 0.4)
     )
-    beta: float = 0.1  # weight of the batch norms' statistics
-    epochs: int | None = None  # 400 at `best`
-    iterations: int | None = None  # of an epoch; 200 at `best`
-    batch: int | None = None  # 200 (ImageNet: 16) at `best`
-    warm_up: float | None = None  # part of the epochs before the student starts: 4 (ImageNet: 50) of 400
-    calibration: float = 0.01  # part of the epochs in which ranges are read: 4 of 400
-    milestones: tuple[float, ...] = (
+    beta: Amount = 0.1  # weight of the batch norms' statistics
+    epochs: OneOrMore | None = None  # 400 at `best`
+    iterations: OneOrMore | None = None  # of an epoch; 200 at `best`
+    batch: OneOrMore | None = None  # 200 (ImageNet: 16) at `best`
+    warm_up: Share | None = None  # part of the epochs before the student starts: 4 (ImageNet: 50) of 400
+    calibration: Share = 0.01  # part of the epochs in which ranges are read: 4 of 400
+    milestones: tuple[Share, ...] = (
         1 / 4,
         1 / 2,
         3 / 4,
     )  # parts of the epochs after which every step is ten times smaller
-    lr_student: float | None = None  # 1e-4 (ImageNet: 1e-6) at `best`
-    momentum: float = 0.9  # Nesterov's
-    weight_decay: float = 1e-4
-    lr_generator: float | None = None  # 1e-3 at `best`; Adam with betas (0.5, 0.999)
-    latent: int = 100
-    width: int | None = None  # of the generator, 128 at `best`
+    lr_student: Amount | None = None  # 1e-4 (ImageNet: 1e-6) at `best`
+    momentum: Factor = 0.9  # Nesterov's
+    weight_decay: Amount = 1e-4
+    lr_generator: Amount | None = None  # 1e-3 at `best`; Adam with betas (0.5, 0.999)
+    latent: OneOrMore = 100
+    width: OneOrMore | None = None  # of the generator, 128 at `best`
 
     name: ClassVar[str] = "gdfq"
-
-    def __post_init__(self) -> None:
-        if self.reduction not in REDUCTIONS:
-            raise BitsError("reduction: " + unknown("reduction", self.reduction, REDUCTIONS))
 
     def stages(self, task: Task) -> list[Stage]:
         """G learns alone while ranges are read, then both learn. Raises BitsError for what has no classes or

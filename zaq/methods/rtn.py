@@ -3,9 +3,11 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+from zaq.config.constants import OneOrMore
 from zaq.engine.stage import Stage
 from zaq.engine.task import Task
 from zaq.methods.base import Method
+from zaq.quant.observers import Observer
 from zaq.stages.calibrate import Calibrate, Noise
 
 __all__ = ["RTN"]
@@ -19,8 +21,8 @@ class RTN(Method):
     The noise is what tools that ask for data are fed without any: standard normal in the model's normalised space.
     """
 
-    batches: int = 4
-    observer: str = "minmax"  # one of OBSERVERS
+    batches: OneOrMore = 4
+    observer: Observer = "minmax"  # one of OBSERVERS
     search: bool = False  # True: weight grids of the least error instead of the whole range
 
     name: ClassVar[str] = "rtn"

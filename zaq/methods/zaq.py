@@ -13,26 +13,29 @@ statistics where the teacher has them, and on its classes where it is a classifi
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from zaq.config.constants import Amount, Count, OneOrMore, Share, named
 from zaq.engine.journal import Journal
 from zaq.engine.stage import Loop, Stage, numbers
 from zaq.engine.state import State
 from zaq.engine.task import Task
-from zaq.errors import BitsError, unknown
 from zaq.ir.taps import with_taps
 from zaq.methods.base import Method
 from zaq.stages.calibrate import Calibrate, HoldOut
 from zaq.stages.synthesis import Draw
-from zaq.stages.training import frozen, rate, step, student_optimizer
+from zaq.stages.training import frozen, rate, step, student_optimizer, varied
 from zaq.synth.generators import generator_of
 from zaq.synth.losses import RELATIONS, activation_loss, batch_norm_loss, output_discrepancy, relation_gaps
 
 __all__ = ["ZAQ", "Game"]
+
+Relation = Annotated[str, named("relation", RELATIONS)]
+GeneratorName = Annotated[str, named("generator", generator_of)]
 
 STEPS = {"fast": (16, 3), "default": (150, 85), "best": (600, 1200)}  # effort: warm-up steps of G, rounds of the game
 HELD_OUT_BATCHES = 4
@@ -43,24 +46,20 @@ CALIBRATION_BATCHES = 8
 class Rules:
     """Constants of the game."""
 
-    alpha: float = 0.1  # weight of D_f (code: 1.0); 0 leaves the relation maps out
-    beta: float = 0.05  # weight of L_a (code: 0.1); 0 leaves it out
-    relation: str = "crm"  # crm, gram, or the code's scrm
+    alpha: Amount = 0.1  # weight of D_f (code: 1.0); 0 leaves the relation maps out
+    beta: Amount = 0.05  # weight of L_a (code: 0.1); 0 leaves it out
+    relation: Relation = "crm"  # crm, gram, or the code's scrm
     layer_weights: bool = True  # softmax of each layer's relation gap; False: a plain mean (code)
-    ema: float = 0.9  # memory of those gaps
-    q_steps: int = 5  # student steps a round ...
-    g_steps: int = 1  # ... and generator steps
-    milestones: tuple[float, ...] = (1 / 3, 2 / 3)  # parts of the game after which every step is ten times smaller
-    lr_student: float | None = None  # Adam, in steps of each channel's grid (code: SGD at 0.1); None: from `travel`
-    travel: float = 0.2  # steps of its grid that a weight may travel over the game; sets lr_student, up to 2e-3
+    ema: Share = 0.9  # memory of those gaps
+    q_steps: OneOrMore = 5  # student steps a round ...
+    g_steps: Count = 1  # ... and generator steps
+    milestones: tuple[Share, ...] = (1 / 3, 2 / 3)  # parts of the game after which every step is ten times smaller
+    lr_student: Amount | None = None  # Adam, in steps of each channel's grid (code: SGD at 0.1); None: from `travel`
+    travel: Amount = 0.2  # steps of its grid that a weight may travel over the game; sets lr_student, up to 2e-3
     learn_scales: bool = True  # scales move with the weights, counted at the grid's end; False keeps ranges frozen
-    lr_bias: float = 5e-5
-    lr_generator: float = 1e-4  # Adam, in the game (code: 1e-3, over 18,000 steps and without a warm-up)
-    bns: float = 0.0  # weight of batch-norm statistics in L_DE as well (not in the paper)
-
-    def __post_init__(self) -> None:
-        if self.relation not in RELATIONS:
-            raise BitsError("relation: " + unknown("relation", self.relation, RELATIONS))
+    lr_bias: Amount = 5e-5
+    lr_generator: Amount = 1e-4  # Adam, in the game (code: 1e-3, over 18,000 steps and without a warm-up)
+    bns: Amount = 0.0  # weight of batch-norm statistics in L_DE as well (not in the paper)
 
     def schedule(self, progress: float) -> float:
         """The factor on every rate, over progress in [0, 1)."""
@@ -114,15 +113,15 @@ class _Play:
 
     def round(self, _: int) -> dict[str, float]:
         """`q_steps` steps of the student, `g_steps` of the generator; the last losses of each."""
-        rules, generator, losses = self.rules, self.state.generator, dict[str, float]()
+        rules, generator, card, losses = self.rules, self.state.generator, self.state.task.card, dict[str, float]()
         for _ in range(rules.q_steps):
-            d_o, d_f, _features = self._discrepancy(generator.draw(self.batch))
+            d_o, d_f, _features = self._discrepancy(varied(generator.draw(self.batch), card))
             loss = d_o + rules.alpha * d_f
             step(self.optimizer_q, loss)
             losses = numbers({"d_o": d_o, "d_f": d_f, "loss_q": loss})
         with frozen(self.state.student.module):
             for _ in range(rules.g_steps):
-                loss = self._generator_loss(generator.sample(self.batch)[0])
+                loss = self._generator_loss(varied(generator.sample(self.batch)[0], card))
                 step(self.optimizer_g, loss)
                 losses["loss_g"] = float(loss.detach())
         return losses
@@ -163,11 +162,11 @@ class WarmUp(Stage):
     """Teach the generator alone to draw images that ranges can be read from."""
 
     name: str = "warm-up"
-    beta: float = 0.05  # weight of L_a, where there is no batch norm
-    lr: float = 1e-3
-    generator: str = "dcgan"
-    latent: int = 256
-    width: int = 32
+    beta: Amount = 0.05  # weight of L_a, where there is no batch norm
+    lr: Amount = 1e-3
+    generator: GeneratorName = "dcgan"
+    latent: OneOrMore = 256
+    width: OneOrMore = 32
 
     after_ctrl_c: ClassVar[str] = "start"
 
@@ -189,7 +188,7 @@ class WarmUp(Stage):
 
         def one(_: int) -> dict[str, float]:
             images, labels = generator.sample(task.batch)
-            outputs, features = teacher(images)
+            outputs, features = teacher(varied(images, task.card))
             found = {}
             if stats:
                 found["batch_norm"] = batch_norm_loss(features[: len(stats)], list(stats.values()))
@@ -207,16 +206,12 @@ class WarmUp(Stage):
 class ZAQ(Rules, Method):
     """The paper's constants; where its released code has others they are named. `None`: set by the effort."""
 
-    rounds: int | None = None
-    generator: str = "dcgan"
-    latent: int = 256
-    width: int = 32  # of the generator (paper: 128, a quarter of it on CIFAR)
-    warm_up: int | None = None
-    lr_warm_up: float = 1e-3
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        generator_of(self.generator)  # an unknown one is refused before any work
+    rounds: Count | None = None
+    generator: GeneratorName = "dcgan"
+    latent: OneOrMore = 256
+    width: OneOrMore = 32  # of the generator (paper: 128, a quarter of it on CIFAR)
+    warm_up: Count | None = None
+    lr_warm_up: Amount = 1e-3
 
     name: ClassVar[str] = "zaq"
     parts: ClassVar[tuple[type[Stage], ...]] = (WarmUp, Calibrate, HoldOut, Game)

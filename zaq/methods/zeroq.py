@@ -14,6 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from zaq.config.constants import Amount, Count, OneOrMore, Steps
 from zaq.engine.journal import Journal
 from zaq.engine.stage import Loop, Stage
 from zaq.engine.state import State
@@ -21,6 +22,7 @@ from zaq.engine.task import Task
 from zaq.errors import SourceError
 from zaq.ir.taps import with_taps
 from zaq.methods.base import Method
+from zaq.quant.observers import Observer
 from zaq.stages.calibrate import Calibrate
 from zaq.stages.mix import ChooseBits
 from zaq.stages.pixels import Pixels
@@ -36,11 +38,11 @@ class Distil(Stage):
     """One batch of images with the teacher's statistics. Raises SourceError where it has none."""
 
     name: str = "distil"
-    steps: int = -1  # -1: set by the effort
-    batch: int = 32  # images (readme: 64); fewer where they are large, but for effort best
-    lr: float = 0.5  # Adam, on pixels
-    patience: int = 100  # steps without progress after which the rate is a tenth, down to 1e-4
-    noise: float = 255 / 5418.75  # width of the uniform noise at the start: its variance, where a deviation was meant
+    steps: Steps = -1  # -1: set by the effort
+    batch: OneOrMore = 32  # images (readme: 64); fewer where they are large, but for effort best
+    lr: Amount = 0.5  # Adam, on pixels
+    patience: Count = 100  # steps without progress after which the rate is a tenth, down to 1e-4
+    noise: Amount = 255 / 5418.75  # width of the uniform noise at the start: its variance, where a deviation was meant
     stored_in_bounds: bool = False  # go on with them as a file stores them; else with what was found
 
     look: ClassVar[int] = 5
@@ -84,13 +86,13 @@ class Distil(Stage):
 class ZeroQ(Method):
     """The paper's constants, as its code has them. `None`: set by the effort."""
 
-    batch: int = 32  # images (readme: 64); fewer where they are large, but for effort best
-    steps: int | None = None
-    lr: float = 0.5  # Adam, on pixels
-    patience: int = 100  # steps without progress after which the rate is a tenth, down to 1e-4
-    noise: float = 255 / 5418.75  # width of the uniform noise at the start: its variance, where a deviation was meant
+    batch: OneOrMore = 32  # images (readme: 64); fewer where they are large, but for effort best
+    steps: Count | None = None
+    lr: Amount = 0.5  # Adam, on pixels
+    patience: Count = 100  # steps without progress after which the rate is a tenth, down to 1e-4
+    noise: Amount = 255 / 5418.75  # width of the uniform noise at the start: its variance, where a deviation was meant
     search: bool = False  # True: weight grids of the least error instead of the whole range
-    observer: str = "minmax"  # one of OBSERVERS
+    observer: Observer = "minmax"  # one of OBSERVERS
 
     name: ClassVar[str] = "zeroq"
     mixes: ClassVar[bool] = True

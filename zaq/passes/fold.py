@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
+from zaq.errors import SourceError
 from zaq.ir.nodes import attribute, groups_of, not_its_own, set_parameter, source_line
 from zaq.ir.ops import BATCH_NORMS, CONVS, LINEARS, TRANSPOSED, WEIGHTED
 
@@ -44,6 +45,7 @@ def fold(gm: GraphModule) -> tuple[GraphModule, list[str]]:
         if scaled is not None:
             _fold_scale(gm, node, scaled)
         if node.target in BATCH_NORMS:
+            _require_deviations(gm, node)
             reason = _obstacle(gm, node)
             if reason:
                 skipped.append(f"{node.name} stays a float operation: {reason} ({source_line(node)})")
@@ -53,6 +55,20 @@ def fold(gm: GraphModule) -> tuple[GraphModule, list[str]]:
     _drop_unused(gm)
     gm.recompile()
     return gm, skipped
+
+
+def _require_deviations(gm: GraphModule, bn: Node) -> None:
+    """Raise SourceError for variances that have no root, or none but zero: what is divided by it is no number."""
+    if not isinstance(bn.args[4], Node) or bn.args[4].op != "get_attr":
+        return
+    variance, eps = attribute(gm, str(bn.args[4].target)).detach().double(), float(bn.args[7])  # type: ignore[arg-type]
+    wrong = (~(variance >= 0) | (variance + eps <= 0)).flatten().nonzero().flatten().tolist()
+    if wrong:
+        raise SourceError(
+            f"{bn.args[4].target}: the variance of channel {wrong[0]} is {variance.flatten()[wrong[0]]:.4g}, "
+            f"with an eps of {eps:g} ({len(wrong)} of {variance.numel()} channels are so): batch norm divides by its "
+            "root. The model is broken, or was never trained."
+        )
 
 
 def _obstacle(gm: GraphModule, bn: Node) -> str | None:

@@ -1,16 +1,18 @@
 """Observers: what an activation range is read from. Any of torch.ao's fits beside these."""
 
 import math
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
+from zaq.config.constants import named
+from zaq.errors import TrainingError
 from zaq.quant.aciq import clip_range
 from zaq.quant.ao import ObserverBase
 from zaq.quant.qparams import grid_of, search_range
 
-__all__ = ["OBSERVERS", "EMAObserver", "GaussObserver", "LaplaceObserver", "MSEObserver", "RangeObserver"]
+__all__ = ["OBSERVERS", "EMAObserver", "GaussObserver", "LaplaceObserver", "MSEObserver", "Observer", "RangeObserver"]
 
 KEPT_PER_BATCH = 4096  # values of a batch that the search looks at
 
@@ -37,8 +39,13 @@ class RangeObserver(ObserverBase):
 
     def range(self) -> tuple[Tensor, Tensor]:
         """The range to quantize; [0, 0] where nothing was seen."""
-        if not torch.isfinite(self.low):
+        if self.low > self.high:
             return torch.tensor(0.0), torch.tensor(0.0)
+        if not (torch.isfinite(self.low) and torch.isfinite(self.high)):
+            raise TrainingError(
+                f"a range is to be read from values that are NaN or infinite (from {float(self.low):g} to "
+                f"{float(self.high):g}): the images, or what the network makes of them, are no numbers."
+            )
         return self.low.clamp(*self.limits), self.high.clamp(*self.limits)
 
     def calculate_qparams(self, **_: Any) -> tuple[Tensor, Tensor]:
@@ -74,7 +81,7 @@ class EMAObserver(RangeObserver):
 
     def forward(self, x: Tensor) -> Tensor:
         low, high = (v.float() for v in torch.aminmax(x.detach()))
-        first = not torch.isfinite(self.low)
+        first = self.low > self.high
         self.low = low if first else self.DECAY * self.low + (1 - self.DECAY) * low
         self.high = high if first else self.DECAY * self.high + (1 - self.DECAY) * high
         return x
@@ -120,3 +127,4 @@ OBSERVERS: dict[str, type[RangeObserver]] = {
     "laplace": LaplaceObserver,
     "gauss": GaussObserver,
 }
+Observer = Annotated[str, named("observer", OBSERVERS)]  # the name of one, as a constant

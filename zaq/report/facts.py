@@ -1,6 +1,7 @@
 """What happened, as facts: the report of a run, from which JSON, tables and the page are made."""
 
 import dataclasses
+import math
 import platform
 from typing import Any
 
@@ -9,7 +10,8 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from zaq.engine.journal import Journal
-from zaq.engine.state import State
+from zaq.engine.state import NOT_FINITE, State, broken_images
+from zaq.errors import SourceError, TrainingError
 from zaq.ir.nodes import attribute, input_node
 from zaq.ir.taps import with_taps
 from zaq.stats.mixed import packed_bytes
@@ -30,6 +32,12 @@ def describe(state: State, journal: Journal, options: dict[str, Any], minutes: f
     """The report: options, stages, every tensor's grid, per-layer SQNR, notes."""
     from zaq import __version__
 
+    agreement = _agreement(state)
+    if agreement.get("classes_seen") == 1 and (state.task.classes or 0) > 1:
+        journal.notes.append(
+            f"the float model takes all {agreement['samples']} samples for one and the same class: that the quantized "
+            "one agrees says little"
+        )
     return {
         "schema": SCHEMA,
         "zaq": __version__,
@@ -45,7 +53,7 @@ def describe(state: State, journal: Journal, options: dict[str, Any], minutes: f
         "frontier": state.frontier,
         "weight_bytes": packed_bytes(state.task.teacher, state.student.placement.weights),
         "tensors": _tensors(state),
-        "agreement": _agreement(state),
+        "agreement": agreement,
     }
 
 
@@ -112,13 +120,17 @@ def _tensors(state: State) -> list[dict[str, Any]]:
     return rows
 
 
-def sqnr(signal: Tensor, quantized: Tensor) -> float:
-    """Signal to quantization noise, 10 log10(E[x^2] / E[(x - x^)^2]), in dB; 200 where they are equal."""
-    noise = float((signal - quantized).pow(2).mean())
-    power = float(signal.pow(2).mean())
-    return (
-        round(10 * float(torch.log10(torch.tensor(power / noise))), 2) if noise > 1e-20 * max(power, 1e-20) else 200.0
-    )
+def sqnr(signal: Tensor, quantized: Tensor) -> float | None:
+    """Signal to quantization noise, 10 log10(E[x^2] / E[(x - x^)^2]), in dB and in double; 200 where they are equal.
+    None where either is not finite: of what is no number nothing can be said, least of all that it is right.
+    """
+    noise = float((signal.double() - quantized.double()).pow(2).mean())
+    power = float(signal.double().pow(2).mean())
+    if not (math.isfinite(noise) and math.isfinite(power)):
+        return None
+    if noise <= 1e-20 * max(power, 1e-20):
+        return 200.0
+    return round(max(10 * math.log10(max(power, 1e-300) / noise), -200.0), 2)
 
 
 @torch.no_grad()
@@ -128,13 +140,17 @@ def _agreement(state: State) -> dict[str, Any]:
     """
     if state.samples is None:
         return {}
-    p, q = (
-        torch.cat([pytree.tree_leaves(m(x))[0] for x in state.samples.split(state.task.batch)])
-        for m in (state.task.teacher, state.student.module)
-    )
+    parts, count = state.samples.split(state.task.batch), len(state.samples)
+    outputs = [[pytree.tree_leaves(m(x)) for x in parts] for m in (state.task.teacher, state.student.module)]
+    if broken := broken_images(outputs[0]):
+        raise SourceError(NOT_FINITE.format(broken, count))
+    if broken := broken_images(outputs[1]):
+        raise TrainingError(f"the quantized model's outputs are NaN or infinite for {broken} of {count} samples.")
+    p, q = (torch.cat([leaves[0] for leaves in some]) for some in outputs)
     found: dict[str, Any] = {"samples": len(state.samples), "held_out": state.held_out, "output_sqnr": sqnr(p, q)}
     if state.task.classes:
         found["top1_agreement"] = float((p.argmax(1) == q.argmax(1)).float().mean())
+        found["classes_seen"] = len(p.argmax(1).unique())
     return found
 
 

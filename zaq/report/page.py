@@ -37,7 +37,7 @@ def render(report: dict[str, Any], log: list[dict[str, Any]], samples: Tensor | 
         ),
         "weights": _weights(weights),
         "frontier": _frontier(report),
-        "sqnr": _sqnr([t for t in report["tensors"] if "sqnr" in t]),
+        "sqnr": _sqnr([t for t in report["tensors"] if t.get("sqnr") is not None]),
         "costs": _costs(files),
     }
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)

@@ -1,7 +1,9 @@
 """Weights alone, as safetensors or as a state dict in a .pt file, and the architecture that they belong to."""
 
+import pickle
 import re
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from zaq.config.bounds import capacity, entries, plain_json
+from zaq.config.bounds import capacity, entries, plain_json, plain_text
+from zaq.config.card import Card
 from zaq.errors import SourceError, unknown
+from zaq.ir.capture import quiet
 from zaq.sources.base import SAVE_IT, Request, Source, file_hash, first_line, source_of
 from zaq.sources.factory import called, found
 from zaq.sources.libraries import ARCHITECTURES
@@ -36,7 +40,7 @@ def read_weights(request: Request) -> Source:
         _require_an_architecture(path, arch)
     if not request.kwargs and kwargs:
         _require_plain_arguments(path, kwargs)
-    shape, asked = tuple(card.get("input") or ()), tuple(request.flags.get("input") or ())
+    shape, asked = Card.beside(path).input, tuple(request.flags.get("input") or ())
     if shape and asked and shape != asked:
         raise SourceError(f"{path}: the model takes inputs of {shape}, as its card says; --input-shape says {asked}.")
     state = _state(path)
@@ -69,7 +73,7 @@ def refuse_pickle(request: Request) -> Source:
 def _card(path: Path) -> dict[str, Any]:
     card = path.with_suffix(".json")
     try:
-        values = plain_json(card.read_text()) if card.is_file() else {}
+        values = plain_json(plain_text(card)) if card.is_file() else {}
     except ValueError:
         return {}  # Card.beside says what is wrong with it
     return values if isinstance(values, dict) else {}
@@ -110,27 +114,39 @@ def _state(path: Path) -> dict[str, Tensor]:
         except SafetensorError as error:
             raise SourceError(f"{path}: is no readable safetensors file: {first_line(error)}") from error
     if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            try:
-                names = entries(archive, capacity(path))
-            except ValueError as error:
-                raise SourceError(f"{path}: this archive is refused: {error}.") from error
-            if any(n.endswith("constants.pkl") or "/code/" in n for n in names):
-                raise SourceError(
-                    f"{path}: is a TorchScript archive, which cannot be traced; take the module it was made from. "
-                    f"{SAVE_IT}"
-                )
+        _require_whole(path)
     try:
-        return _bare(path, torch.load(path, map_location="cpu", weights_only=True))
+        with quiet():
+            return _bare(path, torch.load(path, map_location="cpu", weights_only=True))
     except SourceError:
         raise
-    except Exception as error:  # whatever an unpickler finds wrong
+    except pickle.UnpicklingError as error:
         raise SourceError(
             f"{path}: holds more than tensors: a pickle can run any code when it is loaded, so zaq does not. "
             f"{SAVE_IT}\n"
             "or save its weights alone, torch.save(model.state_dict(), 'weights.pt'), and name the architecture with "
             "--arch."
         ) from error
+    except Exception as error:  # whatever a reader of a damaged file stumbles over
+        raise SourceError(f"{path}: is damaged, or no file of torch.save: {first_line(error)}") from error
+
+
+def _require_whole(path: Path) -> None:
+    """Raises SourceError for an archive that would unpack to too much, that is damaged, or that is TorchScript's."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = entries(archive, capacity(path))
+            torn = archive.testzip()  # torch reads what does not fit its checksum without a word
+    except ValueError as error:
+        raise SourceError(f"{path}: this archive is refused: {error}.") from error
+    except (OSError, EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+        raise SourceError(f"{path}: this archive is damaged: {first_line(error)}") from error
+    if torn:
+        raise SourceError(f"{path}: this archive is damaged: {torn} does not have the checksum it should.")
+    if any(n.endswith("constants.pkl") or "/code/" in n for n in names):
+        raise SourceError(
+            f"{path}: is a TorchScript archive, which cannot be traced; take the module it was made from. {SAVE_IT}"
+        )
 
 
 def _bare(path: Path, state: Any) -> dict[str, Tensor]:

@@ -6,10 +6,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from zaq.config.constants import Count, Share
 from zaq.engine.journal import Journal
 from zaq.engine.stage import Loop, Stage
 from zaq.engine.state import HeldOut, State
 from zaq.ir.taps import with_taps
+from zaq.quant.observers import Observer
 from zaq.stages.training import frozen
 from zaq.synth.losses import output_discrepancy, relative_discrepancy
 
@@ -39,7 +41,7 @@ class Calibrate(Stage):
     """Freeze the ranges of activations at what images cause, a batch a step."""
 
     name: str = "calibrate"
-    observer: str = "mse"  # one of OBSERVERS
+    observer: Observer = "mse"  # one of OBSERVERS
 
     after_ctrl_c: ClassVar[str] = "run"
 
@@ -66,8 +68,8 @@ class HoldOut(Stage):
     """
 
     name: str = "hold out"
-    steps: int = 3  # of the attack
-    attack: float = 0.02  # how far samples are moved, in parts of a pixel's range; 0: not at all
+    steps: Count = 3  # of the attack
+    attack: Share = 0.02  # how far samples are moved, in parts of a pixel's range; 0: not at all
     relative: bool = True  # outputs in units of their spread, else D_o as ZAQ has it
 
     recorded: ClassVar[bool] = False

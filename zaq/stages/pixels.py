@@ -71,6 +71,9 @@ class Pixels(Loop):
         self.finished = (i + 1) // self.each
         return numbers(found)
 
+    def chapter(self, i: int) -> int:
+        return i // self.each
+
     def _open(self, at: int) -> None:
         """Begin with the next part."""
         self.at, self.drew = at, torch.get_rng_state()  # what labels are drawn by

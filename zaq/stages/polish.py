@@ -7,11 +7,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from zaq.config.constants import Amount, Count, Share
 from zaq.engine.journal import Journal
 from zaq.engine.stage import Loop, Stage
 from zaq.engine.state import State
 from zaq.stages.synthesis import moves, shift
-from zaq.stages.training import cosine, rate, step, student_optimizer
+from zaq.stages.training import cosine, rate, step, student_optimizer, varied
 from zaq.synth.losses import relative_discrepancy
 from zaq.synth.swing import shifted
 
@@ -26,14 +27,14 @@ class Polish(Stage):
     """
 
     name: str = "polish"
-    steps: int = 200
+    steps: Count = 200
     drawn: bool = False  # on new images at every step, whatever the teacher knows
-    unpainted: float = 0.5  # part of the images drawn anew that are dead leaves as they are
-    feature: float = 1.0  # weight of the feature maps
-    travel: float = 6.0  # steps of its grid that a weight may travel ...
-    fastest: float = 6e-3  # ... at no more than this a step: at 2e-2 four bits gain more, and a student of two is lost
-    lr_bias: float = 1e-4
-    enough: int = 16  # images a step that may move weights: at eight it forgets what rounding has learned
+    unpainted: Share = 0.5  # part of the images drawn anew that are dead leaves as they are
+    feature: Amount = 1.0  # weight of the feature maps
+    travel: Amount = 6.0  # steps of its grid that a weight may travel ...
+    fastest: Amount = 6e-3  # ... at no more than this a step: at 2e-2 four bits gain more, and a student of two is lost
+    lr_bias: Amount = 1e-4
+    enough: Count = 16  # images a step that may move weights: at eight it forgets what rounding has learned
 
     look: ClassVar[int] = 5
 
@@ -64,6 +65,5 @@ class Polish(Stage):
         """A batch (n, C, H, W) to learn on."""
         batch, given = state.task.batch, state.images
         if given is None or self.drawn or not moves(state.task):
-            drawn: Tensor = state.generator.draw(batch, self.unpainted)
-            return drawn
+            return varied(state.generator.draw(batch, self.unpainted), state.task.card)
         return shifted(given[torch.randint(len(given), (batch,))], shift(state.task))

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from zaq.config.constants import Amount, Count, OneOrMore, Positive, Share
 from zaq.engine.journal import Journal
 from zaq.engine.stage import Loop, Stage
 from zaq.engine.state import State
@@ -43,19 +44,19 @@ class Reconstruct(Stage):
     """
 
     name: str = "reconstruct"
-    steps: int = 100  # for each block
-    batch: int = 32
-    drop: float = 0.5  # QDrop's probability
-    lr_rounding: float = 1e-2  # Adam, of V (AdaRound: 1e-2, BRECQ 1e-3 over 20,000 steps), or so much that ...
-    travel: float = 3.0  # ... V can move this far in the steps there are
-    lr_scale: float = (
+    steps: Count = 100  # for each block
+    batch: OneOrMore = 32
+    drop: Share = 0.5  # QDrop's probability
+    lr_rounding: Amount = 1e-2  # Adam, of V (AdaRound: 1e-2, BRECQ 1e-3 over 20,000 steps), or so much that ...
+    travel: Amount = 3.0  # ... V can move this far in the steps there are
+    lr_scale: Amount = (
         1e-1  # Adam, in steps of each grid (less in proportion where batches are smaller), or so little ...
     )
-    travel_scale: float = 5.0  # ... that an end of the range moves no farther than this
-    lr_bias: float = 1e-4
-    weight: float = 0.1  # lambda (BRECQ: 0.01, Genie-M: 1)
-    warm_up: float = 0.2  # part of the steps before h is pushed to 0 or 1
-    beta: tuple[float, float] = (20.0, 2.0)
+    travel_scale: Amount = 5.0  # ... that an end of the range moves no farther than this
+    lr_bias: Amount = 1e-4
+    weight: Amount = 0.1  # lambda (BRECQ: 0.01, Genie-M: 1)
+    warm_up: Share = 0.2  # part of the steps before h is pushed to 0 or 1
+    beta: tuple[Positive, Positive] = (20.0, 2.0)
     correct: bool = True  # a block's biases once it is learned
 
     def applies(self, state: State) -> bool:
@@ -105,6 +106,9 @@ class _Blocks(Loop):
     @property
     def resumable(self) -> bool:
         return self.at < 0  # not while a block is open
+
+    def chapter(self, i: int) -> int:
+        return i // self.steps
 
     def save(self) -> Any:
         """The student as it was when the last block was closed: what an open block has learned is not in it."""

@@ -19,13 +19,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from zaq.config.constants import Amount, Count, OneOrMore
 from zaq.engine.journal import Journal
 from zaq.engine.stage import Loop, Stage, numbers
 from zaq.engine.state import State
 from zaq.engine.task import Task
+from zaq.errors import TrainingError
 from zaq.ir.taps import with_taps
 from zaq.stages.pixels import Pixels
-from zaq.stages.training import cosine, step
+from zaq.stages.training import cosine, step, varied
+from zaq.synth.generators import alike
 from zaq.synth.leaves import Painter
 from zaq.synth.losses import activation_loss, batch_norm_loss
 from zaq.synth.swing import shifted, with_swing
@@ -58,8 +61,8 @@ class Likeness(Stage):
     """What images should be: the loss L_G, which a generator's weights or the images' pixels go down."""
 
     held_out: bool = False  # of the images that are judged by, not those that are learned on
-    beta: float = 1.0  # weight of the classes
-    gamma: float = 2.0  # how much less a sure sample counts (HAST: 2 on CIFAR)
+    beta: Amount = 1.0  # weight of the classes
+    gamma: Amount = 2.0  # how much less a sure sample counts (HAST: 2 on CIFAR)
     swing: bool = True
 
     def losses_of(self, task: Task) -> Callable[[Tensor, Tensor | None], dict[str, Tensor]]:
@@ -91,8 +94,8 @@ class Synthesize(Likeness):
     """Train a generator for the teacher, for `steps` batches."""
 
     name: str = "synthesis"
-    lr: float = 1e-2  # Adam, falling as a cosine (Genie: 1e-2). At 3e-3 short trainings end nearer, and teach less
-    width: int = 32
+    lr: Amount = 1e-2  # Adam, falling as a cosine (Genie: 1e-2). At 3e-3 short trainings end nearer, and teach less
+    width: OneOrMore = 32
 
     after_ctrl_c: ClassVar[str] = "start"
 
@@ -120,7 +123,8 @@ class Synthesize(Likeness):
         losses, optimizer = self.losses_of(task), torch.optim.Adam(generator.parameters(), self.lr)
 
         def one(_: int) -> dict[str, float]:
-            found = losses(*generator.sample(task.batch))
+            images, labels = generator.sample(task.batch)
+            found = losses(varied(images, task.card), labels)
             step(optimizer, torch.stack(list(found.values())).sum())
             return numbers(found)
 
@@ -132,7 +136,7 @@ class Draw(Stage):
     """Draw images from a generator, a batch at a time: to learn on, or to be held out."""
 
     name: str = "draw"
-    count: int = 256
+    count: OneOrMore = 256
     held_out: bool = False
 
     recorded: ClassVar[bool] = False
@@ -142,6 +146,17 @@ class Draw(Stage):
         generator = state.other if self.held_out and state.other is not None else state.generator
         batch = state.task.batch
         images = torch.cat([generator.draw(batch) for _ in range(-(-self.count // batch))])[: self.count]
+        if broken := int((~images.isfinite()).flatten(1).any(1).sum()):
+            raise TrainingError(
+                f"{self.name}: {broken} of the {self.count} images that the generator draws are NaN or infinite; there "
+                "is nothing to learn from. A smaller learning rate of the generator may help, or another generator."
+            )
+        if alike(images, state.task.card):
+            what = "held out" if self.held_out else "that are learned from"
+            journal.notes.append(
+                f"the {len(images)} images {what} are all alike: the generator draws one image, whatever it starts "
+                "from, and what is learned or measured on it says little"
+            )
         if self.held_out:
             state.samples, state.held_out = images, True
         else:
@@ -156,9 +171,9 @@ class Refine(Likeness):
     """
 
     name: str = "refine"
-    steps: int = 40  # for each part
-    lr: float = 0.03  # Adam, of pixels
-    together: int = 128  # images that are refined at once, to the statistics of all of them
+    steps: Count = 40  # for each part
+    lr: Amount = 0.03  # Adam, of pixels
+    together: OneOrMore = 128  # images that are refined at once, to the statistics of all of them
 
     look: ClassVar[int] = 5
 
@@ -201,8 +216,8 @@ class FromNoise(Refine):
     `every`-th: another kind, as one kind alone can be fitted at the cost of all else without that being seen.
     """
 
-    every: int = 4
-    lr: float = 0.1
+    every: OneOrMore = 4
+    lr: Amount = 0.1
 
     def applies(self, state: State) -> bool:
         return self.steps > 0 and moves(state.task) and not refines(state.task)

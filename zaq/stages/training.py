@@ -9,10 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from zaq.config.card import Card
+from zaq.engine.stage import Diverged
 from zaq.quant.op import along
 from zaq.quant.student import Student
+from zaq.synth.generators import alike
 
-__all__ = ["StepAdam", "cosine", "distillation", "frozen", "rate", "step", "student_optimizer"]
+__all__ = ["StepAdam", "cosine", "distillation", "frozen", "rate", "step", "student_optimizer", "varied"]
 
 FASTEST = 2e-3  # learning rate of a student, in steps of the grid, whatever `travel` allows, unless said otherwise
 
@@ -89,6 +92,15 @@ def step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
+
+
+def varied(images: Tensor, card: Card) -> Tensor:
+    """Images (N, C, H, W) that a generator has drawn. Raises Diverged for those that are no numbers, or all alike."""
+    if not bool(images.detach().isfinite().all()):
+        raise Diverged("the generator's images became NaN or infinite")
+    if alike(images, card):
+        raise Diverged("the generator's images became all alike")
+    return images
 
 
 @contextmanager

@@ -10,8 +10,9 @@ from zaq.config.card import Card
 from zaq.config.plugins import lookup
 from zaq.engine.snapshot import Remade
 
-__all__ = ["DCGAN", "GENERATORS", "Generator", "generator_of", "natural"]
+__all__ = ["DCGAN", "GENERATORS", "Generator", "alike", "generator_of", "natural"]
 
+ALIKE = 1e-3  # a quarter of a step of 8 bits
 BASE = 8  # pixels a side before the first upsampling, at most
 NATURAL_REACH = (
     1.5  # standard deviations from the middle of a pixel's range to its end, at least, where std is the data's
@@ -114,6 +115,12 @@ class DCGAN(Generator):
 
     def source(self, n: int) -> Tensor:
         return torch.randn(n, self.latent)
+
+
+def alike(images: Tensor, card: Card) -> bool:
+    """Whether images (N, C, H, W) are all the same one: their pixels deviate by less than ALIKE of a pixel's range."""
+    low, high = card.bounds()
+    return len(images) > 1 and bool((images.detach().std(0, correction=0) / (high - low)).mean() < ALIKE)
 
 
 def natural(x: Tensor, low: Tensor, high: Tensor) -> Tensor:

@@ -21,10 +21,12 @@ from zaq.export.session import session
 from zaq.ir.nodes import attribute, output_nodes
 from zaq.ir.taps import with_taps
 from zaq.verify.integer import Execution, execute
+from zaq.verify.parity import Parity
 
-__all__ = ["SAMPLES", "Layer", "Shares", "compare_layers", "summary"]
+__all__ = ["LEAST_SQNR", "SAMPLES", "Layer", "Shares", "compare_layers", "fault", "summary"]
 
 
+LEAST_SQNR = 20.0  # dB between a file's outputs and its checkpoint's: see `fault`
 SAMPLES = 16  # as many show what a layer does; the referee is no fast path
 
 
@@ -107,6 +109,33 @@ def summary(layers: list[Layer], every: bool = False) -> list[str]:
             f"equal{where}"
         )
     return lines + ([str(layer) for layer in layers] if every else [])
+
+
+def fault(path: Path, parity: Parity, checkpoint: GraphModule, samples: Tensor) -> str:
+    """A sentence against a file that is not its checkpoint, with the layer at which they part first; "" for one that
+    is.
+
+    A file is another network where its outputs are NaN or infinite, or nearer than LEAST_SQNR dB to their difference
+    from the checkpoint's. What lies half-way between two steps may be rounded to either side, though, and a deep
+    network of random weights makes much of one such step: where nothing but such ties stands at the beginning, the
+    file is as good as the checkpoint.
+    """
+    if parity.sqnr is not None and parity.sqnr >= LEAST_SQNR:
+        return ""
+    apart = "hold NaN or infinities" if parity.sqnr is None else f"differ grossly ({parity.sqnr:.1f} dB)"
+    told = f"{path}: is not its checkpoint: their outputs {apart}, where {LEAST_SQNR:g} dB or more are asked"
+    if path.suffix != ".onnx":
+        return f"{told}. zaq export --format qdq shows whether it is this form alone."
+    try:
+        layers, _ = compare_layers(path, checkpoint, samples[:SAMPLES])
+    except SourceError:
+        return f"{told}. It does not hold the checkpoint's tensors one by one, as the forms qdq and packed do."
+    parted = [x for x in layers if min(x.file.equal, x.checkpoint.equal) < 1]
+    if not parted:
+        return f"{told}; every quantized tensor is equal, so that they part behind the last of them."
+    first = parted[0]
+    only_ties = parity.sqnr is not None and not max(first.file.unexplained, first.checkpoint.unexplained) > 0
+    return "" if only_ties else f"{told}; they part first at {first}."
 
 
 def _written(path: Path, checkpoint: GraphModule, names: list[str], samples: Tensor) -> dict[str, NDArray[np.int64]]:
