@@ -23,7 +23,8 @@ QUICK = ("--effort", "fast", "-s", "synthesis=4", "-s", "images=64", "-s", "reco
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("models") / "net.pt2"
     with quiet():
-        torch.export.save(torch.export.export(build("residual"), (images(2),)), path)
+        exported = torch.export.export(build("residual"), (images(2),), dynamic_shapes=({0: torch.export.Dim.AUTO},))
+        torch.export.save(exported, path)
     return path
 
 
