@@ -51,8 +51,10 @@ def gradient(state: State, stage: Stage, loop: Loop) -> Iterator[None]:
                     p.grad.fill_(math.nan)
 
     handle = register_optimizer_step_pre_hook(spoilt)
-    yield
-    handle.remove()
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 @contextlib.contextmanager
@@ -72,9 +74,11 @@ def drawn(make: Callable[[Tensor], Tensor]) -> Spoil:
         handles = [g.register_forward_hook(lambda _m, _i, images: make(images)) for g in generators]
         if hasattr(loop, "x"):
             loop.x.data.copy_(make(loop.x.data))
-        yield
-        for handle in handles:
-            handle.remove()
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
     return spoil
 
