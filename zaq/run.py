@@ -145,8 +145,10 @@ class Run:
                 f"{self.path / name}: was not written by zaq; zaq export {self.path} --overwrite makes it anew."
             )
         try:
-            theirs = dict(plain_json(properties.get("zaq.parts", "{}")))
-        except (ValueError, TypeError) as error:
+            theirs = plain_json(properties.get("zaq.parts", "{}"))
+            if not isinstance(theirs, dict):
+                raise ValueError(f"it is {theirs!r:.40}")
+        except ValueError as error:
             raise SourceError(f"{self.path / name}: its property zaq.parts is no JSON object ({error}).") from error
         for part, digest in self.hashes().items():
             if theirs.get(part, digest) != digest:
@@ -160,7 +162,7 @@ class Run:
         """What the run was asked for. Raises SourceError for a file that does not say all of it."""
         path = self.path / "options.json"
         try:
-            options = dict(plain_json(plain_text(path)))
+            options: dict[str, Any] = plain_json(plain_text(path))
             onnx_metadata(options), Card.from_dict(options["card"])
         except KeyError as error:
             raise SourceError(f"{path}: says nothing of {error}; it is not what zaq quantize wrote.") from error

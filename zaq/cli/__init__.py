@@ -69,6 +69,8 @@ def _told(error: BaseException) -> tuple[str, int]:
         return str(error), error.exit_code
     if isinstance(error, KeyboardInterrupt):
         return "interrupted.", 1
+    if isinstance(error, OSError) and error.filename:  # of a place that a user named, and nobody looked at before
+        return f"{error.filename!s:.200}: {error.strerror}.", 2
     found = " ".join(str(error).split())
     if isinstance(error, MemoryError) or NO_MEMORY.search(found):
         return (

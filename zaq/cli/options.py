@@ -1,7 +1,6 @@
 """What verbs share: flags about source and input, `-s key=value` typed by a method's fields, the progress bar."""
 
 import dataclasses
-import json
 import re
 import sys
 import typing
@@ -10,6 +9,7 @@ from typing import Any
 
 import click
 
+from zaq.config.bounds import plain_json
 from zaq.errors import BitsError, UserError, unknown
 
 __all__ = [
@@ -38,8 +38,12 @@ def card_options(command: Any) -> Any:
             click.option("--mean", help="Mean of x/255 per channel, as 0.485,0.456,0.406."),
             click.option("--std", help="Standard deviation of x/255 per channel."),
             click.option("--input-shape", help="C,H,W; where neither source nor card says it."),
-            click.option("--resize", type=int, help="Shorter side of an image before the crop, for zaq eval."),
-            click.option("--crop", type=int, help="Side of the centre crop, for zaq eval."),
+            click.option(
+                "--resize",
+                type=click.IntRange(1, 2**16),
+                help="Shorter side of an image before the crop, for zaq eval.",
+            ),
+            click.option("--crop", type=click.IntRange(1, 2**16), help="Side of the centre crop, for zaq eval."),
         ]
     ):
         command = option(command)
@@ -68,12 +72,12 @@ def load_source(source: str, flags: dict[str, Any]) -> Any:
     from zaq.sources import load
 
     try:
-        kwargs = json.loads(flags["kwargs"] or "{}")
+        kwargs = plain_json(flags["kwargs"] or "{}")
         if not isinstance(kwargs, dict):
             raise ValueError("not an object")
     except ValueError as error:
         raise UserError(
-            f"--kwargs {flags['kwargs']}: is no JSON object ({error}); write it as '{{\"num_classes\": 10}}'."
+            f"--kwargs {flags['kwargs']:.80}: is no JSON object ({error}); write it as '{{\"num_classes\": 10}}'."
         ) from error
     return load(
         source, card_overrides(flags), arch=flags["arch"], kwargs=kwargs, random_weights=flags["random_weights"]

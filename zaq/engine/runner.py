@@ -229,8 +229,9 @@ class _Steps:
         if losses:
             self.journal.log(self.stage.name, i, **losses)
         self.record.steps = done
-        if self.stage.checks > 1 and done % max(steps // self.stage.checks, 1) == 0 and done < steps:
-            self._check()
+        due = self.stage.checks > 1 and done % max(steps // self.stage.checks, 1) == 0 and done < steps
+        if due and not self._check():
+            return False
         if self.saver and self.good[0] == done < steps and self.loop.resumable and not self.journal.interrupted:
             self.saver.point(self._point())
         return True
@@ -261,13 +262,16 @@ class _Steps:
         self.record.steps = self.good[0]
         self.loop.restore(self.good[1])
 
-    def _check(self) -> None:
-        """Ask the judge, and remember the state if it is the best so far."""
+    def _check(self) -> bool:
+        """Ask the judge, and remember the state if it is the best so far; False if what it finds is no number."""
         assert self.judge is not None and self.best is not None
         loss = self.judge()
+        if not math.isfinite(loss):
+            return False
         self.journal.log(self.stage.name, self.record.steps, held_out=loss)
         if loss < self.best[0]:
             self.best = (loss, self.record.steps, self.loop.save())
+        return True
 
     def _keep_the_best(self) -> None:
         assert self.best is not None

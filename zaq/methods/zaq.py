@@ -51,7 +51,7 @@ class Rules:
     relation: Relation = "crm"  # crm, gram, or the code's scrm
     layer_weights: bool = True  # softmax of each layer's relation gap; False: a plain mean (code)
     ema: Share = 0.9  # memory of those gaps
-    q_steps: OneOrMore = 5  # student steps a round ...
+    q_steps: Count = 5  # student steps a round ...
     g_steps: Count = 1  # ... and generator steps
     milestones: tuple[Share, ...] = (1 / 3, 2 / 3)  # parts of the game after which every step is ten times smaller
     lr_student: Amount | None = None  # Adam, in steps of each channel's grid (code: SGD at 0.1); None: from `travel`

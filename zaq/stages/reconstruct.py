@@ -99,9 +99,10 @@ class _Blocks(Loop):
         outputs = zip(self.student(x), self.wanted, self.weights, strict=True)
         loss = torch.stack([w * (q - y[index]).pow(2).mean() for q, y, w in outputs]).sum()
         step(self.optimizer, loss + self._push(done / self.steps))
-        if done + 1 == self.steps:
+        value = float(loss.detach())
+        if done + 1 == self.steps and math.isfinite(value):  # else the runner puts the block back
             self._close()
-        return {"loss": float(loss.detach())}
+        return {"loss": value}
 
     @property
     def resumable(self) -> bool:
@@ -118,6 +119,7 @@ class _Blocks(Loop):
         if self.at >= 0:
             self._put_back()
         self.whole.restore(saved)
+        self.source.forget()
 
     def finish(self) -> None:
         if self.at >= 0:  # broken off
@@ -205,6 +207,10 @@ class _Source:
         self.task, self.whole, self.images = state.task, state.student, images
         self.start = input_node(self.task.teacher).name
         self.at, self.pair = self.start, (images, images)  # kept from block to block where all images fit
+
+    def forget(self) -> None:
+        """Find out anew what enters the next block: the student has been put back."""
+        self.at, self.pair = "", (self.images[:0],) * 2
 
     def pieces(self, block: Block) -> int:
         """How many pieces the images are taken in, so that a block's features fit into `CACHED` bytes."""
