@@ -35,7 +35,8 @@ class State:
     def student(self) -> Student:
         """Placed when it is asked for first, uncalibrated."""
         if self._student is None:
-            self._student = Student(self.task.teacher, self.task.qconfig, self.task.card, self.task.search)
+            task = self.task
+            self._student = Student(task.teacher, task.qconfig, task.card, task.search, task.unlike)
         return self._student
 
     def rewrite(self, teacher: GraphModule | None = None, qconfig: QConfig | None = None) -> None:

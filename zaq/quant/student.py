@@ -5,7 +5,7 @@ was learned; and what `restore` puts back is what `snapshot` took.
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -29,10 +29,13 @@ class Student:
         teacher: a folded graph; it is copied.
         qconfig, card: bits and where they go; what is known of the input.
         search: weight grids of the least error, else over the whole range (see `FakeQuantize.fit_weight`).
+        unlike: what leaves the graph and is too unlike for one scale (see `quant.alike`).
     """
 
-    def __init__(self, teacher: GraphModule, qconfig: QConfig, card: Card, search: bool = True) -> None:
-        self.module, self.placement = place(teacher, qconfig, card, search)
+    def __init__(
+        self, teacher: GraphModule, qconfig: QConfig, card: Card, search: bool = True, unlike: Collection[str] = ()
+    ) -> None:
+        self.module, self.placement = place(teacher, qconfig, card, search, unlike)
         self.module.requires_grad_(True)
 
     def __call__(self, images: Tensor) -> Tensor:
