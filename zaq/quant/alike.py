@@ -16,7 +16,9 @@ from zaq.quant.edges import leaving
 from zaq.quant.fake_quantize import NEAR
 from zaq.quant.ranges import Bounds, bounds
 
-__all__ = ["alike", "unlike_channels"]
+__all__ = ["LEAST_SPREAD", "alike", "channel_dim", "spreads", "unlike_channels"]
+
+LEAST_SPREAD = 1e-3  # of the largest channel's: what varies less than that has no unit of its own
 
 
 @torch.no_grad()
@@ -40,3 +42,23 @@ def alike(x: Tensor) -> bool:
         if bool((reach[reach > 0] < NEAR * reach.max()).any()):
             return False
     return True
+
+
+def channel_dim(x: Tensor) -> int:
+    """Which dimension of an output (N, ...) its channels lie along: the second, or the last (as in (N, places, 4 +
+    classes)) where what lies along that is the more unlike by far."""
+    if x.dim() < 3:
+        return min(1, x.dim() - 1)
+    second, last = (_unlikeness(x, dim) for dim in (1, x.dim() - 1))
+    return x.dim() - 1 if last > 2 * second else 1
+
+
+def _unlikeness(x: Tensor, dim: int) -> float:
+    reach = x.detach().abs().movedim(dim, 0).flatten(1).amax(1)
+    greatest = reach.max()
+    return float(greatest / reach.min().clamp(min=LEAST_SPREAD * float(greatest) + 1e-30))
+
+
+def spreads(deviations: Tensor) -> Tensor:
+    """Units of channels from what each deviates by, (C,): as they are, but for what hardly varies beside others."""
+    return deviations.detach().clamp(min=LEAST_SPREAD * float(deviations.max()) + 1e-12)
