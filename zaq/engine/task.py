@@ -80,11 +80,7 @@ class Task:
         return {n.name: n.meta["bn"] for n in self.teacher.graph.nodes if "bn" in n.meta}
 
     def noise(self, count: int | None = None) -> Tensor:
-        """Standard normal images where pixels lie, (`count` or a batch, C, H, W): what tools that ask for data are fed
-        without any. Drawn from torch's random state, which the runner sets for each stage."""
-        return self.in_bounds(torch.randn(self.batch if count is None else count, *self.card.input))
-
-    def in_bounds(self, images: Tensor) -> Tensor:
-        """Images as a file stores them: no pixel beyond what one can be."""
-        low, high = self.card.bounds()
-        return images.maximum(low).minimum(high)
+        """Normal images with the mean and deviation of photographs, (`count` or a batch, C, H, W): what tools that ask
+        for data are fed without any. Drawn from torch's random state, which the runner sets for each stage."""
+        z = torch.randn(self.batch if count is None else count, *self.card.input)
+        return self.card.in_bounds(self.card.images(z))

@@ -44,6 +44,7 @@ from torch.fx import GraphModule, Node
 
 from zaq.config.bits import QConfig
 from zaq.ir.nodes import activations, input_node, moves, output_nodes, pad_value
+from zaq.ir.opening import image_node
 from zaq.ir.ops import CLAMPS, CONVS, LINEARS, MATMULS, MERGES, PADS, POOLS, WEIGHTED
 
 __all__ = [
@@ -74,11 +75,12 @@ def activation_bits(
     floats = _writes_floats(gm, live, unlike)
     first, last = ends(gm)
     products = {n for n in live if is_product(n, live)}
+    image = image_node(gm)
     reads, merges, writes = dict[Node, int](), dict[Node, int](), dict[Node, int]()
 
     def ask(who: dict[Node, int], node: Node, width: int) -> None:
         maker = _maker(node)
-        if maker in live and maker is not input_node(gm):
+        if maker in live and maker is not image:
             who[maker] = min(width, who.get(maker, width))
 
     for node in live:
@@ -104,7 +106,7 @@ def activation_bits(
         reads |= {n: preset.second for n in map(_behind_clamp, first) if n in reads}
     bits = writes | reads | merges if preset.twice else writes | merges | reads
     if preset.image:
-        bits[input_node(gm)] = preset.image
+        bits[image] = preset.image
     order = {n: i for i, n in enumerate(gm.graph.nodes)}
     return dict(sorted(bits.items(), key=lambda item: order[item[0]])), {n: w for n, w in reads.items() if w < bits[n]}
 
@@ -229,5 +231,9 @@ def left_in_float(gm: GraphModule, unlike: Collection[str] = ()) -> list[str]:
             return False
         return not (node in read and _is_merge_or_pool(node, live))
 
-    operations = [n for n in gm.graph.nodes if n in live and "aten" in str(n.target) and "sym_" not in str(n.target)]
+    operations = [
+        n
+        for n in gm.graph.nodes
+        if n in live and n is not input_node(gm) and "aten" in str(n.target) and "sym_" not in str(n.target)
+    ]
     return [f"{n.name} ({n.target})" for n in operations if stays(n)]

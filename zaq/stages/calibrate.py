@@ -18,7 +18,8 @@ __all__ = ["Calibrate", "HoldOut", "Noise"]
 
 @dataclass(frozen=True, kw_only=True)
 class Noise(Stage):
-    """Standard normal images in the model's normalised space: `steps` batches to calibrate on, and to be stored."""
+    """Normal images with the mean and deviation of photographs (`Task.noise`): `steps` batches to calibrate on, and
+    to be stored."""
 
     name: str = "noise"
     stored: bool = False  # draw the samples to be stored after those; else they are the same
@@ -94,5 +95,5 @@ class HoldOut(Stage):
             for _ in range(self.steps):
                 x = part.clone().requires_grad_(True)
                 (gradient,) = torch.autograd.grad(output_discrepancy(teacher(x)[0], student(x)[0]), x)
-                part = state.task.in_bounds(part + self.attack / self.steps * (high - low) * gradient.sign())
+                part = state.task.card.in_bounds(part + self.attack / self.steps * (high - low) * gradient.sign())
         return part
