@@ -15,6 +15,7 @@ from torch.fx import GraphModule
 from zaq.config.bits import QConfig
 from zaq.config.card import Card
 from zaq.ir.nodes import attribute
+from zaq.quant.edges import HIGH
 from zaq.quant.placement import place
 
 __all__ = ["Snapshot", "Student"]
@@ -52,10 +53,10 @@ class Student:
         for name, quantizer in self.placement.weights.items():
             quantizer.fit_weight(self.weight(name), search)
 
-    def watch(self, observer: str) -> None:
-        """Let activations pass unrounded, watched by one of OBSERVERS, until `freeze`."""
+    def watch(self, observer: str, eight: str | None = None) -> None:
+        """Let activations pass unrounded, watched by one of OBSERVERS, until `freeze`; those of 8 bits by `eight`."""
         for quantizer in self.placement.activations.values():
-            quantizer.watch(observer)
+            quantizer.watch(eight if eight and quantizer.bits >= HIGH else observer)
 
     @contextmanager
     def watching(self, observer: str = "mse") -> Iterator[None]:

@@ -41,6 +41,7 @@ class Calibrate(Stage):
 
     name: str = "calibrate"
     observer: str = "mse"  # one of OBSERVERS
+    eight: str | None = None  # of tensors of 8 bits, if another
 
     after_ctrl_c: ClassVar[str] = "run"
 
@@ -51,7 +52,7 @@ class Calibrate(Stage):
     def start(self, state: State, journal: Journal) -> Loop:
         assert state.images is not None
         parts, student = state.images.split(state.task.batch), state.student
-        student.watch(self.observer)
+        student.watch(self.observer, self.eight)
 
         @torch.no_grad()
         def one(i: int) -> None:
