@@ -61,4 +61,5 @@ def _unlikeness(x: Tensor, dim: int) -> float:
 
 def spreads(deviations: Tensor) -> Tensor:
     """Units of channels from what each deviates by, (C,): as they are, but for what hardly varies beside others."""
-    return deviations.detach().clamp(min=LEAST_SPREAD * float(deviations.max()) + 1e-12)
+    units = deviations.detach()
+    return units.clamp(min=LEAST_SPREAD * float(units.max()) + 1e-12)
