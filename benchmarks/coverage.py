@@ -222,7 +222,7 @@ def measure(row: Row, size: int, done: Callable[[], None]) -> None:
         at("export")
         run.write("model.onnx", to_onnx(exported, {}))
         at("verify")
-        samples = quantized.task.in_bounds(
+        samples = quantized.task.card.in_bounds(
             torch.randn(SAMPLES, 3, size, size, generator=torch.Generator().manual_seed(SEED + 1))
         )
         parity = compare(run / "model.onnx", checkpoint, samples.split(SAMPLES - 1))  # two batches, of two sizes

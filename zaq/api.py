@@ -23,6 +23,7 @@ from zaq.errors import BitsError, TrainingError, UserError, unknown
 from zaq.export.onnx import write_onnx
 from zaq.ir.capture import trace
 from zaq.ir.nodes import input_node
+from zaq.ir.opening import read_opening
 from zaq.methods import Method
 from zaq.methods.flagship import Flagship
 from zaq.passes.fold import fold
@@ -138,12 +139,13 @@ def quantize_graph(
         raise BitsError(f"--bits {qconfig} goes with --method flagship or zeroq; no other method searches for bits.")
     started = time.monotonic()
     card = card.override(input=tuple(int(d) for d in input_node(graph).meta["val"].shape[1:]))
+    card, said = read_opening(graph, card)
     teacher, unfolded = fold(graph)
     if not weighted_layers(teacher):
         raise BitsError("the model has no convolution or linear layer with a weight of its own; nothing to quantize.")
     task = Task(teacher, qconfig, card, effort, seed, getattr(method, "search", method.searches))
     state, journal = State(task), Journal(progress or Progress(), log or Log())
-    journal.notes += [*notes, *unfolded, *_notes(task)]
+    journal.notes += [*notes, *said, *unfolded, *_notes(task)]
     with drawing(seed):
         stages = method.plan(task, real) if method.reads_data else method.plan(task)
         run_stages(stages, state, journal, snapshots)
@@ -178,6 +180,8 @@ def _notes(task: Task) -> Iterator[str]:
         yield NO_BATCH_NORM
     if not task.card.knows_pixels:
         yield "no mean and std are known: the input counts as already normalised"
+    if task.card.order == "bgr":
+        yield "the model reads colours as blue, green, red"
     if not task.qconfig.preset.merges:
         placement = task.qconfig.placement
         yield f"placement {placement}: for comparison with published numbers; additions and the image stay in float"

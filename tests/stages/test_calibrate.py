@@ -37,7 +37,7 @@ def test_noise_is_the_seeds_own_and_in_bounds() -> None:
     torch.manual_seed(5)
     wanted = [state.task.noise() for _ in range(3)]
     assert torch.equal(state.images, torch.cat(wanted[:2])) and torch.equal(state.samples, wanted[2])  # type: ignore[arg-type]
-    assert state.held_out and torch.equal(state.images, state.task.in_bounds(state.images))  # type: ignore[arg-type]
+    assert state.held_out and torch.equal(state.images, state.task.card.in_bounds(state.images))  # type: ignore[arg-type]
 
 
 def test_ranges_are_what_images_cause_a_batch_a_step() -> None:

@@ -72,7 +72,7 @@ def test_refined_images_are_nearer_to_the_statistics_each_on_its_own() -> None:
     refined = state.images
     assert refined is not None and refined is not drawn and refined.shape == drawn.shape
     assert statistics(state, refined) < 0.7 * statistics(state, drawn)
-    assert torch.equal(refined, state.task.in_bounds(refined))
+    assert torch.equal(refined, state.task.card.in_bounds(refined))
     assert journal.records[-1].steps == 40 * -(-len(drawn) // 128)
     assert {"batch_norm", "classes"} <= set(journal.log.rows[-1])
 

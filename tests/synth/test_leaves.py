@@ -43,7 +43,7 @@ def test_a_painter_draws_images_of_any_size_within_what_a_pixel_can_be(
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in painter.parameters())
 
 
-@pytest.mark.parametrize("name", ["cifar10", "unit"])
+@pytest.mark.parametrize("name", NORMALIZATIONS)
 def test_a_canvas_has_the_contrast_of_a_pixels_range(name: str) -> None:
     torch.manual_seed(0)
     card = Card(input=(3, 32, 32), **dict(zip(("mean", "std"), NORMALIZATIONS[name], strict=True)))

@@ -34,7 +34,10 @@ def card_options(command: Any) -> Any:
     """The flags that say what is known of the input, over what the model's card says."""
     for option in reversed(
         [
-            click.option("--normalize", help="How the model expects its input: imagenet, cifar10, unit, ... or none."),
+            click.option(
+                "--normalize",
+                help="How the model expects pixels: imagenet, cifar10, 0-255, 0-1, -1-1, caffe (BGR, less means), ...",
+            ),
             click.option("--mean", help="Mean of x/255 per channel, as 0.485,0.456,0.406."),
             click.option("--std", help="Standard deviation of x/255 per channel."),
             click.option("--input-shape", help="C,H,W; where neither source nor card says it."),
@@ -86,13 +89,14 @@ def load_source(source: str, flags: dict[str, Any]) -> Any:
 
 def card_overrides(flags: dict[str, Any]) -> dict[str, Any]:
     """Card fields from the flags of `card_options`."""
-    from zaq.config.card import NORMALIZATIONS
+    from zaq.config.card import BLUE_FIRST, NORMALIZATIONS
 
     found: dict[str, Any] = {k: flags[k] for k in ("resize", "crop") if flags.get(k) is not None}
     if flags.get("normalize"):
         if flags["normalize"] not in NORMALIZATIONS:
             raise UserError("--normalize: " + unknown("normalisation", flags["normalize"], NORMALIZATIONS))
         found["mean"], found["std"] = NORMALIZATIONS[flags["normalize"]]
+        found["order"] = "bgr" if flags["normalize"] in BLUE_FIRST else None
     for flag, name, kind in (("mean", "mean", float), ("std", "std", float), ("input_shape", "input", int)):
         if flags.get(flag):
             try:

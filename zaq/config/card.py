@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, FiniteFloat, PositiveInt, ValidationError, model_validator
@@ -12,18 +12,27 @@ from torch import Tensor
 from zaq.config.bounds import plain_json, plain_text
 from zaq.errors import SourceError, unknown
 
-__all__ = ["NORMALIZATIONS", "Card"]
+__all__ = ["BLUE_FIRST", "NORMALIZATIONS", "Card"]
 
-# name: (mean, std) of x/255, per channel
+# name: (mean, std) of x/255, per channel; one value is for all channels
 NORMALIZATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "inception": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)),
     "cifar100": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
     "unit": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+    "0-255": ((0.0,), (1 / 255,)),
+    "0-1": ((0.0,), (1.0,)),
+    "-1-1": ((0.5,), (0.5,)),
+    "caffe": ((103.939 / 255, 116.779 / 255, 123.68 / 255), (1 / 255,) * 3),  # of blue, green, red; pixels up to 255
 }
+BLUE_FIRST = {"caffe"}  # those whose networks read blue, green, red
 NORMALIZED_REACH = 3.0  # standard deviations an input of unknown normalisation is taken to span
 
+# Of pixels from 0 to 1: what photographs have, and where a card's mean and std are those of a data set. Others (pixels
+# from 0 to 255, a mean taken off without a division) say nothing of the data.
+PHOTOGRAPHS = (0.45, 0.25)
+OF_DATA = ((0.1, 0.7), (0.15, 1 / 3))
 
 _EXPECTED = {"tuple_type": "a list of numbers is expected", "greater_than": "it must be positive"}  # by pydantic's type
 Deviation = Annotated[FiniteFloat, Field(gt=0)]
@@ -33,7 +42,8 @@ Deviation = Annotated[FiniteFloat, Field(gt=0)]
 class Card:
     """What is known of a model's input; the `.json` beside a model file, or flags.
 
-    A model reads (x/255 - mean) / std. Without mean and std its input counts as already normalised.
+    A model reads (x/255 - mean) / std. Without mean and std its input counts as already normalised. A mean or std of
+    one value is for all channels.
 
     Raises SourceError for a value that can be none of that, by whichever way it comes.
     """
@@ -46,6 +56,7 @@ class Card:
     interpolation: str = "bilinear"
     task: str | None = None
     classes: PositiveInt | None = None
+    order: Literal["rgb", "bgr"] = "rgb"  # of colours, as the model reads them; mean and std have the same
     decode: dict[str, Any] | None = None  # of a detector: how boxes are read off its outputs (`zaq.evaluate.boxes`)
 
     @model_validator(mode="wrap")
@@ -66,6 +77,9 @@ class Card:
             raise SourceError("card: mean and std come together; one of them is missing.")
         for name in ("mean", "std"):
             values = getattr(self, name)
+            if values is not None and channels is not None and len(values) == 1:
+                values = values * channels
+                object.__setattr__(self, name, values)
             if values is not None and channels is not None and len(values) != channels:
                 raise SourceError(f"card: {name} has {len(values)} values, the input {channels} channels.")
         if self.interpolation not in ("bilinear", "bicubic", "nearest"):
@@ -99,8 +113,10 @@ class Card:
             raise SourceError(f"{path}: {error}") from error
 
     def to_dict(self) -> dict[str, Any]:
-        """Its fields; `decode` only where there is one, so that other cards, and their hashes, stay what they were."""
-        return {k: v for k, v in asdict(self).items() if k != "decode" or v is not None}
+        """Its fields; `decode` and `order` only where they say something, so that other cards, and their hashes, stay
+        what they were."""
+        unsaid = {"decode": None, "order": "rgb"}
+        return {k: v for k, v in asdict(self).items() if k not in unsaid or v != unsaid[k]}
 
     def override(self, **values: Any) -> "Card":
         """This card with the values that are not None put in their place."""
@@ -119,3 +135,35 @@ class Card:
             return -reach, reach
         mean, std = torch.tensor(self.mean).view(-1, 1, 1), torch.tensor(self.std).view(-1, 1, 1)
         return (0 - mean) / std, (1 - mean) / std
+
+    def spread(self) -> tuple[Tensor, Tensor]:
+        """What photographs have at the model's input: deviation and mean, each (C, 1, 1).
+
+        1 and 0 where mean and std are a data set's, or unknown: that is what they are for. Else those of photographs'
+        pixels, in the model's units.
+        """
+        ones = torch.ones(self.input[0], 1, 1)
+        if self.mean is None or self.std is None or self._of_data(self.mean, self.std):
+            return ones, 0 * ones
+        mean, std = torch.tensor(self.mean).view(-1, 1, 1), torch.tensor(self.std).view(-1, 1, 1)
+        return PHOTOGRAPHS[1] / std * ones, (PHOTOGRAPHS[0] - mean) / std * ones
+
+    @staticmethod
+    def _of_data(*given: tuple[float, ...]) -> bool:
+        return all(low <= v <= high for values, (low, high) in zip(given, OF_DATA, strict=True) for v in values)
+
+    def images(self, z: Tensor) -> Tensor:
+        """Images (N, C, H, W) as the model reads them out of such of mean 0 and deviation 1. All that is drawn or moved
+        is so in the units of z, whatever pixels a model reads."""
+        scale, shift = self.spread()
+        return z if bool((scale == 1).all() & (shift == 0).all()) else z * scale + shift
+
+    def standard(self, images: Tensor) -> Tensor:
+        """The inverse: images (N, C, H, W) as the model reads them, of mean 0 and deviation 1."""
+        scale, shift = self.spread()
+        return images if bool((scale == 1).all() & (shift == 0).all()) else (images - shift) / scale
+
+    def in_bounds(self, images: Tensor) -> Tensor:
+        """Images as a file stores them: no pixel beyond what one can be."""
+        low, high = self.bounds()
+        return images.maximum(low).minimum(high)

@@ -24,7 +24,13 @@ RESAMPLING = {
 
 
 def read(sample: Sample[Any], card: Card) -> NDArray[np.uint8]:
-    """The image (C, H, W), resized and centre-cropped as the card says; in colour or in grey as the model takes it."""
+    """The image (C, H, W), resized and centre-cropped as the card says; in colour (in the card's order) or in grey
+    as the model takes it."""
+    found = _read(sample, card)
+    return np.ascontiguousarray(found[::-1]) if card.order == "bgr" else found
+
+
+def _read(sample: Sample[Any], card: Card) -> NDArray[np.uint8]:
     channels, height, width = card.input
     mode = "RGB" if channels == 3 else "L"
     if not isinstance(sample.image, Path):

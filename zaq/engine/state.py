@@ -40,7 +40,8 @@ class State:
     def student(self) -> Student:
         """Placed when it is asked for first, uncalibrated."""
         if self._student is None:
-            self._student = Student(self.task.teacher, self.task.qconfig, self.task.card, self.task.search)
+            task = self.task
+            self._student = Student(task.teacher, task.qconfig, task.card, task.search, task.unlike)
         return self._student
 
     def rewrite(self, teacher: GraphModule | None = None, qconfig: QConfig | None = None) -> None:
@@ -89,10 +90,14 @@ NOT_FINITE = (
 
 
 def broken_images(outputs: Iterable[list[Tensor]]) -> int:
-    """For how many images a network's outputs, batch by batch, are not all finite."""
-    return sum(
-        int(torch.stack([(~o.isfinite()).reshape(len(o), -1).any(1) for o in batch]).any(0).sum()) for batch in outputs
-    )
+    """For how many images a network's outputs, batch by batch, are not all finite. What is infinite for every image is
+    masked, and well."""
+
+    def broken(output: Tensor) -> Tensor:
+        masked = output.isinf() & (output == output[:1]).all(0)
+        return (~output.isfinite() & ~masked).reshape(len(output), -1).any(1)
+
+    return sum(int(torch.stack([broken(o) for o in batch]).any(0).sum()) for batch in outputs)
 
 
 class HeldOut:

@@ -12,6 +12,7 @@ from zaq.config.card import Card
 from zaq.ir.nodes import output_nodes, shape_of
 from zaq.ir.taps import taps
 from zaq.passes.fold import BatchNormStats
+from zaq.quant.alike import unlike_channels
 
 __all__ = ["NO_BATCH_NORM", "Task"]
 
@@ -21,6 +22,7 @@ NO_BATCH_NORM = (
 )
 
 PIXELS_A_BATCH = 2**16  # a batch of 64 at 32x32
+UNLIKE_ON = 8  # images that ranges of channels are seen on
 FEW, FEW_BATCHES = 64, 4  # samples, or batches of them, whichever is more: see `Task.few`
 
 
@@ -65,16 +67,20 @@ class Task:
         outputs = [shape_of(n) for n in output_nodes(self.teacher)]
         return outputs[0][0] if len(outputs) == 1 and outputs[0] is not None and len(outputs[0]) == 1 else None
 
+    @cached_property
+    def unlike(self) -> frozenset[str]:
+        """What leaves the graph with channels too unlike for one scale, by node: as seen on noise, the same for every
+        seed."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return unlike_channels(self.teacher, self.card, self.noise(UNLIKE_ON))
+
     def batch_norms(self) -> dict[str, BatchNormStats]:
         """What folded batch norms knew: layer name -> statistics of its output on the training data."""
         return {n.name: n.meta["bn"] for n in self.teacher.graph.nodes if "bn" in n.meta}
 
     def noise(self, count: int | None = None) -> Tensor:
-        """Standard normal images where pixels lie, (`count` or a batch, C, H, W): what tools that ask for data are fed
-        without any. Drawn from torch's random state, which the runner sets for each stage."""
-        return self.in_bounds(torch.randn(self.batch if count is None else count, *self.card.input))
-
-    def in_bounds(self, images: Tensor) -> Tensor:
-        """Images as a file stores them: no pixel beyond what one can be."""
-        low, high = self.card.bounds()
-        return images.maximum(low).minimum(high)
+        """Normal images with the mean and deviation of photographs, (`count` or a batch, C, H, W): what tools that ask
+        for data are fed without any. Drawn from torch's random state, which the runner sets for each stage."""
+        z = torch.randn(self.batch if count is None else count, *self.card.input)
+        return self.card.in_bounds(self.card.images(z))

@@ -58,27 +58,30 @@ class Invert(Stage):
         classes, count = task.classes, of.count(task)
         labels = (torch.arange(count) % classes)[torch.randperm(count)] if classes else None
         losses = self._losses(state, labels)
-        bounds = task.card.bounds() if of.clip else None
+        low, high = (task.card.standard(end) for end in task.card.bounds())
 
         def finish() -> None:
-            images = task.in_bounds(torch.cat(loop.images))
+            images = task.card.in_bounds(task.card.images(torch.cat(loop.images)))
             state.images = torch.cat([state.images, images]) if state.images is not None else images
             if state.samples is None:
                 state.samples, state.held_out = images, False
 
         start = torch.randn(count, *task.card.input)
-        loop = Pixels(start, lambda _: losses, self.steps, of.lr, bounds=bounds, finish=finish)
+        loop = Pixels(
+            start, lambda _: losses, self.steps, of.lr, bounds=(low, high) if of.clip else None, finish=finish
+        )
         return loop
 
     def _losses(self, state: State, labels: Tensor | None) -> Callable[[Tensor], dict[str, Tensor]]:
-        of, stats = self.of, state.task.batch_norms()
+        of, stats, card = self.of, state.task.batch_norms(), state.task.card
         teacher = with_taps(state.task.teacher, list(stats))
         student = with_taps(state.student.module, []) if self.competition else None
 
-        def losses(x: Tensor) -> dict[str, Tensor]:
-            x = shifted(x, of.jitter)
+        def losses(z: Tensor) -> dict[str, Tensor]:  # of mean 0 and deviation 1, whatever pixels the teacher reads
+            z = shifted(z, of.jitter)
+            x = card.images(z)
             outputs, features = teacher(x)
-            found = {"tv": of.tv * total_variation(x), "l2": of.l2 * l2_prior(x)}
+            found = {"tv": of.tv * total_variation(z), "l2": of.l2 * l2_prior(z)}
             if labels is not None:
                 found["cross_entropy"] = F.cross_entropy(outputs[0], labels)
             if features:

@@ -90,7 +90,7 @@ class Flagship(Method):
             Refine(name="held-out refine", steps=n.refine, held_out=True),
             FromNoise(name="held-out refine", steps=n.refine, every=2, held_out=True),
             ChooseBits(),
-            Calibrate(),
+            Calibrate(eight="minmax"),  # what is rare is what a detector looks for, and 8 bits can hold it
             HoldOut(attack=self.attack, steps=self.attack_steps),
             SQuant(steps=int(self.squant)),
             Reconstruct(steps=n.reconstruct, drop=self.drop, correct=self.correct),

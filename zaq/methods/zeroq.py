@@ -62,8 +62,8 @@ class Distil(Stage):
             )
         teacher, pixels = with_taps(task.teacher, list(stats)), standard(task.card.input[0])
 
-        def losses(x: Tensor) -> dict[str, Tensor]:
-            features = teacher(x)[1]
+        def losses(x: Tensor) -> dict[str, Tensor]:  # of mean 0 and deviation 1, whatever pixels the teacher reads
+            features = teacher(task.card.images(x))[1]
             return {
                 "layers": sample_statistics_loss(features, list(stats.values())),
                 "input": sample_statistics_loss([x], [pixels]),
@@ -73,8 +73,8 @@ class Distil(Stage):
         start = self.noise * (torch.rand(count, *task.card.input) - 0.5)
 
         def finish() -> None:
-            found = torch.cat(loop.images)
-            state.samples, state.held_out = task.in_bounds(found), False
+            found = task.card.images(torch.cat(loop.images))
+            state.samples, state.held_out = task.card.in_bounds(found), False
             state.images = state.samples if self.stored_in_bounds else found
 
         length = self.length(state)

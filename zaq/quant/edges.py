@@ -12,6 +12,9 @@
 | its result, if an integer kernel reads it or it leaves | 8, where nothing above reads it |
 | the graph                                              |                              |
 | output of a convolution that no clamp follows          | 8, where nothing above reads it |
+| what leaves the graph and no integer kernel reads:     |                              |
+| a concatenation                                        | float                        |
+| the rest, where its channels are unlike                | float                        |
 | weight, one scale per output channel                   | weight bits; first and last layer: `first_last` |
 | bias                                                   | int32, in steps of s_x s_w   |
 
@@ -28,16 +31,26 @@ A clamp behind a kernel is part of it: the quantizer stands behind the clamp. A 
 no integer kernel reads (GELU, softmax, the graph's output) writes floats, as those kernels can. An addition between
 layer norms, the residual stream of a transformer, stays in float with them: it would be rounded for no other kernel's
 sake.
+
+What leaves the graph is rounded for no kernel's sake either, and one scale for boxes of 0 to 320 and scores of 0 to 1
+leaves nothing of the scores. So a concatenation that only outputs read joins floats; and what the last convolution
+writes, a sum, a product or a pooling there has a scale only if its channels are alike (`quant.alike`).
 """
+
+from collections.abc import Collection
 
 import torch
 from torch.fx import GraphModule, Node
 
 from zaq.config.bits import QConfig
 from zaq.ir.nodes import activations, input_node, moves, output_nodes, pad_value
+from zaq.ir.opening import image_node
 from zaq.ir.ops import CLAMPS, CONVS, LINEARS, MATMULS, MERGES, PADS, POOLS, WEIGHTED
 
-__all__ = ["HIGH", "activation_bits", "ends", "is_product", "joins_a_convolution", "left_in_float", "weighted_layers"]
+__all__ = [
+    "HIGH", "activation_bits", "ends", "is_product", "joins_a_convolution", "leaving", "left_in_float",
+    "weighted_layers",
+]  # fmt: skip
 
 HIGH = 8  # bits of what is not read by a convolution or linear layer
 
@@ -51,19 +64,23 @@ def weighted_layers(gm: GraphModule) -> list[Node]:
     ]
 
 
-def activation_bits(gm: GraphModule, qconfig: QConfig) -> tuple[dict[Node, int], dict[Node, int]]:
+def activation_bits(
+    gm: GraphModule, qconfig: QConfig, unlike: Collection[str] = ()
+) -> tuple[dict[Node, int], dict[Node, int]]:
     """The tensors to quantize, by the node that makes them, and their bits; and those of a second, coarser quantizer
-    for the kernels that read them."""
+    for the kernels that read them. `unlike`: the names of those of `leaving` whose channels no common scale fits."""
     preset = qconfig.preset
     live = {input_node(gm), *activations(gm)}
-    layers, read = set(weighted_layers(gm)), _read_by_kernels(gm, live)
+    layers, read = set(weighted_layers(gm)), _worth_rounding(gm, live, unlike)
+    floats = _writes_floats(gm, live, unlike)
     first, last = ends(gm)
     products = {n for n in live if is_product(n, live)}
+    image = image_node(gm)
     reads, merges, writes = dict[Node, int](), dict[Node, int](), dict[Node, int]()
 
     def ask(who: dict[Node, int], node: Node, width: int) -> None:
         maker = _maker(node)
-        if maker in live and maker is not input_node(gm):
+        if maker in live and maker is not image:
             who[maker] = min(width, who.get(maker, width))
 
     for node in live:
@@ -73,7 +90,7 @@ def activation_bits(gm: GraphModule, qconfig: QConfig) -> tuple[dict[Node, int],
                 ask(
                     reads, node.args[0], qconfig.first_last if qconfig.first_last and node in last else qconfig.act_bits
                 )
-            if preset.merges and node.target not in LINEARS:
+            if preset.merges and node.target not in LINEARS and node not in floats:
                 ask(writes, _behind_clamp(node), HIGH)
         elif node in products:
             for operand in node.all_input_nodes if preset.reads else ():
@@ -89,23 +106,57 @@ def activation_bits(gm: GraphModule, qconfig: QConfig) -> tuple[dict[Node, int],
         reads |= {n: preset.second for n in map(_behind_clamp, first) if n in reads}
     bits = writes | reads | merges if preset.twice else writes | merges | reads
     if preset.image:
-        bits[input_node(gm)] = preset.image
+        bits[image] = preset.image
     order = {n: i for i, n in enumerate(gm.graph.nodes)}
     return dict(sorted(bits.items(), key=lambda item: order[item[0]])), {n: w for n, w in reads.items() if w < bits[n]}
 
 
 def _read_by_kernels(gm: GraphModule, live: set[Node]) -> set[Node]:
-    """The nodes whose result an integer kernel reads, behind clamps, moves, merges and poolings; and those that leave
-    the graph.
-    """
-    layers, outputs, found = set(weighted_layers(gm)), set(output_nodes(gm)), set[Node]()
+    """The nodes whose result an integer kernel reads, behind clamps, moves, merges and poolings."""
+    layers = set(weighted_layers(gm))
+    readers = {n for n in live if any(u in layers or is_product(u, live) for u in n.users)}
+    return _passed_to(gm, live, readers)
+
+
+def _leaves(gm: GraphModule, live: set[Node]) -> set[Node]:
+    """The nodes whose result leaves the graph, behind clamps, moves, merges and poolings, and no kernel reads."""
+    return _passed_to(gm, live, set(output_nodes(gm))) - _read_by_kernels(gm, live)
+
+
+def _passed_to(gm: GraphModule, live: set[Node], found: set[Node]) -> set[Node]:
+    """`found`, and what is passed on to it."""
+    found = set(found)
     for node in reversed(gm.graph.nodes):
-        passes = {
-            u for u in node.users if u in found and (moves(u) or u.target in CLAMPS or _is_merge_or_pool(u, live))
-        }
-        if node in outputs or passes or any(u in layers or is_product(u, live) for u in node.users):
+        if any(u in found and (moves(u) or u.target in CLAMPS or _is_merge_or_pool(u, live)) for u in node.users):
             found.add(node)
     return found
+
+
+def leaving(gm: GraphModule) -> list[Node]:
+    """What decides whether a result that leaves the graph, and that no integer kernel reads, is rounded: outputs of the
+    last convolutions, before their clamp; sums, products and poolings, and what these read."""
+    live = {input_node(gm), *activations(gm)}
+    read, leave = _read_by_kernels(gm, live), _leaves(gm, live)
+    convolutions = {n for n in ends(gm)[1] if n.target not in LINEARS and n not in read}
+    merges = {n for n in leave if _is_merge_or_pool(n, live) and n.target is not torch.ops.aten.cat.default}
+    asked = convolutions | merges | {n for m in merges for n in m.all_input_nodes if n in live}
+    return [n for n in gm.graph.nodes if n in asked]
+
+
+def _worth_rounding(gm: GraphModule, live: set[Node], unlike: Collection[str]) -> set[Node]:
+    """The nodes whose result integer kernels read; and those that leave the graph and can be rounded to one scale."""
+
+    def alike(node: Node) -> bool:
+        parts = [node, *node.all_input_nodes] if _is_merge_or_pool(node, live) else [node]
+        return node.target is not torch.ops.aten.cat.default and not any(n.name in unlike for n in parts)
+
+    return _read_by_kernels(gm, live) | {n for n in _leaves(gm, live) if alike(n)}
+
+
+def _writes_floats(gm: GraphModule, live: set[Node], unlike: Collection[str]) -> set[Node]:
+    """The convolutions whose result leaves the graph as floats."""
+    read = _read_by_kernels(gm, live)
+    return {n for n in weighted_layers(gm) if n.name in unlike and n not in read and n.target not in LINEARS}
 
 
 def is_product(node: Node, live: set[Node]) -> bool:
@@ -166,15 +217,23 @@ def joins_a_convolution(node: Node) -> bool:
     return node.target in PADS and pad_value(node) == 0 and any(r.target in CONVS for r in node.users)
 
 
-def left_in_float(gm: GraphModule) -> list[str]:
-    """The operations of a graph without quantizers that will compute in float between quantized tensors."""
+def left_in_float(gm: GraphModule, unlike: Collection[str] = ()) -> list[str]:
+    """The operations of a graph without quantizers that will compute in float between quantized tensors. `unlike`: see
+    `activation_bits`."""
     live = {input_node(gm), *activations(gm)}
-    layers, read = set(weighted_layers(gm)), _read_by_kernels(gm, live)
+    layers, read = set(weighted_layers(gm)), _worth_rounding(gm, live, unlike)
+    floats = _writes_floats(gm, live, unlike)
 
     def stays(node: Node) -> bool:
+        if node in floats:
+            return True
         if node in layers or moves(node) or node.target in CLAMPS or is_product(node, live):
             return False
         return not (node in read and _is_merge_or_pool(node, live))
 
-    operations = [n for n in gm.graph.nodes if n in live and "aten" in str(n.target) and "sym_" not in str(n.target)]
+    operations = [
+        n
+        for n in gm.graph.nodes
+        if n in live and n is not input_node(gm) and "aten" in str(n.target) and "sym_" not in str(n.target)
+    ]
     return [f"{n.name} ({n.target})" for n in operations if stays(n)]

@@ -13,7 +13,7 @@ from zaq.quant.observers import OBSERVERS
 from zaq.quant.op import fake_quantize
 from zaq.quant.qparams import grid_of, quant_range, search_range, symmetric_qparams
 
-__all__ = ["BiasQuantize", "FakeQuantize"]
+__all__ = ["NEAR", "BiasQuantize", "FakeQuantize"]
 
 LARGEST_PAIR = 127  # sum of two neighbouring weights in steps; 255 (127 + 1 of rounding) fits int16
 LARGEST_BIAS = 2**30  # in steps of the accumulator; leaves int32 as much room again for the sum itself

@@ -1,6 +1,7 @@
 """Quantizers put on the edges of a graph that `edges` names: of a teacher's copy it makes the student."""
 
 import copy
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from torch import nn
@@ -32,18 +33,20 @@ class Placement:
     in_float: list[str] = field(default_factory=list)
 
 
-def place(gm: GraphModule, qconfig: QConfig, card: Card, search: bool = True) -> tuple[GraphModule, Placement]:
+def place(
+    gm: GraphModule, qconfig: QConfig, card: Card, search: bool = True, unlike: Collection[str] = ()
+) -> tuple[GraphModule, Placement]:
     """A copy of a folded graph with FakeQuantize modules on its edges: the student, not yet calibrated.
 
-    `search`: see `FakeQuantize.fit_weight`.
+    `search`: see `FakeQuantize.fit_weight`. `unlike`: see `edges.activation_bits`.
 
     Ranges that the graph guarantees are fixed at 8 bits, and limit the search at fewer (see `ranges.bounds`).
     """
     gm = copy.deepcopy(gm)
     placed = Placement()
     gm.add_module("quant", quantizers := nn.ModuleDict())
-    placed.in_float, known = left_in_float(gm), bounds(gm, card)
-    bits, coarser = activation_bits(gm, qconfig)
+    placed.in_float, known = left_in_float(gm, unlike), bounds(gm, card)
+    bits, coarser = activation_bits(gm, qconfig, unlike)
     live = {input_node(gm), *activations(gm)}
     kernels = {*weighted_layers(gm), *(n for n in live if is_product(n, live))}
     for node, width in bits.items():

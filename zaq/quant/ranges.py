@@ -9,6 +9,7 @@ from torch.fx import GraphModule, Node
 
 from zaq.config.card import Card
 from zaq.ir.nodes import activations, clamp_limits, input_node, pad_value
+from zaq.ir.opening import opening
 from zaq.ir.ops import CLAMPS, MOVES, PADS, POOLS
 
 __all__ = ["Bounds", "bounds"]
@@ -38,7 +39,12 @@ def bounds(gm: GraphModule, card: Card) -> dict[str, Bounds]:
     if card.knows_pixels and card.input:
         low, high = card.bounds()
         found[input_node(gm)] = Bounds(float(low.min()), float(high.max()), tight=True)
+        for node, (scale, shift) in opening(gm).items():
+            ends = torch.stack([low * scale + shift, high * scale + shift])
+            found[node] = Bounds(float(ends.min()), float(ends.max()), tight=True)
     for node in activations(gm):
+        if node in found:
+            continue
         parts = [found.get(n, Bounds()) for n in node.all_input_nodes if n.op != "get_attr"]
         if parts:
             found[node] = _bounds_of(node, parts)

@@ -5,7 +5,7 @@ was learned; and what `restore` puts back is what `snapshot` took.
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch.fx import GraphModule
 from zaq.config.bits import QConfig
 from zaq.config.card import Card
 from zaq.ir.nodes import attribute
+from zaq.quant.edges import HIGH
 from zaq.quant.fake_quantize import FakeQuantize
 from zaq.quant.placement import place
 
@@ -31,10 +32,13 @@ class Student:
         teacher: a folded graph; it is copied.
         qconfig, card: bits and where they go; what is known of the input.
         search: weight grids of the least error, else over the whole range (see `FakeQuantize.fit_weight`).
+        unlike: what leaves the graph and is too unlike for one scale (see `quant.alike`).
     """
 
-    def __init__(self, teacher: GraphModule, qconfig: QConfig, card: Card, search: bool = True) -> None:
-        self.module, self.placement = place(teacher, qconfig, card, search)
+    def __init__(
+        self, teacher: GraphModule, qconfig: QConfig, card: Card, search: bool = True, unlike: Collection[str] = ()
+    ) -> None:
+        self.module, self.placement = place(teacher, qconfig, card, search, unlike)
         self.module.requires_grad_(True)
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -51,10 +55,10 @@ class Student:
         for name, quantizer in self.placement.weights.items():
             quantizer.fit_weight(self.weight(name), search)
 
-    def watch(self, observer: str) -> None:
-        """Let activations pass unrounded, watched by one of OBSERVERS, until `freeze`."""
+    def watch(self, observer: str, eight: str | None = None) -> None:
+        """Let activations pass unrounded, watched by one of OBSERVERS, until `freeze`; those of 8 bits by `eight`."""
         for quantizer in self.placement.activations.values():
-            quantizer.watch(observer)
+            quantizer.watch(eight if eight and quantizer.bits >= HIGH else observer)
 
     @contextmanager
     def watching(self, observer: str = "mse") -> Iterator[None]:

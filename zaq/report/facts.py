@@ -14,11 +14,13 @@ from zaq.engine.state import NOT_FINITE, State, broken_images
 from zaq.errors import SourceError, TrainingError
 from zaq.ir.nodes import attribute, input_node
 from zaq.ir.taps import with_taps
+from zaq.quant.alike import channel_dim, spreads
 from zaq.stats.mixed import packed_bytes
 
 __all__ = ["SCHEMA", "describe", "method_dict", "onnx_metadata"]
 
 SCHEMA = 1
+LOST = 3.0  # dB; less is more than half as much noise as signal
 
 
 def method_dict(method: Any) -> dict[str, Any]:
@@ -47,7 +49,7 @@ def describe(state: State, journal: Journal, options: dict[str, Any], minutes: f
         "minutes": round(minutes, 2),
         "interrupted": journal.interrupted,
         "stages": [dataclasses.asdict(s) for s in journal.records],
-        "notes": journal.notes,
+        "notes": [*journal.notes, *_lost(agreement)],
         "in_float": state.student.placement.in_float,
         "layer_bits": state.task.qconfig.layer_bits,
         "frontier": state.frontier,
@@ -136,22 +138,59 @@ def sqnr(signal: Tensor, quantized: Tensor) -> float | None:
 @torch.no_grad()
 def _agreement(state: State) -> dict[str, Any]:
     """How the student compares with its teacher on the synthetic samples; `held_out`: whether none of them was learned
-    on.
+    on. `outputs`: each with its worst channel.
     """
     if state.samples is None:
         return {}
-    parts, count = state.samples.split(state.task.batch), len(state.samples)
-    outputs = [[pytree.tree_leaves(m(x)) for x in parts] for m in (state.task.teacher, state.student.module)]
-    if broken := broken_images(outputs[0]):
+    p, q = (_outputs(m, state) for m in (state.task.teacher, state.student.module))
+    count = len(state.samples)
+    if broken := broken_images([p]):
         raise SourceError(NOT_FINITE.format(broken, count))
-    if broken := broken_images(outputs[1]):
+    if broken := broken_images([q]):
         raise TrainingError(f"the quantized model's outputs are NaN or infinite for {broken} of {count} samples.")
-    p, q = (torch.cat([leaves[0] for leaves in some]) for some in outputs)
-    found: dict[str, Any] = {"samples": len(state.samples), "held_out": state.held_out, "output_sqnr": sqnr(p, q)}
+    found: dict[str, Any] = {
+        "samples": count,
+        "held_out": state.held_out,
+        "output_sqnr": sqnr(p[0], q[0]),
+        "outputs": [_channels(a, b) for a, b in zip(p, q, strict=True) if a.is_floating_point()],
+    }
     if state.task.classes:
-        found["top1_agreement"] = float((p.argmax(1) == q.argmax(1)).float().mean())
-        found["classes_seen"] = len(p.argmax(1).unique())
+        found["top1_agreement"] = float((p[0].argmax(1) == q[0].argmax(1)).float().mean())
+        found["classes_seen"] = len(p[0].argmax(1).unique())
     return found
+
+
+def _outputs(module: torch.nn.Module, state: State) -> list[Tensor]:
+    assert state.samples is not None
+    parts = [pytree.tree_leaves(module(x)) for x in state.samples.split(state.task.batch)]
+    return [torch.cat(list(output)) for output in zip(*parts, strict=True)]
+
+
+def _channels(p: Tensor, q: Tensor) -> dict[str, Any]:
+    """Of an output's channels, each against its own spread: 10 log10(Var[p_c] / E[(p_c - q_c)^2]), the least and the
+    middle one, in dB."""
+    dim = channel_dim(p)
+    rows, others = (x.double().movedim(dim, 0).flatten(1) for x in (p, q))
+    power = spreads(rows.std(1, correction=0)).square()
+    decibels = (10 * (power / (rows - others).square().mean(1).clamp(min=1e-20 * power)).log10()).clamp(max=200)
+    worst = int(decibels.argmin())
+    return {
+        "channels": len(decibels),
+        "dim": dim,
+        "worst": worst,
+        "worst_sqnr": round(float(decibels[worst]), 2),
+        "median_sqnr": round(float(decibels.median()), 2),
+    }
+
+
+def _lost(agreement: dict[str, Any]) -> list[str]:
+    """What has to be said of outputs of which a channel is mostly noise."""
+    return [
+        f"output {i}: channel {o['worst']} of {o['channels']} has a signal of {o['worst_sqnr']} dB over its noise, the "
+        f"middle one {o['median_sqnr']} dB, on synthetic samples; more bits may be needed"
+        for i, o in enumerate(agreement.get("outputs", []))
+        if o["worst_sqnr"] < LOST
+    ]
 
 
 def _is_input(state: State, name: str) -> bool:

@@ -9,7 +9,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from zaq.config.bits import QConfig
-from zaq.engine.task import NO_BATCH_NORM
+from zaq.engine.task import NO_BATCH_NORM, Task
 from zaq.ir.nodes import activations, attribute, input_node
 from zaq.ir.ops import CONVS, TRANSPOSED
 from zaq.ir.taps import taps
@@ -39,7 +39,8 @@ ROUGH = {  # what is hard on a quantizer, and why
 def facts(model: Source, qconfig: QConfig) -> dict[str, Any]:
     """Input, operations, what folds, what would be quantized at which bits, parameters, multiply-accumulates."""
     folded, unfolded = fold(model.graph)
-    _, placement = place(folded, qconfig, model.card)
+    card = model.card.override(input=tuple(int(d) for d in input_node(folded).meta["val"].shape[1:]))
+    _, placement = place(folded, qconfig, card, unlike=Task(folded, qconfig, card).unlike)
     layers = []
     for node in weighted_layers(folded):
         source, weight = placement.layers[node.name]

@@ -78,7 +78,7 @@ def _sheet(samples: Tensor, card: Card) -> str:
     columns = min(8, len(pixels))
     rows = -(-len(pixels) // columns)
     tiles = np.ones((rows * columns, channels, *pixels.shape[2:]), np.float32)
-    tiles[: len(pixels)] = pixels[:, :channels]
+    tiles[: len(pixels)] = pixels[:, :channels][:, :: -1 if card.order == "bgr" else 1]
     height, width = pixels.shape[2:]
     sheet = tiles.reshape(rows, columns, channels, height, width).transpose(0, 3, 1, 4, 2)
     figure = Figure(figsize=(8, rows))

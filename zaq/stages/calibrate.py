@@ -20,7 +20,8 @@ __all__ = ["Calibrate", "HoldOut", "Noise"]
 
 @dataclass(frozen=True, kw_only=True)
 class Noise(Stage):
-    """Standard normal images in the model's normalised space: `steps` batches to calibrate on, and to be stored."""
+    """Normal images with the mean and deviation of photographs (`Task.noise`): `steps` batches to calibrate on, and
+    to be stored."""
 
     name: str = "noise"
     stored: bool = False  # draw the samples to be stored after those; else they are the same
@@ -42,6 +43,7 @@ class Calibrate(Stage):
 
     name: str = "calibrate"
     observer: Observer = "mse"  # one of OBSERVERS
+    eight: Observer | None = None  # of tensors of 8 bits, if another
 
     after_ctrl_c: ClassVar[str] = "run"
 
@@ -52,7 +54,7 @@ class Calibrate(Stage):
     def start(self, state: State, journal: Journal) -> Loop:
         assert state.images is not None
         parts, student = state.images.split(state.task.batch), state.student
-        student.watch(self.observer)
+        student.watch(self.observer, self.eight)
 
         @torch.no_grad()
         def one(i: int) -> None:
@@ -96,5 +98,5 @@ class HoldOut(Stage):
             for _ in range(self.steps):
                 x = part.clone().requires_grad_(True)
                 (gradient,) = torch.autograd.grad(output_discrepancy(teacher(x)[0], student(x)[0]), x)
-                part = state.task.in_bounds(part + self.attack / self.steps * (high - low) * gradient.sign())
+                part = state.task.card.in_bounds(part + self.attack / self.steps * (high - low) * gradient.sign())
         return part

@@ -33,7 +33,7 @@ class ChooseBits(Stage):
 
     def _fewest(self, state: State):  # type: ignore[no-untyped-def]
         config = replace(state.task.qconfig, weight_bits=LEAST_BITS, layer_bits={})
-        return place(state.task.teacher, config, state.task.card)[1].weights
+        return place(state.task.teacher, config, state.task.card, unlike=state.task.unlike)[1].weights
 
     def start(self, state: State, journal: Journal) -> Loop:
         task, config, images = state.task, state.task.qconfig, state.images

@@ -23,7 +23,8 @@ from zaq.config.constants import Amount, Count, OneOrMore, Positive, Share
 from zaq.engine.journal import Journal
 from zaq.engine.stage import Loop, Stage
 from zaq.engine.state import State
-from zaq.ir.nodes import input_node
+from zaq.ir.nodes import input_node, output_nodes
+from zaq.quant.alike import channel_dim, spreads
 from zaq.quant.edges import HIGH
 from zaq.quant.fake_quantize import FakeQuantize
 from zaq.quant.rounding import LearnedRounding, into_cells
@@ -97,7 +98,7 @@ class _Blocks(Loop):
         exact, noisy = (x[index] for x in self.pair)
         x = torch.where(torch.rand_like(exact) < stage.drop, exact, noisy) if stage.drop else noisy
         outputs = zip(self.student(x), self.wanted, self.weights, strict=True)
-        loss = torch.stack([w * (q - y[index]).pow(2).mean() for q, y, w in outputs]).sum()
+        loss = torch.stack([_mean(w, (q - y[index]).pow(2)) for q, y, w in outputs]).sum()
         step(self.optimizer, loss + self._push(done / self.steps))
         value = float(loss.detach())
         if done + 1 == self.steps and math.isfinite(value):  # else the runner puts the block back
@@ -142,7 +143,8 @@ class _Blocks(Loop):
         """Take a piece of the images: what enters the block in teacher and student, and what should leave it."""
         self.piece = piece
         self.pair, self.wanted = self.source.piece(self.block, piece)
-        self.weights = [y.shape[1] / float(y.var().clamp(min=1e-12)) for y in self.wanted]
+        ends = {n.name for n in output_nodes(self.task.teacher)}
+        self.weights = [_weight(y, name in ends) for name, y in zip(self.block.exits, self.wanted, strict=True)]
 
     def _drop(self, part: float) -> None:
         """Let a part of the values pass every quantizer unrounded (QDrop), but where a range is guaranteed."""
@@ -240,6 +242,20 @@ class _Source:
     def _run(self, gm: GraphModule, x: Tensor) -> list[Tensor]:
         found = [gm(part) for part in x.split(self.task.batch)]
         return [torch.cat(list(exit)) for exit in zip(*found, strict=True)]
+
+
+def _mean(weight: float | Tensor, errors: Tensor) -> Tensor:
+    return weight * errors.mean() if isinstance(weight, float) else (weight * errors).mean()
+
+
+def _weight(wanted: Tensor, leaves: bool) -> float | Tensor:
+    """What squared errors of an exit count: channels over its variance; or over each channel's own, broadcast to it,
+    where it leaves the graph."""
+    if not leaves:
+        return wanted.shape[1] / float(wanted.var().clamp(min=1e-12))
+    dim = channel_dim(wanted)
+    deviations = spreads(wanted.movedim(dim, 0).flatten(1).std(1))
+    return wanted.shape[1] / deviations.square().view([-1 if d == dim else 1 for d in range(wanted.dim())])
 
 
 def _place_roundings(whole: Student, student: GraphModule) -> list[tuple[str, LearnedRounding, Tensor]]:

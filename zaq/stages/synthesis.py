@@ -199,14 +199,19 @@ class Refine(Likeness):
 
     def pixels(self, task: Task, images: Tensor, steps: int, together: int, keep: Callable[[Pixels], None]) -> Pixels:
         """The descent of pixels from `images`; what it comes to is handed to `keep`."""
-        losses_of, reach = self.losses_of(task), shift(task)
+        losses_of, reach, card = self.losses_of(task), shift(task), task.card
 
         def part(count: int) -> Callable[[Tensor], dict[str, Tensor]]:
             labels = torch.randint(task.classes, (count,)) if task.classes else None
-            return lambda x: losses_of(shifted(x, reach), labels)
+            return lambda z: losses_of(shifted(card.images(z), reach), labels)
 
-        bounds = task.card.bounds()
-        loop = Pixels(images, part, steps, self.lr, together=together, bounds=bounds, finish=lambda: keep(loop))
+        def finish() -> None:
+            loop.images = [card.images(z) for z in loop.images]
+            keep(loop)
+
+        low, high = (card.standard(end) for end in card.bounds())
+        start = card.standard(images)
+        loop = Pixels(start, part, steps, self.lr, together=together, bounds=(low, high), finish=finish)
         return loop
 
 

@@ -37,6 +37,7 @@ from zaq.ir.nodes import (
     renumbers,
     shape_of,
 )
+from zaq.ir.opening import opening
 from zaq.ir.ops import CLAMPS, MOVES, PADS, POOLS, TRANSPOSED, WEIGHTED
 
 __all__ = ["Clipped", "moments"]
@@ -128,15 +129,23 @@ def _largest_of(count: float) -> tuple[float, float]:
 def moments(gm: GraphModule, card: Card) -> dict[str, Clipped]:
     """The distribution of each tensor of a folded graph, by node name; nothing is said of those that cannot be known.
 
-    The image is taken for standard normal inside its bounds, as it is normalised to be. A layer without batch norm
-    adds up what its inputs have, as if they were independent.
+    The image is taken for normal inside its bounds, with the mean and deviation of photographs. A layer without
+    batch norm adds up what its inputs have, as if they were independent.
     """
     found: dict[Node, Clipped] = {}
     source = input_node(gm)
     if len(card.input) == 3:
         low, high = (v.flatten() for v in card.bounds())
-        found[source] = Clipped.normal(torch.zeros(card.input[0]), torch.ones(card.input[0])).clip(low, high)
+        deviation, mean = (v.flatten() for v in card.spread())
+        found[source] = Clipped.normal(mean, deviation).clip(low, high)
+        for node, factors in opening(gm).items():
+            scale, shift = (v.double().expand(card.input[0], 1, 1).flatten() for v in factors)
+            ends = torch.stack([low * scale + shift, high * scale + shift])
+            normal = Clipped.normal(mean * scale + shift, deviation * scale.abs())
+            found[node] = normal.clip(ends.amin(0), ends.amax(0))
     for node in activations(gm):
+        if node in found:
+            continue
         known = _after(gm, node, [found.get(n) for n in node.all_input_nodes if n.op != "get_attr"])
         if known is not None:
             found[node] = known

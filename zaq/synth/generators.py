@@ -10,13 +10,10 @@ from zaq.config.card import Card
 from zaq.config.plugins import lookup
 from zaq.engine.snapshot import Remade
 
-__all__ = ["DCGAN", "GENERATORS", "Generator", "alike", "generator_of", "natural"]
+__all__ = ["DCGAN", "GENERATORS", "Generator", "alike", "generator_of"]
 
 ALIKE = 1e-3  # a quarter of a step of 8 bits
 BASE = 8  # pixels a side before the first upsampling, at most
-NATURAL_REACH = (
-    1.5  # standard deviations from the middle of a pixel's range to its end, at least, where std is the data's
-)
 
 
 class Generator(Remade, nn.Module):
@@ -28,7 +25,7 @@ class Generator(Remade, nn.Module):
 
     def __init__(self, card: Card, classes: int | None = None) -> None:
         super().__init__()
-        self.classes = classes
+        self.card, self.classes = card, classes
         low, high = card.bounds()
         self.register_buffer("low", low)
         self.register_buffer("high", high)
@@ -110,7 +107,7 @@ class DCGAN(Generator):
         x = self.project(z).view(-1, channels, height, width).contiguous(memory_format=torch.channels_last)
         x = self.body(x)[:, :, : self.height, : self.image_width]
         if self.tanh:
-            return natural(x, self.low, self.high)
+            return self.card.in_bounds(self.card.images(x))
         return self.low + (self.high - self.low) * torch.sigmoid(1.5 * x)
 
     def source(self, n: int) -> Tensor:
@@ -121,15 +118,6 @@ def alike(images: Tensor, card: Card) -> bool:
     """Whether images (N, C, H, W) are all the same one: their pixels deviate by less than ALIKE of a pixel's range."""
     low, high = card.bounds()
     return len(images) > 1 and bool((images.detach().std(0, correction=0) / (high - low)).mean() < ALIKE)
-
-
-def natural(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """Images of mean 0 and variance 1 as a model reads them. Mean and std of most cards are those of photographs, so
-    that such images need nothing; a card whose std is not (pixels from 0 to 1) shifts and shrinks them.
-    """
-    middle, reach = (high + low) / 2, (high - low) / 2
-    x = torch.where(reach >= NATURAL_REACH, x, middle + x * reach / NATURAL_REACH)
-    return x.maximum(low).minimum(high)
 
 
 GENERATORS: dict[str, Callable[..., Generator]] = {"dcgan": DCGAN}

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zaq.config.card import Card
-from zaq.synth.generators import Generator, natural
+from zaq.synth.generators import Generator
 
 __all__ = ["Painter", "dead_leaves"]
 
@@ -100,7 +100,7 @@ class Painter(Generator):
         nn.Module.to(self, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def source(self, n: int) -> Tensor:
-        return natural(dead_leaves(n, self.shape), self.low, self.high)
+        return self.card.in_bounds(self.card.images(dead_leaves(n, self.shape)))
 
     @torch.no_grad()
     def draw(self, n: int, unpainted: float = 0.0) -> Tensor:
@@ -116,10 +116,11 @@ class Painter(Generator):
             given = (labels,) if isinstance(self.norms[i], ConditionalBatchNorm2d) else ()
             return F.leaky_relu(self.norms[i](self.convs[i](x), *given), 0.2)
 
+        canvas = self.card.standard(canvas)
         fine = layer(0, F.avg_pool2d(canvas, self.shrunk, ceil_mode=True) if self.shrunk > 1 else canvas)
         coarse = layer(2, layer(1, fine))
         paint = fine + layer(3, F.interpolate(coarse, size=fine.shape[2:]))
         if self.shrunk > 1:
             paint = F.interpolate(paint, size=canvas.shape[2:], mode="bilinear")
-        images: Tensor = canvas + self.last(paint)
+        images = self.card.images(canvas + self.last(paint))
         return images.maximum(self.low).minimum(self.high)

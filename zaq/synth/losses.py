@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from zaq.engine.snapshot import known
 from zaq.passes.fold import BatchNormStats
+from zaq.quant.alike import LEAST_SPREAD, channel_dim, spreads
 
 __all__ = [
     "RELATIONS",
@@ -34,34 +35,33 @@ DEAD = 1e-3  # part of a layer's largest |gamma| below which a channel tells not
 
 @known
 def output_discrepancy(p: list[Tensor], q: list[Tensor]) -> Tensor:
-    """D_o = E ||P(x) - Q(x)||_1 (ZAQ, eq. 3): summed over the classes or channels, averaged over all else.
+    """D_o = E ||P(x) - Q(x)||_1 (ZAQ, eq. 3): summed over the classes, averaged over all else.
 
-    p, q: the outputs of teacher and student, each (N, K, ...). Several are averaged, each in units of its spread over
-    the teacher's samples, times the mean of these units: boxes in pixels do not drown class scores beside them.
+    p, q: the outputs of teacher and student, each (N, ...). But for a classifier's, one (N, K), whose entries are
+    alike: each channel in units of its spread over the teacher's samples, times the mean of these units, so that boxes
+    in pixels do not drown class scores beside them.
     """
-    if len(p) == 1:
-        return _gap(p[0], q[0])
-    return relative_discrepancy(p, q) * _spreads(p).mean()
+    if len(p) == 1 and p[0].dim() == 2:
+        return (p[0] - q[0]).abs().sum(1).mean()
+    return relative_discrepancy(p, q) * torch.stack([_units(a).sum() for a in p]).mean()
 
 
 @known
 def relative_discrepancy(p: list[Tensor], q: list[Tensor]) -> Tensor:
-    """D_o of each output in units of what the teacher's samples differ by from their mean; the mean over outputs."""
-    gaps = torch.stack([_gap(a, b) for a, b in zip(p, q, strict=True)])
-    return (gaps / _spreads(p)).mean()
+    """D_o in units of what the teacher's samples differ by from their mean, channel by channel; the mean over the
+    channels of an output, and over outputs. What hardly varies beside others has no unit of its own."""
+    floor = LEAST_SPREAD * max(float(_units(a).mean()) for a in p)
+    return torch.stack([(_gaps(a, b) / _units(a).clamp(min=floor)).mean() for a, b in zip(p, q, strict=True)]).mean()
 
 
-def _spreads(p: list[Tensor]) -> Tensor:
-    """What the samples of each output differ by from their mean; what hardly varies beside others has no unit of its
-    own.
-    """
-    spreads = torch.stack([_gap(a, a.mean(0, keepdim=True)) for a in p]).detach()
-    return spreads.clamp(min=1e-3 * float(spreads.max()) + 1e-12)
+def _units(p: Tensor) -> Tensor:
+    """What the samples of an output differ by from their mean, (C,), a channel each."""
+    return spreads(_gaps(p, p.mean(0, keepdim=True)))
 
 
-def _gap(a: Tensor, b: Tensor) -> Tensor:
-    gap = (a - b).abs()
-    return gap.flatten(2).mean(2).sum(1).mean() if gap.dim() > 2 else gap.sum(1).mean()
+def _gaps(p: Tensor, q: Tensor) -> Tensor:
+    """Mean |P(x) - Q(x)| of each channel of an output, (C,)."""
+    return (p - q).abs().movedim(channel_dim(p), 0).flatten(1).mean(1)
 
 
 def crm(feature: Tensor) -> Tensor:

@@ -6,14 +6,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from zaq.export.session import run_session, session
+from zaq.quant.alike import channel_dim, spreads
 from zaq.verify.kernels import Kernels, kernels
 
 __all__ = ["BATCH", "Parity", "compare"]
@@ -25,7 +24,9 @@ BATCH = 50
 class Parity:
     """How the ONNX file in onnxruntime differs from the checkpoint in torch.
 
-    Differences count in steps: of the output's grid where the output is quantized, else of a 256th of its range.
+    Differences count in steps: of an output's grid where it is quantized, else of a 256th of its range. `step`: the
+    largest of the outputs'. `worst`: the channel whose mean difference is greatest beside its own range, and what part
+    of that it is.
     """
 
     samples: int
@@ -36,6 +37,7 @@ class Parity:
     step: float
     sqnr: float | None  # dB of signal to difference, of the output that differs most; 200: equal; None: NaN or infinite
     top1_agreement: float | None  # of the outputs' largest entries; None where there are no classes
+    worst: tuple[str, float] = ("", 0.0)
     kernels: dict[str, int] = field(default_factory=dict)
     float_kernels: list[str] = field(default_factory=list)
 
@@ -49,11 +51,13 @@ class Parity:
 
     def sentence(self) -> str:
         top1 = "" if self.top1_agreement is None else f"; top-1 agrees on {100 * self.top1_agreement:.2f} %"
+        name, part = self.worst
+        worst = f"; worst {name}, {100 * part:.2g} % of its range off on average" if part else ""
         return (
             f"{self.samples} samples: largest difference {self.largest_difference:.3g}; {100 * self.share_equal:.2f} "
             "% of "
             f"elements equal, {100 * self.share_one_step:.2f} % off by one step ({self.step:.3g}), "
-            f"{100 * self.share_worse:.2f} % by more{top1}"
+            f"{100 * self.share_worse:.2f} % by more{worst}{top1}"
         )
 
 
@@ -61,59 +65,69 @@ class Parity:
 def compare(path: Path, student: nn.Module, samples: Tensor | Iterable[Tensor]) -> Parity:
     """Run `samples` (N, C, H, W), or batches of them, through the file and through the student."""
     run = session(path)
-    found: list[NDArray[np.float32]] = []
-    expected: list[NDArray[np.float32]] = []
-    same_top1: list[NDArray[np.bool_]] = []
-    count = 0
-    powers: dict[
-        int, tuple[float, float]
-    ] = {}  # of each output: that of the checkpoint's values, that of the difference
+    expected: list[list[Tensor]] = []
+    found: list[list[Tensor]] = []
     for batch in samples.split(BATCH) if isinstance(samples, Tensor) else samples:
-        count += len(batch)
-        ours = [t.numpy() for t in pytree.tree_leaves(student(batch))]
-        theirs = run_session(run, batch)
-        both = [(a.astype(np.float64), b.astype(np.float64)) for a, b in zip(ours, theirs, strict=True)]
-        for i, (a, b) in enumerate(both):
-            signal, difference = powers.get(i, (0.0, 0.0))
-            powers[i] = (signal + float((a * a).sum()), difference + float(((a - b) ** 2).sum()))
-        expected.append(np.concatenate([a.ravel() for a in ours]))
-        found.append(np.concatenate([a.ravel() for a in theirs]))
-        if len(ours) == 1 and ours[0].ndim == 2:
-            finite = np.isfinite(ours[0]).all(1) & np.isfinite(theirs[0]).all(1)  # NaN is the greatest, to argmax
-            same_top1.append((ours[0].argmax(1) == theirs[0].argmax(1)) & finite)
-    a, b = (np.concatenate(values).astype(np.float64) for values in (expected, found))
-    step = max((_output_step(path) if path.suffix == ".onnx" else None) or float(a.max() - a.min()) / 256, 1e-12)
-    steps = np.abs(a - b) / step
-    equal, one = float((steps < 0.01).mean()), float(((steps >= 0.01) & (steps < 1.01)).mean())
+        expected.append(list(pytree.tree_leaves(student(batch))))
+        found.append([torch.from_numpy(t) for t in run_session(run, batch)])
+    ours, theirs = ([torch.cat(list(t)) for t in zip(*parts, strict=True)] for parts in (expected, found))
+    grids = _output_steps(path) if path.suffix == ".onnx" else [None] * len(ours)
+    steps = [max(grid or float(a.max() - a.min()) / 256, 1e-12) for a, grid in zip(ours, grids, strict=True)]
+    pairs = [(a.double(), b.double()) for a, b in zip(ours, theirs, strict=True)]
+    apart = torch.cat([((a - b).abs() / s).flatten() for (a, b), s in zip(pairs, steps, strict=True)])
+    classes = len(ours) == 1 and ours[0].dim() == 2
     ran = kernels(path) if path.suffix == ".onnx" else Kernels({}, [])  # other formats hold kernels chosen before
     return Parity(
-        samples=count,
-        largest_difference=float(np.abs(a - b).max()),
-        share_equal=equal,
-        share_one_step=one,
-        share_worse=float((~(steps < 1.01)).mean()),  # what is no number is in no step of anything
-        step=step,
-        sqnr=_decibels(list(powers.values())),
-        top1_agreement=float(np.concatenate(same_top1).mean()) if same_top1 else None,
+        samples=len(ours[0]),
+        largest_difference=max(float((a - b).abs().max()) for a, b in pairs),
+        share_equal=_share(apart < 0.01),
+        share_one_step=_share((apart >= 0.01) & (apart < 1.01)),
+        share_worse=_share(~(apart < 1.01)),  # what is no number is in no step of anything
+        step=max(steps),
+        sqnr=_decibels(pairs),
+        top1_agreement=_same_class(*pairs[0]) if classes else None,
+        worst=max((_worst(i, a, b) for i, (a, b) in enumerate(pairs)), key=lambda w: w[1]),
         kernels=ran.counts,
         float_kernels=[str(n) for n in ran.in_float],
     )
 
 
-def _decibels(powers: list[tuple[float, float]]) -> float | None:
+def _decibels(pairs: list[tuple[Tensor, Tensor]]) -> float | None:
     """10 log10 of signal to difference, the least of all outputs; see `Parity.sqnr`."""
-    if not np.isfinite(powers).all():
+    powers = torch.tensor([[float(a.square().sum()), float((a - b).square().sum())] for a, b in pairs]).double()
+    if not bool(powers.isfinite().all()):
         return None
-    ratios = [(signal + 1e-30) / (difference + 1e-50) for signal, difference in powers]
-    return float(np.clip(10 * np.log10(min(ratios, default=1e20)), -200, 200))
+    ratios = (powers[:, 0] + 1e-30) / (powers[:, 1] + 1e-50)
+    return float((10 * ratios.log10()).clamp(-200, 200).min())
 
 
-def _output_step(path: Path) -> float | None:
-    """The scale of the last DequantizeLinear, if the output comes straight from one; None for a float output."""
+def _same_class(ours: Tensor, theirs: Tensor) -> float:
+    """The share of samples (N, K) with the same greatest entry; NaN is the greatest to argmax, and no class."""
+    finite = ours.isfinite().all(1) & theirs.isfinite().all(1)
+    return _share((ours.argmax(1) == theirs.argmax(1)) & finite)
+
+
+def _share(of: Tensor) -> float:
+    return float(of.double().mean())
+
+
+def _worst(number: int, ours: Tensor, theirs: Tensor) -> tuple[str, float]:
+    """The channel of an output that differs most on average, beside its own range."""
+    a, b = (x.movedim(channel_dim(ours), 0).flatten(1) for x in (ours, theirs))
+    parts = (a - b).abs().mean(1) / spreads(a.amax(1) - a.amin(1))
+    return f"channel {int(parts.argmax())} of output {number}", float(parts.max())
+
+
+def _output_steps(path: Path) -> list[float | None]:
+    """Of each output the scale of the last DequantizeLinear, if it comes straight from one; None for a float output."""
     graph = onnx.load(path).graph
     makers = {o: n for n in graph.node for o in n.output}
-    maker = makers.get(graph.output[0].name)
-    if maker is None or maker.op_type != "DequantizeLinear":
+    tensors = {t.name: t for t in graph.initializer}
+    return [_step_of(makers.get(output.name), tensors) for output in graph.output]
+
+
+def _step_of(maker: onnx.NodeProto | None, tensors: dict[str, onnx.TensorProto]) -> float | None:
+    if maker is None or maker.op_type != "DequantizeLinear" or maker.input[1] not in tensors:
         return None
-    scale = next((onnx.numpy_helper.to_array(t) for t in graph.initializer if t.name == maker.input[1]), None)
-    return None if scale is None or not math.isfinite(float(scale.max())) else float(scale.max())
+    scale = float(onnx.numpy_helper.to_array(tensors[maker.input[1]]).max())
+    return scale if math.isfinite(scale) else None
