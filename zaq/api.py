@@ -101,7 +101,9 @@ def quantize(
     """
     qconfig = QConfig.parse(bits) if isinstance(bits, str) else bits
     graph, method, card = trace(model, example_input), method or Flagship(), card or Card()
-    return quantize_graph(graph, qconfig, method, card=card, effort=effort, seed=seed, progress=progress)
+    return quantize_graph(
+        graph, qconfig, method, card=card, effort=effort, seed=seed, progress=progress, notes=graph.meta["notes"]
+    )
 
 
 def quantize_graph(

@@ -34,7 +34,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from zaq.config.bits import QConfig
-from zaq.ir.nodes import activations, input_node, moves, output_nodes, pad_value
+from zaq.ir.nodes import activations, infinite, input_node, is_float, moves, output_nodes, pad_value
 from zaq.ir.ops import CLAMPS, CONVS, LINEARS, MATMULS, MERGES, PADS, POOLS, WEIGHTED
 
 __all__ = ["HIGH", "activation_bits", "ends", "is_product", "joins_a_convolution", "left_in_float", "weighted_layers"]
@@ -55,7 +55,7 @@ def activation_bits(gm: GraphModule, qconfig: QConfig) -> tuple[dict[Node, int],
     """The tensors to quantize, by the node that makes them, and their bits; and those of a second, coarser quantizer
     for the kernels that read them."""
     preset = qconfig.preset
-    live = {input_node(gm), *activations(gm)}
+    live, masked = {input_node(gm), *activations(gm)}, infinite(gm)
     layers, read = set(weighted_layers(gm)), _read_by_kernels(gm, live)
     first, last = ends(gm)
     products = {n for n in live if is_product(n, live)}
@@ -63,7 +63,7 @@ def activation_bits(gm: GraphModule, qconfig: QConfig) -> tuple[dict[Node, int],
 
     def ask(who: dict[Node, int], node: Node, width: int) -> None:
         maker = _maker(node)
-        if maker in live and maker is not input_node(gm):
+        if maker in live and maker is not input_node(gm) and is_float(maker) and maker not in masked:
             who[maker] = min(width, who.get(maker, width))
 
     for node in live:
@@ -122,7 +122,7 @@ def _is_merge_or_pool(node: Node, live: set[Node]) -> bool:
             and node.meta["val"].dim() == 4
             and sorted(d % 4 for d in dims if isinstance(d, int)) == [2, 3]
         )
-    both = sum(n in live for n in node.all_input_nodes) > 1
+    both = sum(n in live and is_float(n) for n in node.all_input_nodes) > 1
     return node.target in POOLS or node.target is torch.ops.aten.cat.default or (node.target in MERGES and both)
 
 
