@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from zaq.engine.journal import Journal
 from zaq.engine.state import State
 from zaq.ir.nodes import attribute, input_node
 from zaq.ir.taps import with_taps
+from zaq.report.outputs import outputs_of, sqnr
 from zaq.stats.mixed import packed_bytes
 
 __all__ = ["SCHEMA", "describe", "method_dict", "onnx_metadata"]
@@ -112,15 +112,6 @@ def _tensors(state: State) -> list[dict[str, Any]]:
     return rows
 
 
-def sqnr(signal: Tensor, quantized: Tensor) -> float:
-    """Signal to quantization noise, 10 log10(E[x^2] / E[(x - x^)^2]), in dB; 200 where they are equal."""
-    noise = float((signal - quantized).pow(2).mean())
-    power = float(signal.pow(2).mean())
-    return (
-        round(10 * float(torch.log10(torch.tensor(power / noise))), 2) if noise > 1e-20 * max(power, 1e-20) else 200.0
-    )
-
-
 @torch.no_grad()
 def _agreement(state: State) -> dict[str, Any]:
     """How the student compares with its teacher on the synthetic samples; `held_out`: whether none of them was learned
@@ -129,12 +120,13 @@ def _agreement(state: State) -> dict[str, Any]:
     if state.samples is None:
         return {}
     p, q = (
-        torch.cat([pytree.tree_leaves(m(x))[0] for x in state.samples.split(state.task.batch)])
-        for m in (state.task.teacher, state.student.module)
+        torch.cat([m(x)[0][0] for x in state.samples.split(state.task.batch)])
+        for m in (with_taps(state.task.teacher, []), with_taps(state.student.module, []))
     )
     found: dict[str, Any] = {"samples": len(state.samples), "held_out": state.held_out, "output_sqnr": sqnr(p, q)}
     if state.task.classes:
         found["top1_agreement"] = float((p.argmax(1) == q.argmax(1)).float().mean())
+    found["each"] = [dataclasses.asdict(o) for o in outputs_of(state)]
     return found
 
 

@@ -25,7 +25,8 @@ BATCH = 50
 class Parity:
     """How the ONNX file in onnxruntime differs from the checkpoint in torch.
 
-    Differences count in steps: of the output's grid where the output is quantized, else of a 256th of its range.
+    Differences count in steps: of the output's grid where the output is quantized, else of a 256th of its range. Labels,
+    indices and masks are equal or not.
     """
 
     samples: int
@@ -57,23 +58,28 @@ def compare(path: Path, student: nn.Module, samples: Tensor | Iterable[Tensor]) 
     run = session(path)
     found: list[NDArray[np.float32]] = []
     expected: list[NDArray[np.float32]] = []
+    whole: list[NDArray[np.float64]] = []  # of labels, indices and masks: 0 where they are the same, else infinity
     same_top1: list[NDArray[np.bool_]] = []
     count = 0
     for batch in samples.split(BATCH) if isinstance(samples, Tensor) else samples:
         count += len(batch)
         ours = [t.numpy() for t in pytree.tree_leaves(student(batch))]
         theirs = run_session(run, batch)
-        expected.append(np.concatenate([a.ravel() for a in ours]))
-        found.append(np.concatenate([a.ravel() for a in theirs]))
+        pairs = list(zip(ours, theirs, strict=True))
+        floats = [(a.ravel(), b.ravel()) for a, b in pairs if a.dtype.kind == "f"]
+        expected += [a for a, _ in floats]
+        found += [b for _, b in floats]
+        whole += [np.where(a == b, 0, np.inf).ravel() for a, b in pairs if a.dtype.kind != "f"]
         if len(ours) == 1 and ours[0].ndim == 2:
             same_top1.append(ours[0].argmax(1) == theirs[0].argmax(1))
-    a, b = np.concatenate(expected), np.concatenate(found)
+    a, b = (np.concatenate([*parts, np.zeros(1 if not parts else 0)]) for parts in (expected, found))
     step = max((_output_step(path) if path.suffix == ".onnx" else None) or float(a.max() - a.min()) / 256, 1e-12)
-    steps = np.abs(a - b) / step
+    apart = np.where(a == b, 0, np.abs(a - b))  # infinity masked by both
+    steps = np.concatenate([apart / step if expected else np.zeros(0), *whole])
     ran = kernels(path) if path.suffix == ".onnx" else Kernels({}, [])  # other formats hold kernels chosen before
     return Parity(
         samples=count,
-        largest_difference=float(np.abs(a - b).max()),
+        largest_difference=float(apart.max()),
         share_equal=float((steps < 0.01).mean()),
         share_one_step=float(((steps >= 0.01) & (steps < 1.01)).mean()),
         share_worse=float((steps >= 1.01).mean()),
