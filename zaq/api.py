@@ -19,6 +19,7 @@ from zaq.engine.state import State
 from zaq.engine.task import NO_BATCH_NORM, Task
 from zaq.errors import BitsError, TrainingError, unknown
 from zaq.export.onnx import write_onnx
+from zaq.export.trial import require_exportable
 from zaq.ir.capture import trace
 from zaq.ir.nodes import input_node
 from zaq.methods import Method
@@ -29,6 +30,8 @@ from zaq.quant.student import Student
 from zaq.report import facts
 
 __all__ = ["Quantized", "quantize", "quantize_graph"]
+
+TRIED = 2  # images that a network is exported on before the work
 
 
 @dataclass
@@ -140,6 +143,8 @@ def quantize_graph(
     task = Task(teacher, qconfig, card, effort, seed, getattr(method, "search", method.searches))
     state, journal = State(task), Journal(progress or Progress(), log or Log())
     journal.notes += [*notes, *unfolded, *_notes(task)]
+    with drawing(seed):
+        require_exportable(Student(teacher, qconfig, card, search=False), task.noise(TRIED), qconfig.runtime)
     with drawing(seed):
         stages = method.plan(task, real) if method.reads_data else method.plan(task)
         run_stages(stages, state, journal)

@@ -26,7 +26,12 @@ __all__ = ["cast_note", "export_program", "from_exported", "quiet", "trace"]
 OTHER_FLOATS = {torch.float16, torch.bfloat16, torch.float64}
 HALVES = {torch.float16, torch.bfloat16}
 DIMENSIONS = (3, 4, 5)  # of a batch of lines, of images, of volumes
-SAME = {torch.ops.aten.clone.default, torch.ops.aten.detach.default, torch.ops.aten.contiguous.default}
+aten = torch.ops.aten
+SAME = {  # what makes no new number, beside moves and clamps
+    aten.clone.default, aten.detach.default, aten.contiguous.default, aten.flip.default, aten.cat.default,
+    aten.stack.default, aten.index.Tensor, aten.index_select.default, aten.gather.default, aten.where.self,
+    aten.repeat.default, aten.maximum.default, aten.minimum.default, aten.constant_pad_nd.default, aten.pad.default,
+}  # fmt: skip
 
 
 def trace(model: nn.Module, example_input: Tensor | dict[str, Tensor]) -> GraphModule:
@@ -126,9 +131,9 @@ def _functional(exported: torch.export.ExportedProgram) -> torch.export.Exported
 
 
 def _flatten_outputs(graph: Graph) -> None:
-    """One tensor in; one tensor out, or a tuple of the tensors in the user's structure."""
+    """One tensor in; one tensor out, or a tuple of the tensors in the user's structure, without what is none."""
     end = next(iter(reversed(graph.nodes)))
-    leaves = [n for n in pytree.tree_leaves(end.args) if isinstance(n, Node)]
+    leaves = [n for n in pytree.tree_leaves(end.args) if isinstance(n, Node) and isinstance(n.meta.get("val"), Tensor)]
     end.args = (leaves[0] if len(leaves) == 1 else tuple(leaves),)
     graph.set_codegen(CodeGen())
 

@@ -57,16 +57,17 @@ def is_float(node: Node) -> bool:
 
 def compared(gm: GraphModule) -> list[Node]:
     """The tensors by which two networks are told apart where that has to be learned from: each output in floating
-    point, and for labels, indices and masks the floats they were made from. None where an output is a constant.
+    point, and for labels, indices and masks, and what is masked with infinity, the floats they were made from. None
+    where an output is a constant.
     """
-    live, found = {input_node(gm), *activations(gm)}, list[Node]()
+    live, masked, found = {input_node(gm), *activations(gm)}, infinite(gm), list[Node]()
     for output in output_nodes(gm):
         todo, seen = [output], set[Node]()
         while todo:
             node = todo.pop(0)
             if node in live and node not in seen:
                 seen.add(node)
-                if is_float(node):
+                if is_float(node) and node not in masked:
                     found.append(node)
                 else:
                     todo += node.all_input_nodes
@@ -85,7 +86,7 @@ def infinite(gm: GraphModule) -> set[Node]:
     """The nodes whose tensors hold, in places, minus infinity or what stands for it: masks, and what was masked."""
     found: set[Node] = set()
     for node in gm.graph.nodes:
-        if node.op == "get_attr":
+        if node.op == "get_attr" and SPREADS.intersection(u.target for u in node.users):
             value: object = attribute(gm, str(node.target))
             ends = isinstance(value, Tensor) and value.is_floating_point() and value.numel() > 0
             if ends and bool((value <= MASKED).any()):  # type: ignore[operator]
