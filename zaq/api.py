@@ -21,16 +21,18 @@ from zaq.errors import BitsError, TrainingError, unknown
 from zaq.export.onnx import write_onnx
 from zaq.export.trial import require_exportable
 from zaq.ir.capture import trace
-from zaq.ir.nodes import input_node
+from zaq.ir.nodes import compared, input_node
 from zaq.methods import Method
 from zaq.methods.flagship import Flagship
 from zaq.passes.fold import fold
 from zaq.quant.edges import weighted_layers
 from zaq.quant.student import Student
 from zaq.report import facts
+from zaq.report.outputs import require_a_student
 
 __all__ = ["Quantized", "quantize", "quantize_graph"]
 
+BYTES = "the input is uint8: its pixels are taken to be 0 to 255"
 TRIED = 2  # images that a network is exported on before the work
 
 
@@ -71,9 +73,11 @@ class Quantized:
         """Write the integer ONNX file; its properties hold bits, method, seed, version, source hash and input card.
 
         Written for the target of its QConfig. `form`, `opset`: see `zaq.export.forms`.
+        Raises RunError, once it is written, for a student that is none (`zaq.report.outputs`).
         """
         metadata = facts.onnx_metadata(self.report["options"])
         write_onnx(self.module, Path(path), metadata, form=form, opset=opset, target=self.task.qconfig.runtime)
+        require_a_student(self.report, f"{path}")
 
 
 def quantize(
@@ -137,9 +141,13 @@ def quantize_graph(
         raise BitsError(f"--bits {qconfig} goes with --method flagship or zeroq; no other method searches for bits.")
     started = time.monotonic()
     card = card.override(input=tuple(int(d) for d in input_node(graph).meta["val"].shape[1:]))
+    if "stored" in input_node(graph).meta:
+        card, notes = card.of_bytes(), (*notes, BYTES)
     teacher, unfolded = fold(graph)
     if not weighted_layers(teacher):
         raise BitsError("the model has no convolution or linear layer with a weight of its own; nothing to quantize.")
+    if not compared(teacher):
+        raise BitsError("no output of the model depends on its input; nothing to quantize.")
     task = Task(teacher, qconfig, card, effort, seed, getattr(method, "search", method.searches))
     state, journal = State(task), Journal(progress or Progress(), log or Log())
     journal.notes += [*notes, *unfolded, *_notes(task)]

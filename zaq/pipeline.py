@@ -15,6 +15,7 @@ from zaq.export.program import program_of
 from zaq.ir.capture import from_exported
 from zaq.ir.nodes import attribute
 from zaq.report import facts as reporting
+from zaq.report.outputs import require_a_student
 from zaq.report.page import render
 from zaq.run import Run, disk_errors
 from zaq.sources import Source
@@ -41,6 +42,7 @@ def quantize_run(
 
     `data` is for a method that reads real images, which is `ft` alone; the report says so.
     The student is saved as soon as it is trained, so that nothing computed is lost if a later step fails.
+    Raises RunError, once all is written, for a student that is none (`zaq.report.outputs`).
     """
     progress = progress or Progress()
     run = Run.create(folder, overwrite)
@@ -73,6 +75,7 @@ def quantize_run(
     report["deployment"] = deployment.report(deployment.costs(in_form(translated, {}, "float"), run / "model.onnx"))
     run.write_json("report.json", report)
     run.write("report.html", render(report, log.rows, quantized.state.samples, quantized.card))
+    require_a_student(report, f"{folder}/model.onnx")
     return report
 
 

@@ -104,6 +104,10 @@ class Card:
         """This card with the values that are not None put in their place."""
         return replace(self, **{k: v for k, v in values.items() if v is not None})
 
+    def of_bytes(self) -> "Card":
+        """This card for an input that is the pixels themselves, 0 to 255: its mean and std are the network's matter."""
+        return replace(self, mean=(0.0,) * self.input[0], std=(1 / 255,) * self.input[0])
+
     @property
     def knows_pixels(self) -> bool:
         """Whether mean and std are known, which say where pixels lie; else the input counts as already normalised."""

@@ -9,7 +9,7 @@ from torch.fx import GraphModule
 
 from zaq.config.bits import QConfig
 from zaq.config.card import Card
-from zaq.ir.nodes import output_nodes, shape_of
+from zaq.ir.nodes import input_node, output_nodes, shape_of
 from zaq.ir.taps import taps
 from zaq.passes.fold import BatchNormStats
 
@@ -72,7 +72,11 @@ class Task:
     def noise(self, count: int | None = None) -> Tensor:
         """Standard normal images where pixels lie, (`count` or a batch, C, H, W): what tools that ask for data are fed
         without any. Drawn from torch's random state, which the runner sets for each stage."""
-        return self.in_bounds(torch.randn(self.batch if count is None else count, *self.card.input))
+        images = torch.randn(self.batch if count is None else count, *self.card.input)
+        if "stored" in input_node(self.teacher).meta:  # bytes, which standard normal numbers would leave black
+            low, high = self.card.bounds()
+            images = (low + high + (high - low) / 2 * images) / 2
+        return self.in_bounds(images)
 
     def in_bounds(self, images: Tensor) -> Tensor:
         """Images as a file stores them: no pixel beyond what one can be."""

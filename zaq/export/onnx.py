@@ -27,7 +27,14 @@ from zaq.config.targets import TARGETS, Target
 from zaq.export.forms import lower_opset, optimized, pack, require_form, strip
 from zaq.export.integers import avoid_overflow, store_integers
 from zaq.export.program import program_of
-from zaq.export.rewrites import clip_integers, count_values, hand_through, move_integers, pool_globally, requantize_by_table
+from zaq.export.rewrites import (
+    clip_integers,
+    count_values,
+    hand_through,
+    move_integers,
+    pool_globally,
+    requantize_by_table,
+)
 from zaq.ir.capture import quiet
 
 __all__ = ["in_form", "to_onnx", "translate", "write_onnx"]

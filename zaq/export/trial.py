@@ -90,8 +90,10 @@ def _where(student: Student, error: BaseException) -> str:
     names = {n.name: n for n in student.module.graph.nodes if n.op == "call_function"}
     words = re.findall(r"translating node %(\w+)", text) + re.findall(r"[%'](?:node_)?(\w+)", text)
     node = next((names[w] for w in words if w in names), None)
-    where = f"{node.name} ({node.target}, {source_line(node)}): " if node is not None else ""
-    return where + _sentence(error)
+    if node is None:
+        return _sentence(error)
+    line = source_line(node)
+    return f"{node.name} ({node.target}{'' if line == node.name else f', {line}'}): {_sentence(error)}"
 
 
 def _sentence(error: BaseException) -> str:

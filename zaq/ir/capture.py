@@ -177,8 +177,8 @@ def _take_whole_images(graph: Graph) -> None:
         if node in whole or (_is_bytes(node) and whole.intersection(node.all_input_nodes)):
             if node not in whole and not (moves(node) or node.target in CLAMPS | SAME):
                 raise TraceError(
-                    f"the model computes with the whole numbers of a uint8 image, which wrap at 256 ({source_line(node)}); "
-                    "make them floats first: x = x.float()."
+                    "the model computes with the whole numbers of a uint8 image, which wrap at 256 "
+                    f"({source_line(node)}); make them floats first: x = x.float()."
                 )
             whole.add(node)
     for node in whole:

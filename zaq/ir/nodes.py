@@ -16,7 +16,8 @@ from zaq.ir.ops import LINEARS, MOVES, PADS
 __all__ = [
     "activations", "add_to_bias", "attribute", "bias_of", "channel_limits", "channel_padding", "clamp_limits",
     "compared", "groups_of",
-    "has_bias", "infinite", "input_node", "is_float", "moves", "not_its_own", "output_nodes", "pad_value", "renumbers", "set_limits",
+    "has_bias", "infinite", "input_node", "is_float", "moves", "not_its_own", "output_nodes", "pad_value",
+    "renumbers", "set_limits",
     "set_parameter",
     "shape_of", "source_line", "weight_of",
 ]  # fmt: skip
@@ -87,9 +88,8 @@ def infinite(gm: GraphModule) -> set[Node]:
     found: set[Node] = set()
     for node in gm.graph.nodes:
         if node.op == "get_attr" and SPREADS.intersection(u.target for u in node.users):
-            value: object = attribute(gm, str(node.target))
-            ends = isinstance(value, Tensor) and value.is_floating_point() and value.numel() > 0
-            if ends and bool((value <= MASKED).any()):  # type: ignore[operator]
+            value = attribute(gm, str(node.target))
+            if value.is_floating_point() and bool((value <= MASKED).any()):
                 found.add(node)
         numbers = [a for a in node.args if isinstance(a, int | float) and not isinstance(a, bool)]
         filled = node.target in FILLS | PADS and any(n <= MASKED for n in numbers)

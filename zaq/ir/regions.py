@@ -69,7 +69,7 @@ def _inline(module: GraphModule, call: Node) -> dict[str, str]:
     known = dict(zip(inputs, given, strict=True))
     for node in body.graph.nodes:
         if node.op == "get_attr":  # a constant, or a region within: it moves out with its node
-            name = f"{body_node.target}_{str(node.target)}".replace(".", "_")
+            name = f"{body_node.target}_{node.target!s}".replace(".", "_")
             setattr(module, name, attribute(body, str(node.target)))
             node.target = name
     with graph.inserting_before(call):
@@ -78,7 +78,9 @@ def _inline(module: GraphModule, call: Node) -> dict[str, str]:
     renamed = {}
     for reader in list(call.users):
         if reader.target is operator.getitem:
-            new = leaves[reader.args[1]]
+            index = reader.args[1]
+            assert isinstance(index, int)
+            new = leaves[index]
             renamed[reader.name] = new.name
             reader.replace_all_uses_with(new)
             graph.erase_node(reader)

@@ -25,8 +25,8 @@ BATCH = 50
 class Parity:
     """How the ONNX file in onnxruntime differs from the checkpoint in torch.
 
-    Differences count in steps: of the output's grid where the output is quantized, else of a 256th of its range. Labels,
-    indices and masks are equal or not.
+    Differences count in steps: of the output's grid where the output is quantized, else of a 256th of its range.
+    Labels, indices and masks are equal or not.
     """
 
     samples: int
