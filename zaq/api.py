@@ -141,6 +141,11 @@ def quantize_graph(
         raise BitsError(f"--bits {qconfig} goes with --method flagship or zeroq; no other method searches for bits.")
     started = time.monotonic()
     card = card.override(input=tuple(int(d) for d in input_node(graph).meta["val"].shape[1:]))
+    if method.pictures and len(card.input) != 3:
+        raise BitsError(
+            f"--method {method.name} learns from images it draws, (N, C, H, W), and the model takes {card.input} of a "
+            "sample; rtn, dfq and aciq take any."
+        )
     if "stored" in input_node(graph).meta:
         card, notes = card.of_bytes(), (*notes, BYTES)
     teacher, unfolded = fold(graph)

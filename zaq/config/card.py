@@ -114,10 +114,12 @@ class Card:
         return self.mean is not None
 
     def bounds(self) -> tuple[Tensor, Tensor]:
-        """The least and the greatest value a pixel can take at the model's input, each (C, 1, 1)."""
-        channels = self.input[0]
+        """The least and the greatest value a pixel can take at the model's input, each (C, 1, 1), and with as many
+        dimensions as the input has.
+        """
+        shape = (self.input[0], *[1] * (len(self.input) - 1))
         if self.mean is None or self.std is None:
-            reach = torch.full((channels, 1, 1), NORMALIZED_REACH)
+            reach = torch.full(shape, NORMALIZED_REACH)
             return -reach, reach
-        mean, std = torch.tensor(self.mean).view(-1, 1, 1), torch.tensor(self.std).view(-1, 1, 1)
+        mean, std = torch.tensor(self.mean).view(shape), torch.tensor(self.std).view(shape)
         return (0 - mean) / std, (1 - mean) / std

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
-from zaq.ir.ops import LINEARS, MOVES, PADS
+from zaq.ir.ops import LINEARS, MAX_POOLS, MOVES, PADS
 
 __all__ = [
     "activations", "add_to_bias", "attribute", "bias_of", "channel_limits", "channel_padding", "clamp_limits",
@@ -93,13 +93,10 @@ def infinite(gm: GraphModule) -> set[Node]:
                 found.add(node)
         numbers = [a for a in node.args if isinstance(a, int | float) and not isinstance(a, bool)]
         filled = node.target in FILLS | PADS and any(n <= MASKED for n in numbers)
-        passes = (node.target in SPREADS or moves(node)) and node.target not in POOLED
+        passes = (node.target in SPREADS or moves(node)) and node.target not in MAX_POOLS
         if filled or (passes and found.intersection(node.all_input_nodes)):
             found.add(node)
     return found
-
-
-POOLED = {aten.max_pool1d.default, aten.max_pool2d.default, aten.max_pool3d.default}
 
 
 def activations(gm: GraphModule) -> Iterator[Node]:

@@ -78,9 +78,9 @@ def _inline(module: GraphModule, call: Node) -> dict[str, str]:
     renamed = {}
     for reader in list(call.users):
         if reader.target is operator.getitem:
-            index = reader.args[1]
-            assert isinstance(index, int)
-            new = leaves[index]
+            number = reader.args[1]
+            assert isinstance(number, int)
+            new = leaves[number]
             renamed[reader.name] = new.name
             reader.replace_all_uses_with(new)
             graph.erase_node(reader)

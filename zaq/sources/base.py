@@ -74,9 +74,10 @@ def source_of(
 ) -> Source:
     """A module traced at the shape that its card says. Raises SourceError where none does."""
     card = request.card(known)
-    if len(card.input) != 3:
+    if len(card.input) not in (2, 3, 4):
         raise SourceError(
-            f"{request.spec}: what it takes is not known; say it: --input-shape 3,224,224 (channels, height, width)."
+            f"{request.spec}: what it takes is not known; say it: --input-shape 3,224,224 (channels, height, width; "
+            "of a line channels and length, of a volume its depth before its height)."
         )
     notes = (*notes, *cast_note(model.state_dict().values()))
     model = model.cpu().float()
