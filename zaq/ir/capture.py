@@ -75,9 +75,9 @@ def from_exported(exported: torch.export.ExportedProgram) -> GraphModule:
     Raises TraceError if the program was exported with a fixed batch or takes anything but one image batch.
     """
     with quiet(), torch.no_grad():
-        inline_regions(exported)
+        halves = inline_regions(exported)
         module = _functional(exported).module(check_guards=False)
-        notes = _cast(module)
+        notes = _cast(module, halves)
     graph = module.graph
     for node in reversed(graph.nodes):
         target = str(node.target)
@@ -144,14 +144,15 @@ def cast_note(tensors: Iterable[Tensor]) -> list[str]:
     return [f"the model is stored in {found}; it counts as the same numbers in float32"] if found else []
 
 
-def _cast(module: GraphModule) -> list[str]:
+def _cast(module: GraphModule, halves: list[str]) -> list[str]:
     """Make a graph one of float32, in place, if any of its parameters, buffers or inputs is of another precision, or
-    anything in it is of half (as under `autocast`). Returns what has to be said of that.
+    anything in it is of half. `halves`: the precisions of `autocast`. Returns what has to be said of that.
     """
     values = {n: v for n in module.graph.nodes if isinstance(v := n.meta.get("val"), Tensor)}
     inputs = [v for n, v in values.items() if n.op == "placeholder"]
     notes = cast_note([*module.state_dict().values(), *inputs])
-    if not notes and (inside := sorted({str(v.dtype)[6:] for v in values.values() if v.dtype in HALVES})):
+    inside = sorted({*halves, *(str(v.dtype).removeprefix("torch.") for v in values.values() if v.dtype in HALVES)})
+    if not notes and inside:
         notes = [f"the model computes in {', '.join(inside)} in places; here it computes in float32 there, too"]
     if not notes:
         return []

@@ -25,14 +25,22 @@ CALLS = {
 }
 
 
-def inline_regions(exported: ExportedProgram) -> None:
-    """Put the nodes of every region into a program's graph (in place), however deep they lie."""
+def inline_regions(exported: ExportedProgram) -> list[str]:
+    """Put the nodes of every region into a program's graph (in place), however deep they lie. Returns the precisions
+    that `autocast` computed in there, as words.
+    """
     renamed: dict[str, str] = {}
+    cast: set[str] = set()
     while calls := [n for n in exported.graph.nodes if _region(exported.graph_module, n) is not None]:
         for call in calls:
+            if str(call.target) == "wrap_with_autocast" and call.args[2]:
+                cast.add(str(call.args[1]).removeprefix("torch."))
             renamed |= _inline(exported.graph_module, call)
     if not renamed:
-        return
+        return []
+    for node in list(exported.graph.nodes):
+        if node.target is torch.ops.aten._assert_tensor_metadata.default:  # that a tensor has autocast's precision
+            exported.graph.erase_node(node)
     for spec in exported.graph_signature.output_specs:
         name = getattr(spec.arg, "name", None)
         while name in renamed:
@@ -41,6 +49,7 @@ def inline_regions(exported: ExportedProgram) -> None:
             spec.arg.name = name
     exported.graph.eliminate_dead_code()
     exported.graph_module.recompile()
+    return sorted(cast)
 
 
 def _region(module: GraphModule, node: Node) -> int | None:

@@ -103,6 +103,8 @@ def _renamed(graph: Graph, node: Node) -> Node | None:
         node.target = aten.reshape.default
     elif node.target is aten.bmm.default:
         node.target = aten.matmul.default
+    elif node.target in SCALARS and len(node.args) == 2:
+        node.target = SCALARS[node.target]
     elif node.target is aten.relu6.default:  # of F.relu6; nn.ReLU6 is a hardtanh already
         node.target, node.args = aten.hardtanh.default, (node.args[0], 0.0, 6.0)
     elif node.target is aten.clip.default:
@@ -125,6 +127,14 @@ def _renamed(graph: Graph, node: Node) -> Node | None:
                 graph, node, aten.flatten.using_ints, _call(graph, node, aten.mean.dim, node.args[0], dims, True), 1
             )
     return None
+
+
+SCALARS = {
+    aten.add.Scalar: aten.add.Tensor,
+    aten.sub.Scalar: aten.sub.Tensor,
+    aten.mul.Scalar: aten.mul.Tensor,
+    aten.div.Scalar: aten.div.Tensor,
+}
 
 
 def _factors(graph: Graph, node: Node) -> Node | None:
@@ -285,7 +295,7 @@ def _padded_pool(graph: Graph, node: Node, arguments: list[Any]) -> Node | None:
     """A max pooling of what was padded with less than any value.
 
     Where both sides have the same, it is the pooling's own padding. Else the edge is repeated instead: a window that
-    reaches over it has it inside already, so no maximum changes.
+    reaches over it has it inside already, so no maximum changes (if it has no gaps).
     """
     before = arguments[0]
     if before.target not in (aten.pad.default, aten.constant_pad_nd.default):
@@ -300,6 +310,8 @@ def _padded_pool(graph: Graph, node: Node, arguments: list[Any]) -> Node | None:
         return None
     if left == right and top == bottom and 2 * left <= kernel[1] and 2 * top <= kernel[0]:
         return _call(graph, node, node.target, before.args[0], kernel, stride, [top, left], *arguments[4:])
+    if len(arguments) > 4 and max(_each(arguments[4], 2)) > 1:
+        return None  # a window with gaps may have the edge between two of its places
     edge = _call(graph, before, aten.pad.default, before.args[0], sides, "replicate")
     return _call(graph, node, node.target, edge, *arguments[1:])
 
