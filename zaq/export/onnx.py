@@ -58,7 +58,8 @@ def to_onnx(exported: torch.export.ExportedProgram, metadata: dict[str, Any], **
 def translate(exported: torch.export.ExportedProgram) -> ModelProto:
     """The program in ONNX's operations, as torch's exporter writes it: floats between pairs of quantizers,
     weights too."""
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    for library in ("torch.onnx", "onnx_ir"):
+        logging.getLogger(library).setLevel(logging.ERROR)
     gelu = any(n.target is torch.ops.aten.gelu.default for n in exported.graph.nodes)  # five operations before opset 20
     with quiet():
         program = torch.onnx.export(
