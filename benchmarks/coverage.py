@@ -52,7 +52,7 @@ from zaq.ir.capture import from_exported, trace
 from zaq.ir.nodes import activations, input_node
 from zaq.ir.taps import with_taps
 from zaq.methods import METHODS
-from zaq.report.facts import sqnr
+from zaq.report.outputs import sqnr
 from zaq.run import Run, write_file
 from zaq.sources.operators import define_missing_operators
 from zaq.verify.kernels import kernels

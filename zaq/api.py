@@ -21,8 +21,9 @@ from zaq.engine.state import State
 from zaq.engine.task import NO_BATCH_NORM, Task
 from zaq.errors import BitsError, TrainingError, UserError, unknown
 from zaq.export.onnx import write_onnx
+from zaq.export.trial import require_exportable
 from zaq.ir.capture import trace
-from zaq.ir.nodes import input_node
+from zaq.ir.nodes import compared, input_node
 from zaq.ir.opening import read_opening
 from zaq.methods import Method
 from zaq.methods.flagship import Flagship
@@ -30,8 +31,12 @@ from zaq.passes.fold import fold
 from zaq.quant.edges import weighted_layers
 from zaq.quant.student import Student
 from zaq.report import facts
+from zaq.report.outputs import require_a_student
 
 __all__ = ["Quantized", "quantize", "quantize_graph"]
+
+BYTES = "the input is uint8: its pixels are taken to be 0 to 255"
+TRIED = 2  # images that a network is exported on before the work
 
 
 @dataclass
@@ -71,9 +76,11 @@ class Quantized:
         """Write the integer ONNX file; its properties hold bits, method, seed, version, source hash and input card.
 
         Written for the target of its QConfig. `form`, `opset`: see `zaq.export.forms`.
+        Raises RunError, once it is written, for a student that is none (`zaq.report.outputs`).
         """
         metadata = facts.onnx_metadata(self.report["options"])
         write_onnx(self.module, Path(path), metadata, form=form, opset=opset, target=self.task.qconfig.runtime)
+        require_a_student(self.report, f"{path}")
 
 
 def quantize(
@@ -104,7 +111,9 @@ def quantize(
     """
     qconfig = QConfig.parse(bits) if isinstance(bits, str) else bits
     graph, method, card = trace(model, example_input), method or Flagship(), card or Card()
-    return quantize_graph(graph, qconfig, method, card=card, effort=effort, seed=seed, progress=progress)
+    return quantize_graph(
+        graph, qconfig, method, card=card, effort=effort, seed=seed, progress=progress, notes=graph.meta["notes"]
+    )
 
 
 def quantize_graph(
@@ -139,13 +148,24 @@ def quantize_graph(
         raise BitsError(f"--bits {qconfig} goes with --method flagship or zeroq; no other method searches for bits.")
     started = time.monotonic()
     card = card.override(input=tuple(int(d) for d in input_node(graph).meta["val"].shape[1:]))
+    if method.pictures and len(card.input) != 3:
+        raise BitsError(
+            f"--method {method.name} learns from images it draws, (N, C, H, W), and the model takes {card.input} of a "
+            "sample; rtn, dfq and aciq take any."
+        )
+    if "stored" in input_node(graph).meta:
+        card, notes = card.of_bytes(), (*notes, BYTES)
     card, said = read_opening(graph, card)
     teacher, unfolded = fold(graph)
     if not weighted_layers(teacher):
         raise BitsError("the model has no convolution or linear layer with a weight of its own; nothing to quantize.")
+    if not compared(teacher):
+        raise BitsError("no output of the model depends on its input; nothing to quantize.")
     task = Task(teacher, qconfig, card, effort, seed, getattr(method, "search", method.searches))
     state, journal = State(task), Journal(progress or Progress(), log or Log())
     journal.notes += [*notes, *said, *unfolded, *_notes(task)]
+    with drawing(seed):
+        require_exportable(Student(teacher, qconfig, card, search=False), task.noise(TRIED), qconfig.runtime)
     with drawing(seed):
         stages = method.plan(task, real) if method.reads_data else method.plan(task)
         run_stages(stages, state, journal, snapshots)

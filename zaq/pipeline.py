@@ -22,6 +22,7 @@ from zaq.export.program import program_of
 from zaq.ir.capture import from_exported
 from zaq.ir.nodes import attribute
 from zaq.report import facts as reporting
+from zaq.report.outputs import require_a_student
 from zaq.report.page import render
 from zaq.run import SNAPSHOTS, Run, beside, disk_errors
 from zaq.sources import Source
@@ -63,6 +64,7 @@ def quantize_run(
         OutputError: for a folder that cannot be written, or holds a run.
         BitsError: for `keeping.resume` with other options than the run's.
         Interrupted: where Ctrl-C came while files were written; they are whole.
+        RunError: once all is written, for a student that is none (`zaq.report.outputs`).
     """
     progress, keeping = progress or Progress(), keeping or Keeping()
     with Run.building(folder, overwrite, keeping.resume) as run:
@@ -74,6 +76,7 @@ def quantize_run(
             run.finish(snapshots=report["interrupted"])
     if came:
         raise Interrupted(f"interrupted while it was saved; the run in {folder}/ is whole.")
+    require_a_student(report, f"{folder}/model.onnx")
     return report
 
 
@@ -166,7 +169,8 @@ def _saved(run: Run, quantized: Quantized, log: Log, progress: Progress) -> dict
         parity = compare(run / "model.onnx", quantized.module, run.samples())
         report["parity"], report["parity_sentence"] = parity.to_dict(), parity.sentence()
         layers, _ = compare_layers(run / "model.onnx", from_exported(exported), run.samples()[:SAMPLES])
-        report["fault"] = fault(run / "model.onnx", parity, from_exported(exported), run.samples())
+        wrong = fault(run / "model.onnx", parity, from_exported(exported), run.samples())
+        report["fault"] = wrong.replace(str(run.path), str(run.place))
         report["layers"], report["layers_summary"] = [dataclasses.asdict(x) for x in layers], summary(layers)
     report["sizes"] = _sizes(run, quantized)
     report["deployment"] = deployment.report(deployment.costs(in_form(translated, {}, "float"), run / "model.onnx"))

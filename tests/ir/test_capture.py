@@ -139,7 +139,7 @@ def test_other_precisions_become_float32(dtype: torch.dtype, exported: bool) -> 
         torch.testing.assert_close(graph(x), expected(x.double()).float(), atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("x", [torch.tensor(1.0), torch.zeros(5), torch.zeros(2, 5), torch.zeros(2, 3, 5)])
+@pytest.mark.parametrize("x", [torch.tensor(1.0), torch.zeros(5), torch.zeros(2, 5), torch.zeros(2, 1, 1, 1, 3, 5)])
 def test_what_is_no_image_is_refused(x: Tensor) -> None:
     net = nn.Sequential(nn.Linear(5, 4), nn.ReLU()).eval()
     with pytest.raises(

@@ -140,6 +140,35 @@ def test_what_is_no_state_dict(content: object, tmp_path: Path) -> None:
         load(str(tmp_path / "weights.pt"), arch="resnet20")
 
 
+@pytest.mark.parametrize("words", [("params_ema",), ("net",), ("whatever",), ("checkpoint", "weights"), ("a", "net")])
+def test_a_lone_dict_of_weights_is_found(words: tuple[str, ...], state: dict[str, Tensor], tmp_path: Path) -> None:
+    """Wherever it lies, beside numbers and an optimizer's state."""
+    content: dict[str, object] = dict(state)
+    for word in reversed(words):
+        moments = {"state": {0: {"step": torch.zeros(()), "exp_avg": torch.zeros(2)}}, "param_groups": [{"lr": 0.1}]}
+        content = {word: content, "epoch": 3, "best": torch.zeros(()), "optimizer": moments, "empty": {}}
+    torch.save(content, tmp_path / "weights.pth")
+    source = load(str(tmp_path / "weights.pth"), arch="resnet20")
+    assert torch.equal(source.graph.get_parameter("fc.bias"), state["fc.bias"])
+
+
+def test_the_averaged_weights_are_taken_of_two(state: dict[str, Tensor], tmp_path: Path) -> None:
+    """As BasicSR's own loader does; of names that say nothing, none is guessed."""
+    other = {k: torch.zeros_like(v) for k, v in state.items()}
+    torch.save({"params": other, "params_ema": state}, tmp_path / "weights.pth")
+    source = load(str(tmp_path / "weights.pth"), arch="resnet20")
+    assert torch.equal(source.graph.get_parameter("fc.bias"), state["fc.bias"])
+    torch.save({"first": other, "second": state}, tmp_path / "weights.pth")
+    with pytest.raises(SourceError, match=r"holds several networks' weights \(first, second\), and which is meant"):
+        load(str(tmp_path / "weights.pth"), arch="resnet20")
+
+
+def test_the_keys_that_are_there_are_named(tmp_path: Path) -> None:
+    torch.save({"epoch": 3, "config": {"depth": 20}, "history": [1.0]}, tmp_path / "weights.pth")
+    with pytest.raises(SourceError, match=r"holds no weights by name .* under its keys epoch, config, history;"):
+        load(str(tmp_path / "weights.pth"), arch="resnet20")
+
+
 def test_safetensors_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "net.safetensors").write_bytes(b"junk")
     with pytest.raises(SourceError, match=r"net\.safetensors: is no readable safetensors"):

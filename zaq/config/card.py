@@ -122,30 +122,40 @@ class Card:
         """This card with the values that are not None put in their place."""
         return replace(self, **{k: v for k, v in values.items() if v is not None})
 
+    def of_bytes(self) -> "Card":
+        """This card for an input that is the pixels themselves, 0 to 255: its mean and std are the network's matter."""
+        return replace(self, mean=(0.0,) * self.input[0], std=(1 / 255,) * self.input[0])
+
     @property
     def knows_pixels(self) -> bool:
         """Whether mean and std are known, which say where pixels lie; else the input counts as already normalised."""
         return self.mean is not None
 
     def bounds(self) -> tuple[Tensor, Tensor]:
-        """The least and the greatest value a pixel can take at the model's input, each (C, 1, 1)."""
-        channels = self.input[0]
+        """The least and the greatest value a pixel can take at the model's input, each (C, 1, 1), and with as many
+        dimensions as the input has.
+        """
         if self.mean is None or self.std is None:
-            reach = torch.full((channels, 1, 1), NORMALIZED_REACH)
+            reach = torch.full(self._channels, NORMALIZED_REACH)
             return -reach, reach
-        mean, std = torch.tensor(self.mean).view(-1, 1, 1), torch.tensor(self.std).view(-1, 1, 1)
+        mean, std = torch.tensor(self.mean).view(self._channels), torch.tensor(self.std).view(self._channels)
         return (0 - mean) / std, (1 - mean) / std
 
+    @property
+    def _channels(self) -> tuple[int, ...]:
+        """The shape of what has a value for each channel."""
+        return (self.input[0], *[1] * (len(self.input) - 1))
+
     def spread(self) -> tuple[Tensor, Tensor]:
-        """What photographs have at the model's input: deviation and mean, each (C, 1, 1).
+        """What photographs have at the model's input: deviation and mean, each as `bounds`.
 
         1 and 0 where mean and std are a data set's, or unknown: that is what they are for. Else those of photographs'
         pixels, in the model's units.
         """
-        ones = torch.ones(self.input[0], 1, 1)
+        ones = torch.ones(self._channels)
         if self.mean is None or self.std is None or self._of_data(self.mean, self.std):
             return ones, 0 * ones
-        mean, std = torch.tensor(self.mean).view(-1, 1, 1), torch.tensor(self.std).view(-1, 1, 1)
+        mean, std = torch.tensor(self.mean).view(self._channels), torch.tensor(self.std).view(self._channels)
         return PHOTOGRAPHS[1] / std * ones, (PHOTOGRAPHS[0] - mean) / std * ones
 
     @staticmethod

@@ -1,5 +1,6 @@
 """What is asked of a method: one network to quantize, at these bits, with this effort and seed."""
 
+import math
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -47,8 +48,8 @@ class Task:
         for value in (*self.teacher.parameters(), *self.teacher.buffers()):
             if value.dim() == 4:  # not of 5, as a table of positions may have
                 value.data = value.data.contiguous(memory_format=torch.channels_last)
-        height, width = self.card.input[1:]
-        batch = 2 ** torch.tensor(PIXELS_A_BATCH / (height * width)).log2().floor().clamp(3, 6)
+        pixels = math.prod(self.card.input[1:])
+        batch = 2 ** torch.tensor(PIXELS_A_BATCH / pixels).log2().floor().clamp(3, 6)
         object.__setattr__(self, "batch", int(batch))  # a power of two from 8 to 64, so that large images fit
 
     @property

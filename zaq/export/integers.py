@@ -115,8 +115,8 @@ def avoid_overflow(model: ModelProto) -> None:
 def _largest_pair(weight: NDArray[Any]) -> int:
     """The largest sum of two neighbours of one sign, in the two orders in which kernels lay a weight out."""
     orders = [weight.reshape(len(weight), -1)]
-    if weight.ndim == 4:
-        orders.append(weight.transpose(0, 2, 3, 1).reshape(len(weight), -1))
+    if weight.ndim > 2:
+        orders.append(np.moveaxis(weight, 1, -1).reshape(len(weight), -1))
     signed = [part for rows in orders for part in (rows.astype(np.int32).clip(0), (-rows.astype(np.int32)).clip(0))]
     return max(int((p[:, 1:] + p[:, :-1]).max()) if p.shape[1] > 1 else int(p.max()) for p in signed)
 

@@ -27,7 +27,14 @@ from zaq.config.targets import TARGETS, Target
 from zaq.export.forms import lower_opset, optimized, pack, require_form, strip
 from zaq.export.integers import avoid_overflow, store_integers
 from zaq.export.program import program_of
-from zaq.export.rewrites import clip_integers, count_values, move_integers, pool_globally, requantize_by_table
+from zaq.export.rewrites import (
+    clip_integers,
+    count_values,
+    hand_through,
+    move_integers,
+    pool_globally,
+    requantize_by_table,
+)
 from zaq.ir.capture import quiet
 
 __all__ = ["in_form", "to_onnx", "translate", "write_onnx"]
@@ -51,7 +58,8 @@ def to_onnx(exported: torch.export.ExportedProgram, metadata: dict[str, Any], **
 def translate(exported: torch.export.ExportedProgram) -> ModelProto:
     """The program in ONNX's operations, as torch's exporter writes it: floats between pairs of quantizers,
     weights too."""
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    for library in ("torch.onnx", "onnx_ir"):
+        logging.getLogger(library).setLevel(logging.ERROR)
     gelu = any(n.target is torch.ops.aten.gelu.default for n in exported.graph.nodes)  # five operations before opset 20
     with quiet():
         program = torch.onnx.export(
@@ -64,6 +72,7 @@ def translate(exported: torch.export.ExportedProgram) -> ModelProto:
         )
     assert program is not None
     model: ModelProto = program.model_proto
+    hand_through(model)
     pool_globally(model)
     count_values(model)
     _name_ends(model)

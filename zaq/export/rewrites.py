@@ -8,7 +8,7 @@ from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
 
 from zaq.export.integers import Constants, constants_of, drop_unread, to_integers
 
-__all__ = ["clip_integers", "count_values", "move_integers", "pool_globally", "requantize_by_table"]
+__all__ = ["clip_integers", "count_values", "hand_through", "move_integers", "pool_globally", "requantize_by_table"]
 
 MOVES = {"DepthToSpace", "Flatten", "MaxPool", "Pad", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"}
 
@@ -30,6 +30,17 @@ def pool_globally(model: ModelProto) -> None:
         graph.node.remove(node)
         for n in reversed(new):
             graph.node.insert(index, n)
+
+
+def hand_through(model: ModelProto) -> None:
+    """Let a node write every output (in place), as ONNX wants it: of a constant, of the input, or of another output."""
+    graph = model.graph
+    given, seen = {i.name for i in graph.input} | {t.name for t in graph.initializer}, set[str]()
+    for number, output in enumerate(graph.output):
+        if output.name in given | seen:
+            graph.node.append(helper.make_node("Identity", [output.name], [f"{output.name}_as_output_{number}"]))
+            output.name = graph.node[-1].output[0]
+        seen.add(output.name)
 
 
 def count_values(model: ModelProto) -> None:

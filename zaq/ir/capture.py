@@ -16,12 +16,22 @@ from torch.utils import _pytree as pytree
 
 from zaq.config.bounds import ELEMENTS
 from zaq.errors import SourceError, TraceError
-from zaq.ir.nodes import attribute, input_node
+from zaq.ir.nodes import attribute, input_node, moves, source_line
+from zaq.ir.ops import CLAMPS
+from zaq.ir.regions import inline_regions
 from zaq.ir.spelling import DECOMPOSED, one_spelling
 
-__all__ = ["export_program", "from_exported", "other_floats", "quiet", "trace"]
+__all__ = ["cast_note", "export_program", "from_exported", "quiet", "trace"]
 
 OTHER_FLOATS = {torch.float16, torch.bfloat16, torch.float64}
+HALVES = {torch.float16, torch.bfloat16}
+DIMENSIONS = (3, 4, 5)  # of a batch of lines, of images, of volumes
+aten = torch.ops.aten
+SAME = {  # what makes no new number, beside moves and clamps
+    aten.clone.default, aten.detach.default, aten.contiguous.default, aten.flip.default, aten.cat.default,
+    aten.stack.default, aten.index.Tensor, aten.index_select.default, aten.gather.default, aten.where.self,
+    aten.repeat.default, aten.maximum.default, aten.minimum.default, aten.constant_pad_nd.default, aten.pad.default,
+}  # fmt: skip
 
 
 def trace(model: nn.Module, example_input: Tensor | dict[str, Tensor]) -> GraphModule:
@@ -59,12 +69,15 @@ def trace(model: nn.Module, example_input: Tensor | dict[str, Tensor]) -> GraphM
 def from_exported(exported: torch.export.ExportedProgram) -> GraphModule:
     """The functional graph of an exported program: in-place operations and aliases resolved, guards dropped.
 
-    What it computes in half or double precision it computes in float32.
+    What it computes in half or double precision it computes in float32, and an image of whole numbers counts as the
+    same numbers in float32. The graph's `meta["notes"]` are what a report has to say of all this. Regions of the
+    program (`zaq.ir.regions`) are put in their places in the program itself.
     Raises TraceError if the program was exported with a fixed batch or takes anything but one image batch.
     """
     with quiet(), torch.no_grad():
+        halves = inline_regions(exported)
         module = _functional(exported).module(check_guards=False)
-        _cast(module)
+        notes = _cast(module, halves)
     graph = module.graph
     for node in reversed(graph.nodes):
         target = str(node.target)
@@ -72,7 +85,8 @@ def from_exported(exported: torch.export.ExportedProgram) -> GraphModule:
             graph.erase_node(node)
     _require_room(module, graph)
     with quiet(), torch.no_grad():
-        one_spelling(module)
+        _take_whole_images(graph)
+        notes += one_spelling(module)
     inputs = [n for n in graph.nodes if n.op == "placeholder" and n.users]
     if len(inputs) != 1 or not isinstance(inputs[0].meta.get("val"), Tensor):
         names = ", ".join(n.name for n in inputs) or "none"
@@ -81,6 +95,7 @@ def from_exported(exported: torch.export.ExportedProgram) -> GraphModule:
     _flatten_outputs(graph)
     result = GraphModule(module, graph)  # ep.module() refuses train() and eval(); a plain GraphModule takes them
     result.requires_grad_(True)
+    result.meta["notes"] = tuple(notes)
     _require_finite(result)
     _require_any_batch(result)
     return result
@@ -116,23 +131,31 @@ def _functional(exported: torch.export.ExportedProgram) -> torch.export.Exported
 
 
 def _flatten_outputs(graph: Graph) -> None:
-    """One tensor in; one tensor out, or a tuple of the tensors in the user's structure."""
+    """One tensor in; one tensor out, or a tuple of the tensors in the user's structure, without what is none."""
     end = next(iter(reversed(graph.nodes)))
-    leaves = [n for n in pytree.tree_leaves(end.args) if isinstance(n, Node)]
+    leaves = [n for n in pytree.tree_leaves(end.args) if isinstance(n, Node) and isinstance(n.meta.get("val"), Tensor)]
     end.args = (leaves[0] if len(leaves) == 1 else tuple(leaves),)
     graph.set_codegen(CodeGen())
 
 
-def other_floats(tensors: Iterable[Tensor]) -> list[str]:
-    """The floating types of tensors that are not float32, as words: `float16`, `bfloat16`, `float64`."""
-    return sorted({str(t.dtype).removeprefix("torch.") for t in tensors if t.dtype in OTHER_FLOATS})
+def cast_note(tensors: Iterable[Tensor]) -> list[str]:
+    """What a report has to say of a model in half or double precision; nothing of one in float32."""
+    found = ", ".join(sorted({str(t.dtype).removeprefix("torch.") for t in tensors if t.dtype in OTHER_FLOATS}))
+    return [f"the model is stored in {found}; it counts as the same numbers in float32"] if found else []
 
 
-def _cast(module: GraphModule) -> None:
-    """Make a graph one of float32, in place, if any of its parameters, buffers or inputs is of another precision."""
-    values = [n.meta.get("val") for n in module.graph.nodes if n.op == "placeholder"]
-    if not other_floats([*module.state_dict().values(), *(v for v in values if isinstance(v, Tensor))]):
-        return
+def _cast(module: GraphModule, halves: list[str]) -> list[str]:
+    """Make a graph one of float32, in place, if any of its parameters, buffers or inputs is of another precision, or
+    anything in it is of half. `halves`: the precisions of `autocast`. Returns what has to be said of that.
+    """
+    values = {n: v for n in module.graph.nodes if isinstance(v := n.meta.get("val"), Tensor)}
+    inputs = [v for n, v in values.items() if n.op == "placeholder"]
+    notes = cast_note([*module.state_dict().values(), *inputs])
+    inside = sorted({*halves, *(str(v.dtype).removeprefix("torch.") for v in values.values() if v.dtype in HALVES)})
+    if not notes and inside:
+        notes = [f"the model computes in {', '.join(inside)} in places; here it computes in float32 there, too"]
+    if not notes:
+        return []
     for node in module.graph.nodes:
         if node.op == "get_attr":  # a new parameter, buffer or constant, for the program holds the old one too
             owner, _, name = str(node.target).rpartition(".")
@@ -141,6 +164,33 @@ def _cast(module: GraphModule) -> None:
             setattr(module.get_submodule(owner), name, new)
         node.args, node.kwargs = pytree.tree_map(_float32, (node.args, node.kwargs))
         node.meta["val"] = pytree.tree_map(_float32, node.meta.get("val"))
+    return notes
+
+
+def _take_whole_images(graph: Graph) -> None:
+    """Let an image of whole numbers, a uint8 input, be the same numbers in float32 (in place), which its bytes were to
+    become anyway: what is rounded and compared is floats. The input's `meta["stored"]` is the type it had.
+
+    Raises TraceError where the model computes with the bytes themselves, which wrap at 256 as floats do not.
+    """
+    whole = {n for n in graph.nodes if n.op == "placeholder" and n.users and _is_bytes(n)}
+    for node in list(graph.nodes):
+        if node in whole or (_is_bytes(node) and whole.intersection(node.all_input_nodes)):
+            if node not in whole and not (moves(node) or node.target in CLAMPS | SAME):
+                raise TraceError(
+                    "the model computes with the whole numbers of a uint8 image, which wrap at 256 "
+                    f"({source_line(node)}); make them floats first: x = x.float()."
+                )
+            whole.add(node)
+    for node in whole:
+        if node.op == "placeholder":
+            node.meta["stored"] = node.meta["val"].dtype
+        node.meta["val"] = node.meta["val"].float()
+
+
+def _is_bytes(node: Node) -> bool:
+    value = node.meta.get("val")
+    return isinstance(value, Tensor) and value.dtype is torch.uint8
 
 
 def _float32(value: Any) -> Any:
@@ -201,11 +251,12 @@ def _require_room(gm: nn.Module, graph: Graph) -> None:
 
 
 def _require_images(x: Tensor, name: str) -> None:
-    """Raises TraceError for an input that is no batch of images."""
-    if x.dim() != 4 or not (x.is_floating_point() or x.dtype is torch.uint8):
+    """Raises TraceError for an input that is no batch of images, nor of lines or volumes."""
+    if x.dim() not in DIMENSIONS or not (x.is_floating_point() or x.dtype is torch.uint8):
         kind, shape = str(x.dtype).removeprefix("torch."), ", ".join(["N", *map(str, x.shape[1:])][: x.dim()])
         raise TraceError(
-            f"the model must take images (N, C, H, W) in floating point; {name!r} is {kind} of the shape ({shape}). "
+            f"the model must take images (N, C, H, W) in floating point or uint8 (or (N, C, L), (N, C, D, H, W)); "
+            f"{name!r} is {kind} of the shape ({shape}). "
             "Put a layer that reshapes images before the model, or quantize the part of it that takes images."
         )
 

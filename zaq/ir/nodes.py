@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
-from zaq.ir.ops import LINEARS, MOVES, PADS
+from zaq.ir.ops import LINEARS, MAX_POOLS, MOVES, PADS
 
 __all__ = [
     "activations", "add_to_bias", "attribute", "bias_of", "channel_limits", "channel_padding", "clamp_limits",
-    "groups_of",
-    "has_bias", "input_node", "moves", "not_its_own", "output_nodes", "pad_value", "renumbers", "set_limits",
+    "compared", "groups_of",
+    "has_bias", "infinite", "input_node", "is_float", "moves", "not_its_own", "output_nodes", "pad_value",
+    "renumbers", "set_limits",
     "set_parameter",
     "shape_of", "source_line", "weight_of",
 ]  # fmt: skip
@@ -47,6 +48,55 @@ def input_node(gm: GraphModule) -> Node:
 def output_nodes(gm: GraphModule) -> list[Node]:
     """The nodes whose tensors a graph returns, in the order of its outputs."""
     return [n for n in pytree.tree_leaves(next(iter(reversed(gm.graph.nodes))).args) if isinstance(n, Node)]
+
+
+def is_float(node: Node) -> bool:
+    """Whether a node holds floating-point numbers: not a mask, an index, a label, a size or a tuple of tensors."""
+    value = node.meta.get("val")
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
+def compared(gm: GraphModule) -> list[Node]:
+    """The tensors by which two networks are told apart where that has to be learned from: each output in floating
+    point, and for labels, indices and masks, and what is masked with infinity, the floats they were made from. None
+    where an output is a constant.
+    """
+    live, masked, found = {input_node(gm), *activations(gm)}, infinite(gm), list[Node]()
+    for output in output_nodes(gm):
+        todo, seen = [output], set[Node]()
+        while todo:
+            node = todo.pop(0)
+            if node in live and node not in seen:
+                seen.add(node)
+                if is_float(node) and node not in masked:
+                    found.append(node)
+                else:
+                    todo += node.all_input_nodes
+    return found
+
+
+MASKED = -1e4  # what is written for minus infinity by those who fear it: no grid holds it beside a network's values
+FILLS = {aten.masked_fill.Scalar, aten.where.ScalarSelf, aten.where.ScalarOther, aten.where.Scalar}
+SPREADS = {
+    aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor, aten.cat.default, aten.where.self,
+    aten.masked_fill.Scalar, aten.masked_fill.Tensor, aten.minimum.default,
+}  # fmt: skip
+
+
+def infinite(gm: GraphModule) -> set[Node]:
+    """The nodes whose tensors hold, in places, minus infinity or what stands for it: masks, and what was masked."""
+    found: set[Node] = set()
+    for node in gm.graph.nodes:
+        if node.op == "get_attr" and SPREADS.intersection(u.target for u in node.users):
+            value = attribute(gm, str(node.target))
+            if value.is_floating_point() and bool((value <= MASKED).any()):
+                found.add(node)
+        numbers = [a for a in node.args if isinstance(a, int | float) and not isinstance(a, bool)]
+        filled = node.target in FILLS | PADS and any(n <= MASKED for n in numbers)
+        passes = (node.target in SPREADS or moves(node)) and node.target not in MAX_POOLS
+        if filled or (passes and found.intersection(node.all_input_nodes)):
+            found.add(node)
+    return found
 
 
 def activations(gm: GraphModule) -> Iterator[Node]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node, map_arg
 
 from zaq.errors import TraceError
+from zaq.ir.nodes import moves
 
 __all__ = ["DECOMPOSED", "one_spelling"]
 
@@ -34,18 +35,26 @@ LARGE = 2**18  # ... of more elements than that stay computations, so that the f
 Rule = Callable[[Graph, Node], Node | None]
 
 
-def one_spelling(module: GraphModule) -> None:
-    """Rewrite a functional graph, and add the constants it needs to the module (both in place)."""
+def one_spelling(module: GraphModule) -> list[str]:
+    """Rewrite a functional graph, and add the constants it needs to the module (both in place).
+
+    Returns what a report has to say of what could not be said in any other way.
+    """
     graph = module.graph
     _rename(graph)
-    before: list[Rule] = [_factors, _renamed, _batch_norm, _piece, _attention, _scaled]
+    notes: list[str] = []
+    before: list[Rule] = [
+        _recomposed, _first_result, _padding, _of_the_batch(notes), _factors, _renamed, _piece, _attention, _scaled
+    ]  # fmt: skip
     after: list[Rule] = [_product_with_weight(module), _rows, _nothing, _one_reshape, _nothing]
     for rule in before:
         _apply(graph, rule)
     _fold_constants(module)
     for rule in after:
         _apply(graph, rule)
+    _fill_infinite(module)
     graph.eliminate_dead_code()
+    return notes
 
 
 def _rename(graph: Graph) -> None:
@@ -67,11 +76,11 @@ def _apply(graph: Graph, rule: Rule) -> None:
             graph.erase_node(node)
 
 
-def _call(graph: Graph, like: Node, target: Any, *args: Any) -> Node:
+def _call(graph: Graph, like: Node, target: Any, *args: Any, **kwargs: Any) -> Node:
     """A new node with the value that its operation gives, and the place in the user's code that `like` has."""
-    node = graph.call_function(target, args)
+    node = graph.call_function(target, args, kwargs)
     node.meta = {k: v for k, v in like.meta.items() if k in ("stack_trace", "nn_module_stack")}
-    node.meta["val"] = target(*map_arg(args, lambda n: n.meta["val"]))
+    node.meta["val"] = target(*map_arg(args, lambda n: n.meta["val"]), **map_arg(kwargs, lambda n: n.meta["val"]))
     return node
 
 
@@ -94,6 +103,8 @@ def _renamed(graph: Graph, node: Node) -> Node | None:
         node.target = aten.reshape.default
     elif node.target is aten.bmm.default:
         node.target = aten.matmul.default
+    elif node.target in SCALARS and len(node.args) == 2:
+        node.target = SCALARS[node.target]
     elif node.target is aten.relu6.default:  # of F.relu6; nn.ReLU6 is a hardtanh already
         node.target, node.args = aten.hardtanh.default, (node.args[0], 0.0, 6.0)
     elif node.target is aten.clip.default:
@@ -116,6 +127,14 @@ def _renamed(graph: Graph, node: Node) -> Node | None:
                 graph, node, aten.flatten.using_ints, _call(graph, node, aten.mean.dim, node.args[0], dims, True), 1
             )
     return None
+
+
+SCALARS = {
+    aten.add.Scalar: aten.add.Tensor,
+    aten.sub.Scalar: aten.sub.Tensor,
+    aten.mul.Scalar: aten.mul.Tensor,
+    aten.div.Scalar: aten.div.Tensor,
+}
 
 
 def _factors(graph: Graph, node: Node) -> Node | None:
@@ -146,13 +165,183 @@ def _factors(graph: Graph, node: Node) -> Node | None:
     return None
 
 
-def _batch_norm(graph: Graph, node: Node) -> Node | None:
-    """Of statistics that stay, as the one result that anybody reads."""
-    source = node.args[0] if node.target is operator.getitem and node.args[1] == 0 else None
-    if not isinstance(source, Node) or source.target is not aten._native_batch_norm_legit_no_training.default:
+def _recomposed(graph: Graph, node: Node) -> Node | None:
+    """What `run_decompositions` writes for convolutions, linear layers, softmax and the like, as models say it."""
+    arguments = list[Any](node.args)
+    if node.target is aten.convolution.default:
+        x, weight, bias, stride, padding, dilation, transposed, output_padding, groups = arguments
+        dims = len(stride)
+        if transposed:
+            behind = (stride, padding, output_padding, groups, dilation)
+            return _call(graph, node, TRANSPOSED_BY_DIMS[dims], x, weight, bias, *behind)
+        return _call(graph, node, CONV_BY_DIMS[dims], x, weight, bias, stride, padding, dilation, groups)
+    if node.target in (aten.addmm.default, aten.mm.default):
+        *bias, x, right = arguments
+        if any(factor != 1 for factor in node.kwargs.values()):
+            return None
+        weight = _turned(graph, node, right)
+        if weight is not None and (not bias or _is_row(bias[0])):
+            return _call(graph, node, aten.linear.default, x, weight, *bias)
+        product = _call(graph, node, aten.matmul.default, x, right)
+        return _call(graph, node, aten.add.Tensor, product, *bias) if bias else product
+    if node.target is aten.t.default:
+        return _call(graph, node, aten.transpose.int, arguments[0], 0, 1)
+    if node.target in SOFTMAXES:
+        return _call(graph, node, SOFTMAXES[node.target], *arguments[:2])
+    if node.target is aten._adaptive_avg_pool2d.default:
+        return _call(graph, node, aten.adaptive_avg_pool2d.default, *arguments)
+    return None
+
+
+CONV_BY_DIMS = {1: aten.conv1d.default, 2: aten.conv2d.default, 3: aten.conv3d.default}
+TRANSPOSED_BY_DIMS = {1: aten.conv_transpose1d.default, 2: aten.conv_transpose2d.input, 3: aten.conv_transpose3d.input}
+SOFTMAXES = {aten._softmax.default: aten.softmax.int, aten._log_softmax.default: aten.log_softmax.int}
+
+
+def _turned(graph: Graph, like: Node, right: Node) -> Node | None:
+    """The weight of a linear layer, for the matrix that a product has on its right; None for one that is computed."""
+    if right.op == "get_attr":
+        return _call(graph, like, aten.transpose.int, right, 0, 1)
+    source = right.args[0] if right.args else None
+    if not isinstance(source, Node) or source.op != "get_attr":
         return None
-    *parts, momentum, eps = source.args
-    return _call(graph, node, aten.batch_norm.default, *parts, False, momentum, eps, False)
+    swaps = {aten.t.default: (), aten.transpose.int: (0, 1), aten.permute.default: ([1, 0],)}
+    return source if right.target in swaps and tuple(right.args[1:]) == swaps[right.target] else None
+
+
+def _is_row(bias: Node) -> bool:
+    return bias.op == "get_attr" and bias.meta["val"].dim() == 1
+
+
+def _first_result(graph: Graph, node: Node) -> Node | None:
+    """The first result of an operation of several, as the operation that has it alone, where nobody reads the others:
+    norms, a max pooling with its indices, attention.
+    """
+    source = node.args[0] if node.target is operator.getitem and node.args[1] == 0 else None
+    if not isinstance(source, Node) or any(u.args[1] != 0 for u in source.users if u.users):
+        return None
+    arguments = list[Any](source.args)
+    if source.target is aten._native_batch_norm_legit_no_training.default:
+        *parts, momentum, eps = arguments
+        return _call(graph, node, aten.batch_norm.default, *parts, False, momentum, eps, False)
+    if source.target is aten._native_batch_norm_legit.no_stats:
+        x, weight, bias, _, momentum, eps = arguments
+        return _call(graph, node, aten.batch_norm.default, x, weight, bias, None, None, True, momentum, eps, False)
+    if source.target in BATCH_NORMS:
+        return _call(graph, node, aten.batch_norm.default, *arguments, False)
+    if source.target is aten.native_layer_norm.default:
+        return _call(graph, node, aten.layer_norm.default, *arguments)
+    if source.target is aten.native_group_norm.default:
+        x, weight, bias, *_, groups, eps = arguments
+        return _call(graph, node, aten.group_norm.default, x, groups, weight, bias, eps)
+    if source.target in MAX_POOLS:
+        return _call(graph, node, MAX_POOLS[source.target], *arguments)
+    if source.target is aten._scaled_dot_product_flash_attention_for_cpu.default:
+        q, k, v, *rest = arguments
+        asked = {name: source.kwargs[name] for name in ("attn_mask", "scale") if name in source.kwargs}
+        causal = rest[1] if len(rest) > 1 else False
+        given = (q, k, v, asked.pop("attn_mask", None), 0.0, causal)
+        return _call(graph, node, aten.scaled_dot_product_attention.default, *given, **asked)
+    return None
+
+
+BATCH_NORMS = {  # (input, weight, bias, mean, variance, training, momentum, eps)
+    aten.native_batch_norm.default, aten._native_batch_norm_legit.default,
+    aten._native_batch_norm_legit_functional.default,
+}  # fmt: skip
+MAX_POOLS = {
+    aten.max_pool2d_with_indices.default: aten.max_pool2d.default,
+    aten.max_pool3d_with_indices.default: aten.max_pool3d.default,
+}
+
+
+def _padding(graph: Graph, node: Node) -> Node | None:
+    """Padding in numbers: a convolution's `same` and `valid` as pixels, what lies on one side alone as an operation of
+    its own; and a padding that no maximum can be, before a max pooling, as that pooling's own.
+    """
+    arguments = list[Any](node.args)
+    if node.target in PADDED:
+        names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+        given: dict[str, Any] = dict(zip(names, arguments, strict=False)) | node.kwargs
+        x, weight, ones = given["input"], given["weight"], [1] * (len(given["weight"].meta["val"].shape) - 2)
+        dilation = _each(given.get("dilation", 1), len(ones))
+        reach = [d * (int(k) - 1) for d, k in zip(dilation, weight.meta["val"].shape[2:], strict=True)]
+        padding = [r // 2 for r in reach] if given.get("padding", "valid") == "same" else [0] * len(ones)
+        if given.get("padding") == "same" and any(r % 2 for r in reach):
+            sides = [side for r in reversed(reach) for side in (r // 2, r - r // 2)]
+            x, padding = _call(graph, node, aten.constant_pad_nd.default, x, sides, 0.0), [0] * len(ones)
+        stride = _each(given.get("stride", 1), len(ones))
+        behind = (stride, padding, dilation, given.get("groups", 1))
+        return _call(graph, node, PADDED[node.target], x, weight, given.get("bias"), *behind)
+    if node.target is aten.max_pool2d.default:
+        return _padded_pool(graph, node, arguments)
+    return None
+
+
+PADDED = {
+    aten.conv1d.padding: aten.conv1d.default,
+    aten.conv2d.padding: aten.conv2d.default,
+    aten.conv3d.padding: aten.conv3d.default,
+}
+NO_MAXIMUM = -65504.0  # the least number of half precision: no network computes with less
+
+
+def _each(size: Any, dims: int) -> list[int]:
+    """A size for every dimension, where one may have been given for all."""
+    return [int(s) for s in size] * (dims // len(size)) if isinstance(size, list | tuple) else [int(size)] * dims
+
+
+def _padded_pool(graph: Graph, node: Node, arguments: list[Any]) -> Node | None:
+    """A max pooling of what was padded with less than any value.
+
+    Where both sides have the same, it is the pooling's own padding. Else the edge is repeated instead: a window that
+    reaches over it has it inside already, so no maximum changes (if it has no gaps).
+    """
+    before = arguments[0]
+    if before.target not in (aten.pad.default, aten.constant_pad_nd.default):
+        return None
+    sides, value = list[Any](before.args[1]), [a for a in before.args[2:] if isinstance(a, int | float)]
+    if not value or value[0] > NO_MAXIMUM or len(sides) != 4 or any(a == "reflect" for a in before.args[2:]):
+        return None
+    kernel = _each(arguments[1], 2)
+    stride = _each(arguments[2], 2) if len(arguments) > 2 and arguments[2] else kernel
+    own, (left, right, top, bottom) = _each(arguments[3] if len(arguments) > 3 else 0, 2), sides
+    if min(sides) < 0 or any(own) or max(left, right) >= kernel[1] or max(top, bottom) >= kernel[0]:
+        return None
+    if left == right and top == bottom and 2 * left <= kernel[1] and 2 * top <= kernel[0]:
+        return _call(graph, node, node.target, before.args[0], kernel, stride, [top, left], *arguments[4:])
+    if len(arguments) > 4 and max(_each(arguments[4], 2)) > 1:
+        return None  # a window with gaps may have the edge between two of its places
+    edge = _call(graph, before, aten.pad.default, before.args[0], sides, "replicate")
+    return _call(graph, node, node.target, edge, *arguments[1:])
+
+
+def _of_the_batch(notes: list[str]) -> Rule:
+    def rule(graph: Graph, node: Node) -> Node | None:
+        """A batch norm that has no statistics of its own, or was never told to stop taking them, as what it computes
+        from the batch it is given.
+        """
+        if node.target is not aten.batch_norm.default:
+            return None
+        x, weight, bias, mean, var, training, _, eps, *_ = list[Any](node.args)
+        if not training and mean is not None and var is not None:
+            return None
+        notes.append(
+            f"{node.name} has no statistics of its own and takes those of the batch it is given: it stays a float "
+            "operation, and what an image gives depends on the images beside it"
+        )
+        value = x.meta["val"]
+        dims, shape = [d for d in range(value.dim()) if d != 1], [1, -1, *[1] * (value.dim() - 2)]
+        centred = _call(graph, node, aten.sub.Tensor, x, _call(graph, node, aten.mean.dim, x, dims, True))
+        square = _call(graph, node, aten.mul.Tensor, centred, centred)
+        spread = _call(graph, node, aten.add.Tensor, _call(graph, node, aten.mean.dim, square, dims, True), eps)
+        result = _call(graph, node, aten.div.Tensor, centred, _call(graph, node, aten.sqrt.default, spread))
+        for operation, factor in ((aten.mul.Tensor, weight), (aten.add.Tensor, bias)):
+            if factor is not None:
+                result = _call(graph, node, operation, result, _call(graph, node, aten.reshape.default, factor, shape))
+        return result
+
+    return rule
 
 
 def _piece(graph: Graph, node: Node) -> Node | None:
@@ -322,6 +511,46 @@ def _fold_constants(module: GraphModule) -> None:
         new.meta["val"] = node.meta["val"]
         node.replace_all_uses_with(new)
     graph.eliminate_dead_code()
+
+
+MASKING = {  # operations that an infinite number passes as what it is: less, or more, than any other
+    aten.add.Tensor, aten.sub.Tensor, aten.where.self, aten.maximum.default, aten.minimum.default,
+    aten.clamp.Tensor, aten.masked_fill.Scalar, aten.masked_fill.Tensor, aten.cat.default, aten.index.Tensor,
+    aten.scaled_dot_product_attention.default,
+}  # fmt: skip
+
+
+def _fill_infinite(module: GraphModule) -> None:
+    """A mask of infinite numbers as a finite constant that is filled where a second one says: parameters and buffers
+    are finite then, and one that is not is a broken model's.
+    """
+    graph = module.graph
+    for node in [n for n in graph.nodes if n.op == "get_attr"]:
+        value: object = _attribute(module, str(node.target))
+        if not isinstance(value, Tensor) or not value.is_floating_point() or not bool(value.isinf().any()):
+            continue
+        if bool(value.isnan().any()) or not all(_masks(u) for u in node.users):
+            continue
+        readers, made = list(node.users), node
+        with graph.inserting_after(node):
+            made = _constant(module, graph, f"{node.name}_finite", value.detach().nan_to_num(0, 0, 0), False)
+        made.meta["val"] = node.meta["val"]
+        for end, what in ((-math.inf, "least"), (math.inf, "most")):
+            if not bool((where := value == end).any()):
+                continue
+            with graph.inserting_after(made):
+                places = _constant(module, graph, f"{node.name}_{what}", where, False)
+            places.meta["val"] = node.meta["val"] == end
+            with graph.inserting_after(places):
+                made = _call(graph, node, aten.masked_fill.Scalar, made, places, end)
+        for reader in readers:
+            reader.replace_input_with(node, made)
+        graph.erase_node(node)
+
+
+def _masks(node: Node) -> bool:
+    """Whether a node, or whatever reads its result where it only moves it, takes infinite numbers as a mask."""
+    return node.op == "output" or node.target in MASKING or (moves(node) and all(_masks(u) for u in node.users))
 
 
 def _roots(node: Node) -> set[str]:

@@ -2,7 +2,7 @@
 
 from torch.fx import Graph, GraphModule, Node
 
-from zaq.ir.nodes import activations, output_nodes, shape_of
+from zaq.ir.nodes import activations, compared, shape_of
 from zaq.ir.ops import MOVES, PADS, POOLS
 
 __all__ = ["taps", "with_taps"]
@@ -23,12 +23,13 @@ def taps(gm: GraphModule) -> list[str]:
 def with_taps(gm: GraphModule, names: list[str]) -> GraphModule:
     """The same modules and parameters under a graph that returns ([outputs], [values of the named nodes]).
 
+    The outputs are those in floating point, and for one of whole numbers what it was made from (`nodes.compared`).
     A name that a fake-quantize follows is read before it. Raises KeyError for a name the graph does not have.
     """
     graph = Graph()
     copied: dict[Node, Node] = {}
     graph.graph_copy(gm.graph, copied)
     by_name = {node.name: copied[node] for node in gm.graph.nodes if node in copied}
-    outputs = [copied[n] for n in output_nodes(gm)]
+    outputs = [copied[n] for n in compared(gm)]
     graph.output((outputs, [by_name[name] for name in names]))
     return GraphModule(gm, graph)

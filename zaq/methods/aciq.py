@@ -116,6 +116,7 @@ class ACIQ(Method):
     correct: bool = True  # give channels back their deviation and mean
 
     name: ClassVar[str] = "aciq"
+    pictures: ClassVar[bool] = False
     parts: ClassVar[tuple[type[Stage], ...]] = (Clip, Channels, CorrectBiases)
     searches: ClassVar[bool] = False
 

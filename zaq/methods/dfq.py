@@ -88,6 +88,7 @@ class DFQ(Method):
     search: bool = False  # True: weight grids of the least error; the paper takes the whole range
 
     name: ClassVar[str] = "dfq"
+    pictures: ClassVar[bool] = False
     parts: ClassVar[tuple[type[Stage], ...]] = (Rewrite, Ranges, CorrectBiases)
 
     def stages(self, task: Task) -> list[Stage]:

@@ -26,6 +26,7 @@ class RTN(Method):
     search: bool = False  # True: weight grids of the least error instead of the whole range
 
     name: ClassVar[str] = "rtn"
+    pictures: ClassVar[bool] = False
     parts: ClassVar[tuple[type[Stage], ...]] = (Calibrate,)
 
     def stages(self, task: Task) -> list[Stage]:

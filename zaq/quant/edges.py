@@ -43,7 +43,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from zaq.config.bits import QConfig
-from zaq.ir.nodes import activations, input_node, moves, output_nodes, pad_value
+from zaq.ir.nodes import activations, infinite, input_node, is_float, moves, output_nodes, pad_value
 from zaq.ir.opening import image_node
 from zaq.ir.ops import CLAMPS, CONVS, LINEARS, MATMULS, MERGES, PADS, POOLS, WEIGHTED
 
@@ -70,7 +70,7 @@ def activation_bits(
     """The tensors to quantize, by the node that makes them, and their bits; and those of a second, coarser quantizer
     for the kernels that read them. `unlike`: the names of those of `leaving` whose channels no common scale fits."""
     preset = qconfig.preset
-    live = {input_node(gm), *activations(gm)}
+    live, masked = {input_node(gm), *activations(gm)}, infinite(gm)
     layers, read = set(weighted_layers(gm)), _worth_rounding(gm, live, unlike)
     floats = _writes_floats(gm, live, unlike)
     first, last = ends(gm)
@@ -80,7 +80,7 @@ def activation_bits(
 
     def ask(who: dict[Node, int], node: Node, width: int) -> None:
         maker = _maker(node)
-        if maker in live and maker is not image:
+        if maker in live and maker is not image and is_float(maker) and maker not in masked:
             who[maker] = min(width, who.get(maker, width))
 
     for node in live:
@@ -173,7 +173,7 @@ def _is_merge_or_pool(node: Node, live: set[Node]) -> bool:
             and node.meta["val"].dim() == 4
             and sorted(d % 4 for d in dims if isinstance(d, int)) == [2, 3]
         )
-    both = sum(n in live for n in node.all_input_nodes) > 1
+    both = sum(n in live and is_float(n) for n in node.all_input_nodes) > 1
     return node.target in POOLS or node.target is torch.ops.aten.cat.default or (node.target in MERGES and both)
 
 

@@ -178,7 +178,7 @@ def largest_pair(weight: Tensor) -> Tensor:
     """Per output channel, the largest sum of two neighbours of one sign: along (C, H, W) or (H, W, C). (O, ...) ->
     (O,).
     """
-    orders = [weight.flatten(1)] + ([weight.permute(0, 2, 3, 1).flatten(1)] if weight.dim() == 4 else [])
+    orders = [weight.flatten(1)] + ([weight.movedim(1, -1).flatten(1)] if weight.dim() > 2 else [])
     parts = [F.pad(part, (0, 1)) for rows in orders for part in (rows.clamp(min=0), (-rows).clamp(min=0))]
     return torch.stack([(p[:, 1:] + p[:, :-1]).amax(1) for p in parts]).amax(0)
 

@@ -1,20 +1,17 @@
 """What happened, as facts: the report of a run, from which JSON, tables and the page are made."""
 
 import dataclasses
-import math
 import platform
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from zaq.engine.journal import Journal
-from zaq.engine.state import NOT_FINITE, State, broken_images
-from zaq.errors import SourceError, TrainingError
+from zaq.engine.state import State
 from zaq.ir.nodes import attribute, input_node
 from zaq.ir.taps import with_taps
-from zaq.quant.alike import channel_dim, spreads
+from zaq.report.outputs import outputs_of, sqnr
 from zaq.stats.mixed import packed_bytes
 
 __all__ = ["SCHEMA", "describe", "method_dict", "onnx_metadata"]
@@ -122,19 +119,6 @@ def _tensors(state: State) -> list[dict[str, Any]]:
     return rows
 
 
-def sqnr(signal: Tensor, quantized: Tensor) -> float | None:
-    """Signal to quantization noise, 10 log10(E[x^2] / E[(x - x^)^2]), in dB and in double; 200 where they are equal.
-    None where either is not finite: of what is no number nothing can be said, least of all that it is right.
-    """
-    noise = float((signal.double() - quantized.double()).pow(2).mean())
-    power = float(signal.double().pow(2).mean())
-    if not (math.isfinite(noise) and math.isfinite(power)):
-        return None
-    if noise <= 1e-20 * max(power, 1e-20):
-        return 200.0
-    return round(max(10 * math.log10(max(power, 1e-300) / noise), -200.0), 2)
-
-
 @torch.no_grad()
 def _agreement(state: State) -> dict[str, Any]:
     """How the student compares with its teacher on the synthetic samples; `held_out`: whether none of them was learned
@@ -142,54 +126,26 @@ def _agreement(state: State) -> dict[str, Any]:
     """
     if state.samples is None:
         return {}
-    p, q = (_outputs(m, state) for m in (state.task.teacher, state.student.module))
-    count = len(state.samples)
-    if broken := broken_images([p]):
-        raise SourceError(NOT_FINITE.format(broken, count))
-    if broken := broken_images([q]):
-        raise TrainingError(f"the quantized model's outputs are NaN or infinite for {broken} of {count} samples.")
-    found: dict[str, Any] = {
-        "samples": count,
-        "held_out": state.held_out,
-        "output_sqnr": sqnr(p[0], q[0]),
-        "outputs": [_channels(a, b) for a, b in zip(p, q, strict=True) if a.is_floating_point()],
-    }
+    found: dict[str, Any] = {"samples": len(state.samples), "held_out": state.held_out}
+    found["outputs"] = [dataclasses.asdict(o) for o in outputs_of(state)]
+    p, q = (
+        torch.cat([m(x)[0][0] for x in state.samples.split(state.task.batch)])
+        for m in (with_taps(state.task.teacher, []), with_taps(state.student.module, []))
+    )
+    found["output_sqnr"] = sqnr(p, q)
     if state.task.classes:
-        found["top1_agreement"] = float((p[0].argmax(1) == q[0].argmax(1)).float().mean())
-        found["classes_seen"] = len(p[0].argmax(1).unique())
+        found["top1_agreement"] = float((p.argmax(1) == q.argmax(1)).float().mean())
+        found["classes_seen"] = len(p.argmax(1).unique())
     return found
-
-
-def _outputs(module: torch.nn.Module, state: State) -> list[Tensor]:
-    assert state.samples is not None
-    parts = [pytree.tree_leaves(module(x)) for x in state.samples.split(state.task.batch)]
-    return [torch.cat(list(output)) for output in zip(*parts, strict=True)]
-
-
-def _channels(p: Tensor, q: Tensor) -> dict[str, Any]:
-    """Of an output's channels, each against its own spread: 10 log10(Var[p_c] / E[(p_c - q_c)^2]), the least and the
-    middle one, in dB."""
-    dim = channel_dim(p)
-    rows, others = (x.double().movedim(dim, 0).flatten(1) for x in (p, q))
-    power = spreads(rows.std(1, correction=0)).square()
-    decibels = (10 * (power / (rows - others).square().mean(1).clamp(min=1e-20 * power)).log10()).clamp(max=200)
-    worst = int(decibels.argmin())
-    return {
-        "channels": len(decibels),
-        "dim": dim,
-        "worst": worst,
-        "worst_sqnr": round(float(decibels[worst]), 2),
-        "median_sqnr": round(float(decibels.median()), 2),
-    }
 
 
 def _lost(agreement: dict[str, Any]) -> list[str]:
     """What has to be said of outputs of which a channel is mostly noise."""
     return [
-        f"output {i}: channel {o['worst']} of {o['channels']} has a signal of {o['worst_sqnr']} dB over its noise, the "
-        f"middle one {o['median_sqnr']} dB, on synthetic samples; more bits may be needed"
-        for i, o in enumerate(agreement.get("outputs", []))
-        if o["worst_sqnr"] < LOST
+        f"output {o['number']}: channel {o['worst']} of {o['channels']} has a signal of {o['worst_sqnr']} dB over its "
+        f"noise, the middle one {o['median_sqnr']} dB, on synthetic samples; more bits may be needed"
+        for o in agreement.get("outputs", [])
+        if o["worst_sqnr"] is not None and o["worst_sqnr"] < LOST
     ]
 
 

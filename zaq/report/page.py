@@ -31,7 +31,7 @@ def render(report: dict[str, Any], log: list[dict[str, Any]], samples: Tensor | 
     files = {name: Deployment(**values) for name, values in report.get("deployment", {}).get("files", {}).items()}
     pictures = {
         "losses": _losses(log),
-        "samples": None if samples is None else _sheet(samples, card),
+        "samples": None if samples is None or samples.dim() != 4 else _sheet(samples, card),
         "activations": _ranges(
             [t for t in activations if "seen_low" in t], "activation ranges: seen (line) and grid (bar)"
         ),

@@ -13,10 +13,10 @@ from torch.fx import GraphModule
 
 from zaq.config.card import Card
 from zaq.errors import SourceError
-from zaq.ir.capture import other_floats, quiet, trace
+from zaq.ir.capture import cast_note, quiet, trace
 from zaq.sources.operators import define_missing_operators, own_operators
 
-__all__ = ["SAVE_IT", "Request", "Source", "cast_note", "file_hash", "first_line", "require", "source_of"]
+__all__ = ["SAVE_IT", "Request", "Source", "file_hash", "first_line", "require", "source_of"]
 
 SAVE_IT = (
     "Load it yourself where you trust it, then save it as .pt2:\n"
@@ -74,21 +74,17 @@ def source_of(
 ) -> Source:
     """A module traced at the shape that its card says. Raises SourceError where none does."""
     card = request.card(known)
-    if len(card.input) != 3:
+    if len(card.input) not in (2, 3, 4):
         raise SourceError(
-            f"{request.spec}: what it takes is not known; say it: --input-shape 3,224,224 (channels, height, width)."
+            f"{request.spec}: what it takes is not known; say it: --input-shape 3,224,224 (channels, height, width; "
+            "of a line channels and length, of a volume its depth before its height)."
         )
     notes = (*notes, *cast_note(model.state_dict().values()))
     model = model.cpu().float()
     with own_operators():
         graph = trace(model, torch.zeros(2, *card.input))
-    return Source(name, graph, card, sha256 or hash_of(model.state_dict()), tuple(notes))
-
-
-def cast_note(tensors: Iterable[Tensor]) -> tuple[str, ...]:
-    """What a report has to say of a model in half or double precision; nothing of one in float32."""
-    found = ", ".join(other_floats(tensors))
-    return (f"the model is stored in {found}; it counts as the same numbers in float32",) if found else ()
+    notes = (*notes, *graph.meta["notes"])
+    return Source(name, graph, card, sha256 or hash_of(model.state_dict()), notes)
 
 
 def hash_of(state: dict[str, Tensor]) -> str:

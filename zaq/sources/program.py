@@ -16,7 +16,7 @@ from zaq.config.bounds import capacity, entries, plain_json
 from zaq.errors import SourceError, ZaqError
 from zaq.ir.capture import from_exported, quiet
 from zaq.ir.nodes import input_node
-from zaq.sources.base import SAVE_IT, Request, Source, cast_note, file_hash, first_line
+from zaq.sources.base import SAVE_IT, Request, Source, file_hash, first_line
 from zaq.sources.checks import check_program, check_weights
 
 __all__ = ["read_program", "read_program_source", "read_pt2"]
@@ -33,12 +33,11 @@ SAMPLES = "data/sample_inputs/model.pt"  # pickled example inputs, which torch c
 def read_program_source(request: Request) -> Source:
     """The program that a .pt2 file holds, at the shape that it was exported with."""
     path, card = request.file(), request.card()
-    program = read_program(path)
-    graph = _graph(path, program)
+    graph = read_pt2(path)
     shape = tuple(int(d) for d in input_node(graph).meta["val"].shape[1:])
     if card.input and tuple(card.input) != shape:
         raise SourceError(f"{path}: the model takes inputs of {shape}, card or flags say {tuple(card.input)}.")
-    return Source(path.stem, graph, card.override(input=shape), file_hash(path), cast_note(program.state_dict.values()))
+    return Source(path.stem, graph, card.override(input=shape), file_hash(path), graph.meta["notes"])
 
 
 def read_pt2(path: Path) -> GraphModule:

@@ -24,8 +24,11 @@ from zaq.sources.zoo import ARCHITECTURES as ZOO
 
 __all__ = ["read_weights", "read_zoo", "refuse_pickle"]
 
-SHOWN = 3  # keys in a message
-WRAPPERS = ("state_dict", "model")  # keys under which training scripts put the weights
+SHOWN, SHOWN_KEYS = 3, 8  # keys in a message: of each kind that does not fit; of all
+# Keys under which training scripts put the weights; where several are there, the first of these.
+WRAPPERS = ("state_dict", "model", "params_ema", "params", "net", "model_state_dict", "network")
+TRAINERS = re.compile(r"optim|sched|scaler")  # whose tensors are no network's
+DEEP = 3  # dicts that weights may lie in
 # In names of arguments that say where weights lie.
 PLACES = ("path", "file", "cfg", "dir", "url", "weights", "pretrained")
 PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and of torch.compile
@@ -150,16 +153,43 @@ def _require_whole(path: Path) -> None:
 
 
 def _bare(path: Path, state: Any) -> dict[str, Tensor]:
-    while isinstance(state, Mapping) and any(isinstance(state.get(k), Mapping) for k in WRAPPERS):
-        state = next(state[k] for k in WRAPPERS if isinstance(state.get(k), Mapping))
-    if not isinstance(state, Mapping) or not state or not all(isinstance(v, Tensor) for v in state.values()):
+    there, level = ({"": state} if _is_state(state) else {}), {"": state}
+    for _ in range(DEEP):
+        if there:
+            break
+        dicts = ((outer, inner) for outer, inner in level.items() if isinstance(inner, Mapping))
+        level = {f"{outer}.{k}".lstrip("."): v for outer, inner in dicts for k, v in inner.items() if _may_hold(k, v)}
+        there = {name: v for name, v in level.items() if _is_state(v)}
+    known = [name for word in WRAPPERS for name in there if name.rpartition(".")[2] == word]
+    if not there or (len(there) > 1 and not known):
         raise SourceError(
-            f"{path}: holds no weights by name (a state dict); torch.save(model.state_dict(), ...) makes such a file."
+            f"{path}: holds {_told(state, there)}; torch.save(model.state_dict(), ...) makes a file of weights alone."
         )
-    names = {str(k): v for k, v in state.items()}
+    names = {str(k): v for k, v in there[known[0] if known else next(iter(there))].items()}
     while prefix := next((p for p in PREFIXES if all(k.startswith(p) for k in names)), ""):
         names = {k.removeprefix(prefix): v for k, v in names.items()}
     return names
+
+
+def _is_state(value: Any) -> bool:
+    """Whether something is weights by name."""
+    return isinstance(value, Mapping) and bool(value) and all(isinstance(v, Tensor) for v in value.values())
+
+
+def _may_hold(key: Any, value: Any) -> bool:
+    """Whether a part of a checkpoint may be, or hold, a network's weights."""
+    return isinstance(value, Mapping) and not TRAINERS.search(str(key).lower())
+
+
+def _told(state: Any, there: Mapping[str, Any]) -> str:
+    """What a file holds that is not one network's weights."""
+    if there:
+        return f"several networks' weights ({', '.join(there)}), and which is meant cannot be told"
+    if not isinstance(state, Mapping):
+        return f"no weights by name (a state dict), but {type(state).__name__}"
+    keys = [str(k) for k in state]
+    shown = ", ".join(keys[:SHOWN_KEYS]) + (", ..." if len(keys) > SHOWN_KEYS else "")
+    return f"no weights by name (a state dict), under its keys {shown or '(none)'}"
 
 
 def _architecture(

@@ -22,12 +22,12 @@ from torch.utils import _pytree as pytree
 
 from zaq.errors import RunError
 from zaq.ir.nodes import moves
-from zaq.ir.ops import CLAMPS, MATMULS, MOVES, PADS, TRANSPOSED, WEIGHTED
+from zaq.ir.ops import CLAMPS, MATMULS, MAX_POOLS, MOVES, PADS, TRANSPOSED, WEIGHTED
 
 __all__ = ["Execution", "execute", "multiplier", "requantize"]
 
 aten = torch.ops.aten
-LINEAR_MOVES = MOVES - {aten.max_pool2d.default}
+LINEAR_MOVES = MOVES - MAX_POOLS
 MANTISSA = 31  # bits of a multiplier
 INT32 = torch.iinfo(torch.int32)
 TIE = 2.0**-19  # of a tensor's largest value: what float32 may be wrong by, before it rounds

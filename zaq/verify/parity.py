@@ -25,8 +25,8 @@ class Parity:
     """How the ONNX file in onnxruntime differs from the checkpoint in torch.
 
     Differences count in steps: of an output's grid where it is quantized, else of a 256th of its range. `step`: the
-    largest of the outputs'. `worst`: the channel whose mean difference is greatest beside its own range, and what part
-    of that it is.
+    largest of the outputs'. Labels, indices and masks are equal or not. `worst`: the channel whose mean difference is
+    greatest beside its own range, and what part of that it is.
     """
 
     samples: int
@@ -72,21 +72,28 @@ def compare(path: Path, student: nn.Module, samples: Tensor | Iterable[Tensor]) 
         found.append([torch.from_numpy(t) for t in run_session(run, batch)])
     ours, theirs = ([torch.cat(list(t)) for t in zip(*parts, strict=True)] for parts in (expected, found))
     grids = _output_steps(path) if path.suffix == ".onnx" else [None] * len(ours)
-    steps = [max(grid or float(a.max() - a.min()) / 256, 1e-12) for a, grid in zip(ours, grids, strict=True)]
-    pairs = [(a.double(), b.double()) for a, b in zip(ours, theirs, strict=True)]
-    apart = torch.cat([((a - b).abs() / s).flatten() for (a, b), s in zip(pairs, steps, strict=True)])
+    apart, steps, floats = list[Tensor](), [1e-12], dict[int, tuple[Tensor, Tensor]]()
+    for i, (a, b, grid) in enumerate(zip(ours, theirs, grids, strict=True)):
+        if not a.is_floating_point():  # labels, indices and masks
+            apart.append(torch.where(a == b, 0.0, torch.inf).double().flatten())
+            continue
+        masked = a.isinf() & (a == b)  # by infinity, in both
+        floats[i] = torch.where(masked, 0, a).double(), torch.where(masked, 0, b).double()
+        steps.append(max(grid or float(floats[i][0].max() - floats[i][0].min()) / 256, 1e-12))
+        apart.append(((floats[i][0] - floats[i][1]).abs() / steps[-1]).flatten())
+    steps_apart, pairs = torch.cat(apart), list(floats.values())
     classes = len(ours) == 1 and ours[0].dim() == 2
     ran = kernels(path) if path.suffix == ".onnx" else Kernels({}, [])  # other formats hold kernels chosen before
     return Parity(
         samples=len(ours[0]),
-        largest_difference=max(float((a - b).abs().max()) for a, b in pairs),
-        share_equal=_share(apart < 0.01),
-        share_one_step=_share((apart >= 0.01) & (apart < 1.01)),
-        share_worse=_share(~(apart < 1.01)),  # what is no number is in no step of anything
+        largest_difference=max((float((a - b).abs().max()) for a, b in pairs), default=0.0),
+        share_equal=_share(steps_apart < 0.01),
+        share_one_step=_share((steps_apart >= 0.01) & (steps_apart < 1.01)),
+        share_worse=_share(~(steps_apart < 1.01)),  # what is no number is in no step of anything
         step=max(steps),
         sqnr=_decibels(pairs),
-        top1_agreement=_same_class(*pairs[0]) if classes else None,
-        worst=max((_worst(i, a, b) for i, (a, b) in enumerate(pairs)), key=lambda w: w[1]),
+        top1_agreement=_same_class(ours[0], theirs[0]) if classes and pairs else None,
+        worst=max((_worst(i, a, b) for i, (a, b) in floats.items()), key=lambda w: w[1], default=("", 0.0)),
         kernels=ran.counts,
         float_kernels=[str(n) for n in ran.in_float],
     )
