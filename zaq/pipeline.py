@@ -18,6 +18,7 @@ from zaq.report import facts as reporting
 from zaq.report.page import render
 from zaq.run import Run, disk_errors
 from zaq.sources import Source
+from zaq.sources.frame import put_back
 from zaq.verify.layers import SAMPLES, compare_layers, summary
 from zaq.verify.parity import compare
 
@@ -61,9 +62,11 @@ def quantize_run(
     run.write_checkpoint(exported)
     if quantized.state.samples is not None:
         run.write_samples(quantized.state.samples, quantized.card)
-    metadata = reporting.onnx_metadata(report["options"]) | {"parts": run.hashes()}
     translated = translate(exported)
-    run.write("model.onnx", in_form(translated, metadata, target=qconfig.runtime))
+    if model.frame is not None:
+        run.write("frame.onnx", model.frame)
+    metadata = reporting.onnx_metadata(report["options"]) | {"parts": run.hashes()}
+    run.write("model.onnx", put_back(in_form(translated, metadata, target=qconfig.runtime), model.frame))
     if quantized.state.samples is not None:
         parity = compare(run / "model.onnx", quantized.module, run.samples())
         report["parity"], report["parity_sentence"] = parity.to_dict(), parity.sentence()

@@ -1,6 +1,7 @@
 """The run directory: what one quantization leaves on disk, and how it is read again.
 
 model.onnx            the integer file
+frame.onnx            what stands around the network in it, where the source was an ONNX file that has such
 quantized.pt2         the student, with its quantizers (torch.export)
 options.json          everything resolved, so that the run can be repeated
 log.jsonl             losses, step by step
@@ -35,6 +36,7 @@ __all__ = ["FILES", "Run", "disk_errors", "write_file"]
 
 FILES = (
     "model.onnx",
+    "frame.onnx",
     "quantized.pt2",
     "options.json",
     "log.jsonl",
@@ -42,7 +44,7 @@ FILES = (
     "report.json",
     "report.html",
 )
-PARTS = ("quantized.pt2", "options.json")
+PARTS = ("quantized.pt2", "options.json", "frame.onnx")
 
 
 class Run:
@@ -126,6 +128,11 @@ class Run:
 
     def card(self) -> Card:
         return Card.from_dict(self.options()["card"])
+
+    def frame(self) -> bytes | None:
+        """What stands around the network in its files (`zaq.sources.frame`); None for nothing."""
+        path = self.path / "frame.onnx"
+        return path.read_bytes() if path.is_file() else None
 
     def program(self) -> torch.export.ExportedProgram:
         return read_program(self.path / "quantized.pt2")

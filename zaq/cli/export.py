@@ -6,7 +6,7 @@ import click
 
 from zaq.cli.options import PATH
 from zaq.cli.verify import say
-from zaq.errors import OutputError
+from zaq.errors import BitsError, OutputError
 
 __all__ = ["export"]
 
@@ -26,6 +26,7 @@ def export(run: Path, form: str, opset: int | None, output: Path | None, overwri
     from zaq.export.onnx import to_onnx
     from zaq.report.facts import onnx_metadata
     from zaq.run import Run, write_file
+    from zaq.sources.frame import put_back
     from zaq.verify.parity import compare
 
     require_form(form)
@@ -37,7 +38,12 @@ def export(run: Path, form: str, opset: int | None, output: Path | None, overwri
     metadata = onnx_metadata(options) | {"parts": opened.hashes()}
     target = TARGETS[options.get("target", "onnxruntime")]
     program = opened.program()
-    write_file(path, to_onnx(program, metadata, form=form, opset=opset, target=target))
+    frame = opened.frame()
+    if frame is not None and form == "ort":
+        raise BitsError(
+            f"{run}: what stands around the network in its source cannot be put into the form 'ort'; choose another."
+        )
+    write_file(path, put_back(to_onnx(program, metadata, form=form, opset=opset, target=target), frame))
     click.echo(f"{path}: {path.stat().st_size / 1024:.0f} KB")
     parity = compare(path, program.module(check_guards=False), opened.samples())
     if form != "float":

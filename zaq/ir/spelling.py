@@ -7,6 +7,7 @@ tokens as one over rows, pieces of a split as slices; constants are computed onc
 import math
 import operator
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node, map_arg
 
 from zaq.errors import TraceError
+from zaq.ir.pieces import as_one_function, as_one_norm
 
 __all__ = ["DECOMPOSED", "one_spelling"]
 
@@ -40,6 +42,10 @@ def one_spelling(module: GraphModule) -> None:
     _rename(graph)
     before: list[Rule] = [_factors, _renamed, _batch_norm, _piece, _attention, _scaled]
     after: list[Rule] = [_product_with_weight(module), _rows, _nothing, _one_reshape, _nothing]
+    after += [
+        as_one_function(lambda name: _attribute(module, name)),
+        as_one_norm(lambda name: _attribute(module, name)),
+    ]
     for rule in before:
         _apply(graph, rule)
     _fold_constants(module)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from zaq.export.session import run_session, session
+from zaq.sources.frame import network_of
 from zaq.verify.kernels import Kernels, kernels
 
 __all__ = ["BATCH", "Parity", "compare"]
@@ -86,7 +87,7 @@ def compare(path: Path, student: nn.Module, samples: Tensor | Iterable[Tensor]) 
 
 def _output_step(path: Path) -> float | None:
     """The scale of the last DequantizeLinear, if the output comes straight from one; None for a float output."""
-    graph = onnx.load(path).graph
+    graph = onnx.load_model_from_string(network_of(path.read_bytes())).graph
     makers = {o: n for n in graph.node for o in n.output}
     maker = makers.get(graph.output[0].name)
     if maker is None or maker.op_type != "DequantizeLinear":
