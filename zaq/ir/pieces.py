@@ -175,7 +175,7 @@ def _is_square(node: Any, centred: Node, number: Callable[[Any], float | None], 
 def _normed(graph: Graph, node: Node, source: Node, dims: list[int], eps: float) -> Node | None:
     shape, rank = source.meta["val"].shape, source.meta["val"].dim()
     sizes = [int(s) for s in shape[dims[0] :]]
-    if dims == list(range(2 - rank, 0)) and rank > 2:
+    if dims == list(range(2 - rank, 0)) and rank > 3:
         new = graph.call_function(aten.instance_norm.default, (source, None, None, None, None, True, 0.1, eps, False))
     elif dims == list(range(-len(dims), 0)):
         new = graph.call_function(aten.layer_norm.default, (source, sizes, None, None, eps))

@@ -42,10 +42,7 @@ def one_spelling(module: GraphModule) -> None:
     _rename(graph)
     before: list[Rule] = [_factors, _renamed, _batch_norm, _piece, _attention, _scaled]
     after: list[Rule] = [_product_with_weight(module), _rows, _nothing, _one_reshape, _nothing]
-    after += [
-        as_one_function(lambda name: _attribute(module, name)),
-        as_one_norm(lambda name: _attribute(module, name)),
-    ]
+    after += [whole(partial(_attribute, module)) for whole in (as_one_function, as_one_norm)]
     for rule in before:
         _apply(graph, rule)
     _fold_constants(module)
