@@ -26,6 +26,7 @@ __all__ = ["Cut", "cut", "network_of", "put_back"]
 HOLE, FRAME = "zaq.hole", "zaq.frame"
 WEIGHTED = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 MOVES = {"Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Identity"}
+CHOICES = {"TopK", "NonMaxSuppression", "NonZero", "Unique"}  # by values; what they give has a form in torch of no use
 SIZES = {"Shape", "Size"}  # of a tensor they read no value
 NCHW, NHWC = [0, 3, 1, 2], [0, 2, 3, 1]  # from the other to it
 COLOURS = (1, 3, 4)
@@ -243,7 +244,7 @@ def _tail(model: ModelProto, nodes: list[NodeProto], network: str, others: set[s
     tail = []
     for node in nodes:
         reads = set(_read(node))
-        whole = any(
+        whole = (node.op_type in CHOICES and bool(images.intersection(reads))) or any(
             kinds.get(o, TensorProto.FLOAT) != TensorProto.FLOAT for o in node.output if o in used and o in images
         )
         aside = bool(side.intersection(node.output))

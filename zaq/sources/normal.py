@@ -64,7 +64,9 @@ def _give_roi(model: ModelProto) -> None:
 
 
 def _open_sizes(model: ModelProto) -> None:
-    """Sizes of -1 and 0 are open."""
+    """Sizes of -1 and 0 are open; outputs that say no sizes have those that follow from the inputs."""
+    if not all(o.type.tensor_type.HasField("shape") for o in model.graph.output):
+        model.graph.CopyFrom(onnx.shape_inference.infer_shapes(model).graph)
     for value in [*model.graph.input, *model.graph.output]:
         for index, dim in enumerate(value.type.tensor_type.shape.dim):
             if dim.HasField("dim_value") and dim.dim_value <= 0:

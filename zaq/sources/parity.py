@@ -40,9 +40,7 @@ def require_same(
     `spellings`: the file as it is, and after that in other spellings of it, for where onnxruntime takes it in none
     before. `found`: what the graph was read from.
     """
-    file = _first(path, spellings)
-    feed = _feed(file, found, bound, source)
-    expected, noise = _measured(file, feed)
+    feed, expected, noise = _first(path, spellings, found, bound, source)
     x = _to_network(feed[found.image], found)
     with torch.no_grad():
         read = [v.numpy() for v in pytree.tree_leaves(source.graph(torch.from_numpy(x)))]
@@ -93,13 +91,15 @@ def _apart(value: NDArray[Any], right: NDArray[Any]) -> float:
     return float(apart.max() / max(float(np.abs(b[np.isfinite(b)]).max(initial=0.0)), 1e-12))
 
 
-def _first(path: Path, spellings: Sequence[bytes]) -> bytes:
-    """The first spelling that onnxruntime takes."""
+def _first(
+    path: Path, spellings: Sequence[bytes], found: Cut, bound: Mapping[str, tuple[float, ...]], source: Source
+) -> tuple[dict[str, NDArray[Any]], Values, list[Values]]:
+    """What goes in and what comes out, of the first spelling that onnxruntime runs."""
     reason: Exception | None = None
     for content in spellings:
         try:
-            _session(content)
-            return content
+            feed = _feed(content, found, bound, source)
+            return (feed, *_measured(content, feed))
         except Exception as error:  # onnxruntime's own kinds derive from nothing nearer
             reason = reason or error
     assert reason is not None
