@@ -325,7 +325,7 @@ def test_another_network_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 SAID: dict[str, tuple[Callable[[Path], Path], str]] = {
     "rank": (lambda p: saved(p, conv(), dims=(1, 3, 9), shaped=True), "has 3 dimensions"),
-    "bytes": (lambda p: saved(p, conv(), kind=TensorProto.INT32, shaped=True), "is int32; a batch of images in float32"),
+    "bytes": (lambda p: saved(p, conv(), kind=TensorProto.INT32, shaped=True), "is int32; a batch of images in"),
     "size": (lambda p: saved(p, conv(), dims=(1, 3, 16, "w")), "is fixed to 3,16,\\? \\(C,H,W\\); card or flags"),
     "nothing": (lambda p: saved(p, [op("Shape", ["c"], ["y"])], out=TensorProto.INT64), "nothing to quantize"),
 }  # fmt: skip
@@ -336,3 +336,53 @@ def test_what_is_refused(name: str, tmp_path: Path) -> None:
     make, sentence = SAID[name]
     with pytest.raises(SourceError, match=sentence):
         load(str(make(tmp_path / "net.onnx")), {"input": (3, SIZE, SIZE + 1)})
+
+
+def test_a_frame_takes_no_more_room_than_a_network(tmp_path: Path) -> None:
+    """What is cut off is run by onnxruntime alone, which makes whatever it is asked for."""
+    nodes = [
+        op("ArgMax", ["c"], ["m"], axis=1),
+        op("ConstantOfShape", ["s"], ["z"], value=numpy_helper.from_array(np.zeros(1, np.int64))),
+        op("ReduceSum", ["z"], ["r"], keepdims=0),
+        op("Add", ["m", "r"], ["y"]),
+    ]
+    path = saved(tmp_path / "net.onnx", nodes, {"s": np.array([600000, 600000])}, out=TensorProto.INT64)
+    with pytest.raises(SourceError, match=r"'z' has 3.6e\+11 elements"):
+        load(str(path))
+
+
+def test_a_run_keeps_the_frame_of_its_source(tmp_path: Path) -> None:
+    """The file takes and gives what its source did, in every form; its network is verified inside."""
+    from conftest import zaq_here
+
+    nodes = [op("ArgMax", ["c"], ["y"], axis=1)]
+    entry = [op("Transpose", ["x"], ["i"], perm=[0, 3, 1, 2])]
+    path = saved(tmp_path / "net.onnx", nodes, dims=(1, SIZE, SIZE + 1, 3), entry=entry, out=TensorProto.INT64)
+    out = tmp_path / "out"
+    done = zaq_here("quantize", path, "--bits", "w8a8", "--method", "rtn", "-o", out)
+    assert done.exit_code == 0, done.stderr
+    done = zaq_here("export", out, "--format", "qoperator")
+    assert done.exit_code == 0, done.stderr
+    done = zaq_here("verify", out)
+    assert done.exit_code == 0 and "QLinearConv" in done.output, done.stderr
+    x = pixels(1, SIZE, SIZE + 1, 3)
+    (right,) = expected(path, x=x)
+    for name in ("model.onnx", "model.qoperator.onnx"):
+        (found,) = expected(out / name, x=x)
+        assert found.dtype == right.dtype and found.shape == right.shape and (found == right).mean() > 0.9
+    done = zaq_here("export", out, "--format", "ort")
+    assert done.exit_code == 2 and "cannot be put into the form 'ort'" in done.stderr
+    (out / "frame.onnx").write_bytes(b"junk")
+    done = zaq_here("verify", out)
+    assert done.exit_code == 2 and "was not made from the frame.onnx beside it" in done.stderr
+
+
+OTHER_FORMS = ["{", '{"input": "x"}', '{"input": [1], "outputs": []}', '{"input": ["a", "b"], "outputs": []}']
+
+
+@pytest.mark.parametrize("text", OTHER_FORMS)
+def test_a_frame_of_another_form_is_refused(text: str, tmp_path: Path) -> None:
+    model = onnx.load(saved(tmp_path / "net.onnx", conv()))
+    helper.set_model_props(model, {"zaq.frame": text})
+    with pytest.raises(SourceError, match="frame"):
+        network_of(model.SerializeToString())

@@ -31,9 +31,10 @@ def session(model: Path | bytes, threads: int = 0, optimized: Path | None = None
     if optimized:
         options.optimized_model_filepath = str(optimized)
     try:
-        content = model if isinstance(model, bytes) else model.read_bytes() if model.suffix == ".onnx" else str(model)
-        content = network_of(content) if isinstance(content, bytes) else content
-        return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        content = model if isinstance(model, bytes) else model.read_bytes() if model.suffix == ".onnx" else b""
+        inner = network_of(content)
+        given = inner if isinstance(model, bytes) or inner is not content else str(model)
+        return ort.InferenceSession(given, options, providers=["CPUExecutionProvider"])
     except Exception as error:
         reason = str(error).strip().splitlines()[0]
         raise SourceError(

@@ -16,7 +16,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper, version_converter
+from onnx.external_data_helper import uses_external_data
 
+from zaq.config.bounds import plain_json
 from zaq.errors import SourceError
 from zaq.sources.base import first_line
 from zaq.sources.normal import FLOATS
@@ -107,8 +109,8 @@ def put_back(network: bytes, frame: bytes | None) -> bytes:
     """A file of the network, and around it what was cut off. Raises SourceError where opsets do not go together."""
     if frame is None:
         return network
-    inner, model = onnx.load_model_from_string(network), onnx.load_model_from_string(frame)
-    hole = json.loads(next(p.value for p in model.metadata_props if p.key == HOLE))
+    inner, model = onnx.load_model_from_string(network), _opened(frame)
+    hole = _property(model, HOLE)
     opset = _opset(inner)
     if _opset(model) != opset:
         try:
@@ -117,9 +119,9 @@ def put_back(network: bytes, frame: bytes | None) -> bytes:
             raise SourceError(
                 f"what stands around the network has no form at opset {opset}: {first_line(error)}"
             ) from error
-    ends = {inner.graph.input[0].name: hole["input"]}
+    ends = {inner.graph.input[0].name: hole["input"][0]}
     ends |= {o.name: name for o, name in zip(inner.graph.output, hole["outputs"], strict=True)}
-    before = {"input": [hole["input"], inner.graph.input[0].name]}
+    before = {"input": [*hole["input"], inner.graph.input[0].name]}
     before["outputs"] = [name for o in inner.graph.output for name in (ends[o.name], o.name)]
     _rename(inner.graph, ends, _names(model.graph))
     graph = GraphProto(name=inner.graph.name)
@@ -128,7 +130,7 @@ def put_back(network: bytes, frame: bytes | None) -> bytes:
     graph.node.extend([*(n for n in model.graph.node if n not in late), *inner.graph.node, *late])
     graph.initializer.extend([*model.graph.initializer, *inner.graph.initializer])
     graph.input.extend(i for i in model.graph.input if i.name not in hole["outputs"])
-    graph.output.extend(o for o in model.graph.output if o.name != hole["input"])
+    graph.output.extend(o for o in model.graph.output if o.name not in hole["input"])
     outside = {v.name for v in [*graph.input, *graph.output]}
     graph.value_info.extend(v for v in [*inner.graph.input, *inner.graph.output] if v.name not in outside)
     inner.graph.CopyFrom(graph)
@@ -142,20 +144,43 @@ def network_of(content: bytes) -> bytes:
     if FRAME.encode() not in content:
         return content
     model = onnx.load_model_from_string(content)
-    text = next((p.value for p in model.metadata_props if p.key == FRAME), None)
-    if text is None:
+    if not any(p.key == FRAME for p in model.metadata_props):
         return content
-    before = json.loads(text)
-    graph = model.graph
-    entry, exits = before["input"][0], before["outputs"][::2]
+    before, graph = _property(model, FRAME), model.graph
     values = {v.name: v for v in [*graph.value_info, *graph.input, *graph.output]}
+    entry, exits = before["input"][0], before["outputs"][::2]
+    if entry not in values or len(before["input"]) != 2 or len(before["outputs"]) % 2:
+        raise SourceError(f"what the file says of its frame is not what it holds: there is no {entry!r}.")
     for dim in values[entry].type.tensor_type.shape.dim[:1]:
         dim.dim_param = "batch"  # of the network, whatever the file around it has
     inner = _part(model, _upto(graph.node, entry, exits), [values[entry]], map(_floats, exits))
-    names = dict([before["input"], *zip(exits, before["outputs"][1::2], strict=True)])
+    names = {entry: before["input"][1], **dict(zip(exits, before["outputs"][1::2], strict=True))}
     _rename(inner.graph, names, set())
     helper.set_model_props(inner, {p.key: p.value for p in model.metadata_props if p.key != FRAME})
     return bytes(inner.SerializeToString())
+
+
+def _opened(frame: bytes) -> ModelProto:
+    """A frame, which has all its weights in itself."""
+    try:
+        model = onnx.load_model_from_string(frame)
+    except Exception as error:  # protobuf's DecodeError, from whichever protobuf is installed
+        raise SourceError(f"the frame of the network is no ONNX file ({first_line(error)}).") from error
+    if any(uses_external_data(t) for t in model.graph.initializer):
+        raise SourceError("the frame of the network has weights in other files; zaq wrote none such.")
+    return model
+
+
+def _property(model: ModelProto, name: str) -> dict[str, list[str]]:
+    """The ends of a hole, as `cut` and `put_back` write them. Raises SourceError where they are of another form."""
+    try:
+        found = plain_json(next(p.value for p in model.metadata_props if p.key == name))
+        first, names = found["input"], found["outputs"]
+        if not all(isinstance(n, str) for n in (*([first] if isinstance(first, str) else first), *names)):
+            raise ValueError("names are expected")
+    except (StopIteration, ValueError, KeyError, TypeError) as error:
+        raise SourceError(f"what a file says of its frame ({name}) is of another form than zaq's.") from error
+    return {"input": [first] if isinstance(first, str) else list(first), "outputs": list(names)}
 
 
 def _image(graph: GraphProto, spec: str) -> ValueInfoProto:

@@ -57,6 +57,7 @@ def read_onnx(request: Request) -> Source:
     shape = _input_shape(request, found.network)
     with _as_sentences(path):
         model = _prepared(found.network, shape)
+        _require_room_around(whole, found.frame, (1, *shape))
     missing = unconverted(model)
     if missing:
         raise SourceError(
@@ -182,6 +183,18 @@ def _require_room(model: onnx.ModelProto) -> None:
             raise ValueError(
                 f"{value.name!r} has {min(size, 10**99):.3g} elements, more than the {ELEMENTS:.3g} that are taken"
             )
+
+
+def _require_room_around(whole: bytes, frame: bytes | None, shape: tuple[int, ...]) -> None:
+    """The same of what stands around the network, which onnxruntime is about to run."""
+    if frame is None:
+        return
+    model = onnx.load_model_from_string(whole)
+    for value in model.graph.input:
+        dims = value.type.tensor_type.shape.dim
+        for dim in dims:  # four of an image, in whichever order: no more than that has room
+            dim.dim_value = dim.dim_value or (max(shape) if len(dims) == len(shape) else 1)
+    _require_room(onnx.shape_inference.infer_shapes(model, data_prop=True))
 
 
 def _should_fold(node: ir.Node) -> bool | None:
