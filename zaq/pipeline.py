@@ -26,6 +26,7 @@ from zaq.report.outputs import require_a_student
 from zaq.report.page import render
 from zaq.run import SNAPSHOTS, Run, beside, disk_errors
 from zaq.sources import Source
+from zaq.sources.frame import put_back
 from zaq.verify.layers import SAMPLES, compare_layers, fault, summary
 from zaq.verify.parity import compare
 
@@ -72,7 +73,7 @@ def quantize_run(
         quantized = _trained(model, qconfig, method, effort, seed, run, log, progress, data, keeping)
         quantized.report["options"]["data"] = data
         with ctrl_c_waits(progress.say) as came:
-            report = _saved(run, quantized, log, progress)
+            report = _saved(run, quantized, model.frame, log, progress)
             run.finish(snapshots=report["interrupted"])
     if came:
         raise Interrupted(f"interrupted while it was saved; the run in {folder}/ is whole.")
@@ -153,8 +154,8 @@ def call_of(folder: Path) -> dict[str, Any]:
     return {}
 
 
-def _saved(run: Run, quantized: Quantized, log: Log, progress: Progress) -> dict[str, Any]:
-    """The report, when the files are written and verified."""
+def _saved(run: Run, quantized: Quantized, frame: bytes | None, log: Log, progress: Progress) -> dict[str, Any]:
+    """The report, when the files are written and verified; `frame`: see `Source`."""
     report = quantized.report
     run.write_json("options.json", report["options"])
     progress.say("saving and verifying")
@@ -162,9 +163,11 @@ def _saved(run: Run, quantized: Quantized, log: Log, progress: Progress) -> dict
     run.write_checkpoint(exported)
     if quantized.state.samples is not None:
         run.write_samples(quantized.state.samples, quantized.card)
-    metadata = reporting.onnx_metadata(report["options"]) | {"parts": run.hashes()}
     translated = translate(exported)
-    run.write("model.onnx", in_form(translated, metadata, target=quantized.task.qconfig.runtime))
+    if frame is not None:
+        run.write("frame.onnx", frame)
+    metadata = reporting.onnx_metadata(report["options"]) | {"parts": run.hashes()}
+    run.write("model.onnx", put_back(in_form(translated, metadata, target=quantized.task.qconfig.runtime), frame))
     if quantized.state.samples is not None:
         parity = compare(run / "model.onnx", quantized.module, run.samples())
         report["parity"], report["parity_sentence"] = parity.to_dict(), parity.sentence()

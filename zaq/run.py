@@ -1,6 +1,7 @@
 """The run directory: what one quantization leaves on disk, and how it is read again.
 
 model.onnx            the integer file
+frame.onnx            what stands around the network in it, where the source was an ONNX file that has such
 quantized.pt2         the student, with its quantizers (torch.export)
 options.json          everything resolved, so that the run can be repeated
 log.jsonl             losses, step by step
@@ -37,10 +38,11 @@ from zaq.ir.capture import quiet
 from zaq.report.facts import onnx_metadata
 from zaq.sources import read_program, read_pt2
 
-__all__ = ["FILES", "PARTS", "SNAPSHOTS", "Run", "beside", "disk_errors", "write_file"]
+__all__ = ["FILES", "NEEDED", "SNAPSHOTS", "Run", "beside", "disk_errors", "write_file"]
 
 FILES = (
     "model.onnx",
+    "frame.onnx",
     "quantized.pt2",
     "options.json",
     "log.jsonl",
@@ -48,7 +50,8 @@ FILES = (
     "report.json",
     "report.html",
 )
-PARTS = ("quantized.pt2", "options.json")
+NEEDED = ("quantized.pt2", "options.json")  # for a file to be made
+PARTS = (*NEEDED, "frame.onnx")
 SNAPSHOTS = "snapshots"
 FORMS = ("model.*.onnx", "model.ort")  # what `zaq export` adds
 LOCK = "lock"
@@ -104,7 +107,7 @@ class Run:
                 shutil.rmtree(self.place / SNAPSHOTS, ignore_errors=True)
 
     @classmethod
-    def open(cls, path: Path, needed: tuple[str, ...] = ("model.onnx", *PARTS)) -> "Run":
+    def open(cls, path: Path, needed: tuple[str, ...] = ("model.onnx", *NEEDED)) -> "Run":
         """A finished run. Raises SourceError if the directory is none."""
         missing = [n for n in needed if not (path / n).is_file()]
         if missing:
@@ -173,6 +176,11 @@ class Run:
     def card(self) -> Card:
         return Card.from_dict(self.options()["card"])
 
+    def frame(self) -> bytes | None:
+        """What stands around the network in its files (`zaq.sources.frame`); None for nothing."""
+        path = self.path / "frame.onnx"
+        return path.read_bytes() if path.is_file() else None
+
     def program(self) -> torch.export.ExportedProgram:
         return read_program(self.path / "quantized.pt2")
 
@@ -221,7 +229,7 @@ def _snapshots(folder: Path) -> bool:
 
 def _worth(work: Path) -> bool:
     """Whether what a run left can still become a file: by `--resume`, or by `zaq export`."""
-    return _snapshots(work) or all((work / name).is_file() for name in PARTS)
+    return _snapshots(work) or all((work / name).is_file() for name in NEEDED)
 
 
 def _begin(work: Path, path: Path, overwrite: bool, resume: bool) -> None:

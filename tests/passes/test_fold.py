@@ -1,8 +1,10 @@
 """Folding keeps the function, remembers what batch norm knew, and gives a reason where it cannot."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from zoo import ZOO, build, images, with_history
 
 from zaq.ir.capture import trace
@@ -10,6 +12,7 @@ from zaq.ir.ops import BATCH_NORMS
 from zaq.ir.taps import with_taps
 from zaq.passes.fold import fold
 
+aten = torch.ops.aten
 LEFT = {
     "shared_weight": "shared.weight is shared by 2 layers",
     "signed": "no convolution or linear layer stands before it",
@@ -81,3 +84,61 @@ def test_layer_scales_fold_where_nothing_else_reads_the_layer() -> None:
     assert len(left) == 1 and left[0].args[1].target == "d" and not skipped
     (conv,) = [n for n in folded.graph.nodes if "bn" in n.meta]
     torch.testing.assert_close(conv.meta["bn"].std, (model.norm.weight * model.b.flatten()).detach().abs())
+
+
+class Affine(nn.Module):
+    """A layer, and constants behind it."""
+
+    def __init__(self, layer: nn.Module, function: Callable[[Tensor, Tensor], Tensor], constant: Tensor) -> None:
+        super().__init__()
+        self.layer, self.function = layer, function
+        self.register_buffer("constant", constant)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self.layer(x), self.constant)
+
+
+CHANNELS = torch.tensor([1.0, -2.0, 0.5, 3.0]).view(4, 1, 1)
+CONSTANTS: dict[str, tuple[nn.Module, Callable[[Tensor, Tensor], Tensor], Tensor]] = {
+    "scalars": (nn.Conv2d(3, 4, 3, bias=False), lambda x, c: x * c + 0.5, torch.tensor([0.7])),
+    "channels": (nn.Conv2d(3, 4, 3), lambda x, c: (x - c) / c, CHANNELS),
+    "a difference": (nn.Conv2d(3, 4, 3, groups=1), lambda x, c: c - x, CHANNELS),
+    "transposed": (nn.ConvTranspose2d(3, 4, 3), lambda x, c: c * x + c, CHANNELS),
+    "rows": (nn.Linear(8, 5, bias=False), lambda x, c: x + c, torch.arange(5.0)),
+    "norms": (nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4)), lambda x, c: x * 2 + c, CHANNELS),
+}
+
+
+@pytest.mark.parametrize("name", CONSTANTS)
+def test_constants_behind_a_layer_are_its_weight_and_bias(name: str) -> None:
+    layer, function, constant = CONSTANTS[name]
+    torch.manual_seed(0)
+    model = Affine(layer, function, constant).eval()
+    graph = trace(model, torch.zeros(2, 3, 8, 8))
+    folded, _ = fold(graph)
+    x = torch.randn(3, 3, 8, 8)
+    torch.testing.assert_close(folded(x), model(x), rtol=1e-5, atol=1e-5)
+    assert not {aten.mul.Tensor, aten.add.Tensor, aten.sub.Tensor, aten.div.Tensor}.intersection(
+        n.target for n in folded.graph.nodes
+    )
+    for node in folded.graph.nodes:
+        if "bn" in node.meta:
+            torch.testing.assert_close(node.meta["bn"].mean, 2 * layer[1].bias + constant.flatten())  # type: ignore[index]
+
+
+KEPT: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], Tensor]] = {
+    "places": (lambda x, c: x + c, torch.randn(6, 6)),
+    "a column": (lambda x, c: x * c, torch.randn(6)),
+    "a reciprocal": (lambda x, c: c / x, CHANNELS),
+    "read twice": (lambda x, c: x * c + x, CHANNELS),
+}
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_other_constants_stay(name: str) -> None:
+    function, constant = KEPT[name]
+    model = Affine(nn.Conv2d(3, 4, 3), function, constant).eval()
+    folded, _ = fold(trace(model, torch.zeros(2, 3, 8, 8)))
+    x = torch.randn(3, 3, 8, 8)
+    torch.testing.assert_close(folded(x), model(x), rtol=1e-5, atol=1e-5)
+    assert sum(n.op == "call_function" for n in folded.graph.nodes) > 1

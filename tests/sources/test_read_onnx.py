@@ -156,9 +156,9 @@ RESULT = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", "c", "h", "
 def saved(
     path: Path, *nodes: onnx.NodeProto, inputs: tuple[onnx.ValueInfoProto, ...] = (IMAGE,), **domains: int
 ) -> Path:
-    weight = numpy_helper.from_array(np.ones((4, 3, 1, 1), np.float32), "w")
+    weights = [numpy_helper.from_array(np.ones((4, n, 1, 1), np.float32), k) for k, n in (("w", 3), ("w4", 4))]
     graph = helper.make_graph(
-        [helper.make_node("Conv", ["x", "w"], ["c"]), *nodes], "g", list(inputs), [RESULT], [weight]
+        [helper.make_node("Conv", ["x", "w"], ["c"]), *nodes], "g", list(inputs), [RESULT], weights
     )
     opsets = [helper.make_opsetid("", 18), *(helper.make_opsetid(k.replace("_", "."), v) for k, v in domains.items())]
     onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), path)
@@ -232,9 +232,12 @@ CASES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "two": (
         lambda p: saved(
-            p, helper.make_node("Add", ["c", "z"], ["y"]), inputs=(IMAGE, tensor(TensorProto.FLOAT, 1, name="z"))
+            p,
+            helper.make_node("Add", ["c", "z"], ["d"]),
+            helper.make_node("Conv", ["d", "w4"], ["y"]),
+            inputs=(IMAGE, tensor(TensorProto.FLOAT, 1, name="z")),
         ),
-        "must take one tensor, a batch of images; it takes: x, z",
+        "must take one tensor, a batch of images; its input z is read before its last layer. .*--bind z=1,1",
     ),
     "integers": (
         lambda p: saved(p, helper.make_node("Relu", ["c"], ["y"]), inputs=(tensor(TensorProto.UINT8, 1, 3, 8, 8),)),
@@ -252,10 +255,10 @@ CASES: dict[str, tuple[Callable[[Path], object], str]] = {
                 "Constant", [], ["s"], value=numpy_helper.from_array(np.array([1, 1, 1.5, 1.5], np.float32))
             ),
             helper.make_node(
-                "Resize", ["c", "", "s"], ["y"], mode="nearest", coordinate_transformation_mode="align_corners"
+                "Resize", ["c", "", "s"], ["y"], mode="cubic", coordinate_transformation_mode="asymmetric"
             ),
         ),
-        "onnx2torch cannot read it: Resize of mode nearest, align_corners",
+        "onnx2torch cannot read it: Resize of mode cubic, asymmetric",
     ),
     "bomb": (
         lambda p: saved(

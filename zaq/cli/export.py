@@ -6,7 +6,7 @@ import click
 
 from zaq.cli.options import PATH
 from zaq.cli.verify import say
-from zaq.errors import OutputError, RunError
+from zaq.errors import BitsError, OutputError, RunError
 
 __all__ = ["export"]
 
@@ -26,12 +26,13 @@ def export(run: Path, form: str, opset: int | None, output: Path | None, overwri
     from zaq.export.onnx import to_onnx
     from zaq.ir.capture import from_exported
     from zaq.report.facts import onnx_metadata
-    from zaq.run import PARTS, Run, write_file
+    from zaq.run import NEEDED, Run, write_file
+    from zaq.sources.frame import put_back
     from zaq.verify.layers import fault
     from zaq.verify.parity import compare
 
     require_form(form)
-    opened = Run.open(run, PARTS)
+    opened = Run.open(run, NEEDED)
     path = output or run / {"qdq": "model.onnx", "ort": "model.ort"}.get(form, f"model.{form}.onnx")
     if path.exists() and not overwrite:
         raise OutputError(f"{path}: exists already; name another file with -o, or say --overwrite.")
@@ -39,7 +40,12 @@ def export(run: Path, form: str, opset: int | None, output: Path | None, overwri
     metadata = onnx_metadata(options) | {"parts": opened.hashes()}
     target = target_of(options.get("target", "onnxruntime"))
     program = opened.program()
-    write_file(path, to_onnx(program, metadata, form=form, opset=opset, target=target))
+    frame = opened.frame()
+    if frame is not None and form == "ort":
+        raise BitsError(
+            f"{run}: what stands around the network in its source cannot be put into the form 'ort'; choose another."
+        )
+    write_file(path, put_back(to_onnx(program, metadata, form=form, opset=opset, target=target), frame))
     click.echo(f"{path}: {path.stat().st_size / 1024:.0f} KB")
     student, samples = from_exported(program), opened.samples()
     parity = compare(path, student, samples)

@@ -63,6 +63,12 @@ def source_options(command: Any) -> Any:
             click.option(
                 "--kwargs", help="Arguments for the call that makes the network, as JSON: '{\"num_classes\": 10}'."
             ),
+            click.option(
+                "--bind",
+                multiple=True,
+                metavar="NAME=V,V",
+                help="Numbers for an ONNX file's other input, the same in every use: scale_factor=1,1; repeatable.",
+            ),
             click.option("--random-weights", is_flag=True, help="Of a library's network take the architecture alone."),
         ]
     ):
@@ -83,8 +89,27 @@ def load_source(source: str, flags: dict[str, Any]) -> Any:
             f"--kwargs {flags['kwargs']:.80}: is no JSON object ({error}); write it as '{{\"num_classes\": 10}}'."
         ) from error
     return load(
-        source, card_overrides(flags), arch=flags["arch"], kwargs=kwargs, random_weights=flags["random_weights"]
+        source,
+        card_overrides(flags),
+        arch=flags["arch"],
+        kwargs=kwargs,
+        random_weights=flags["random_weights"],
+        bind=_bound(flags.get("bind", ())),
     )
+
+
+def _bound(given: tuple[str, ...]) -> dict[str, tuple[float, ...]]:
+    """The numbers of each `--bind NAME=V,V`."""
+    found = {}
+    for text in given:
+        name, _, numbers = text.rpartition("=")
+        try:
+            if not name:
+                raise ValueError("no name")
+            found[name] = tuple(float(v) for v in numbers.split(","))
+        except ValueError as error:
+            raise UserError(f"--bind {text}: a name and numbers are expected, as scale_factor=1,1.") from error
+    return found
 
 
 def card_overrides(flags: dict[str, Any]) -> dict[str, Any]:

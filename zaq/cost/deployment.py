@@ -27,6 +27,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 
 from zaq.errors import SourceError
 from zaq.export.forms import optimized
+from zaq.sources.frame import network_of
 
 __all__ = ["PICOJOULES", "SOURCE", "Deployment", "costs", "deployment", "forms_of", "report", "table"]
 
@@ -163,7 +164,7 @@ def report(found: dict[str, Deployment]) -> dict[str, Any]:
 
 def deployment(file: Path | bytes) -> Deployment:
     """The costs of an ONNX file. Raises SourceError if onnxruntime cannot load it."""
-    content = file if isinstance(file, bytes) else file.read_bytes()
+    content = network_of(file if isinstance(file, bytes) else file.read_bytes())
     fused = _optimized(content, "the model" if isinstance(file, bytes) else str(file))
     model = onnx.load_model_from_string(content)
     values = _values(fused)

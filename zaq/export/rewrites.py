@@ -136,8 +136,8 @@ def _clip_behind(
 def move_integers(model: ModelProto) -> None:
     """Take out what is quantized again behind an operation that only moves values (in place).
 
-    Integers that were clipped before it need no second Clip. A padding with zeros pads the integers themselves with
-    their zero point: onnxruntime would run it in float between the two.
+    Integers that were clipped before it need no second Clip. A padding pads the integers themselves, one with zeros
+    with their zero point: onnxruntime would run it in float between the two.
     """
     graph = model.graph
     constants = constants_of(model)
@@ -156,8 +156,8 @@ def move_integers(model: ModelProto) -> None:
             continue
         if clipped:
             _read_instead(end, behind[0].output[0], after[0].output[0])
-        if node.op_type == "Pad" and _pads_zeros(node, constants):
-            node.input[:] = [before.input[0], node.input[1], before.input[2], *node.input[3:]]
+        if node.op_type == "Pad" and (_pads_zeros(node, constants) or _repeats(node)):
+            node.input[:] = [before.input[0], node.input[1], "" if _repeats(node) else before.input[2], *node.input[3:]]
             _read_instead(end, after[0].output[0], node.output[0])
     drop_unread(model)
 
@@ -184,6 +184,11 @@ def _readers(graph: GraphProto, node: NodeProto) -> list[NodeProto]:
 def _read_instead(nodes: list[NodeProto], old: str, new: str) -> None:
     for node in nodes:
         node.input[:] = [new if name == old else name for name in node.input]
+
+
+def _repeats(node: NodeProto) -> bool:
+    """Whether a padding puts values of the tensor itself around it."""
+    return any(a.name == "mode" and a.s != b"constant" for a in node.attribute)
 
 
 def _pads_zeros(node: NodeProto, constants: Constants) -> bool:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from zaq.errors import SourceError
 from zaq.export.onnx import INPUT
+from zaq.sources.frame import network_of
 
 __all__ = ["run_session", "session"]
 
@@ -16,6 +17,7 @@ __all__ = ["run_session", "session"]
 def session(model: Path | bytes, threads: int = 0, optimized: Path | None = None) -> ort.InferenceSession:
     """A file, or a file's content, in onnxruntime on the CPU; `optimized`: where to write what it makes of it.
 
+    Of a file with a frame (`zaq.sources.frame`) the network inside, which takes and gives what others do.
     Raises SourceError if it is not readable as ONNX.
     """
     options = ort.SessionOptions()
@@ -29,9 +31,10 @@ def session(model: Path | bytes, threads: int = 0, optimized: Path | None = None
     if optimized:
         options.optimized_model_filepath = str(optimized)
     try:
-        return ort.InferenceSession(
-            model if isinstance(model, bytes) else str(model), options, providers=["CPUExecutionProvider"]
-        )
+        content = model if isinstance(model, bytes) else model.read_bytes() if model.suffix == ".onnx" else b""
+        inner = network_of(content)
+        given = inner if isinstance(model, bytes) or inner is not content else str(model)
+        return ort.InferenceSession(given, options, providers=["CPUExecutionProvider"])
     except Exception as error:
         reason = str(error).strip().splitlines()[0]
         raise SourceError(

@@ -7,6 +7,7 @@ tokens as one over rows, pieces of a split as slices; constants are computed onc
 import math
 import operator
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch.fx import Graph, GraphModule, Node, map_arg
 
 from zaq.errors import TraceError
 from zaq.ir.nodes import moves
+from zaq.ir.pieces import as_one_function, as_one_norm
 
 __all__ = ["DECOMPOSED", "one_spelling"]
 
@@ -47,6 +49,7 @@ def one_spelling(module: GraphModule) -> list[str]:
         _recomposed, _first_result, _padding, _of_the_batch(notes), _factors, _renamed, _piece, _attention, _scaled
     ]  # fmt: skip
     after: list[Rule] = [_product_with_weight(module), _rows, _nothing, _one_reshape, _nothing]
+    after += [whole(partial(_attribute, module)) for whole in (as_one_function, as_one_norm)]
     for rule in before:
         _apply(graph, rule)
     _fold_constants(module)

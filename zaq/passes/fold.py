@@ -1,7 +1,7 @@
-"""Fold batch norm, and layer scales, into the convolution or linear layer before them.
+"""Fold batch norm, and constants that scale or shift channels, into the convolution or linear layer before them.
 
     BN(Wx + b) = g (Wx + b - m) + beta = (gW) x + g (b - m) + beta,   g = gamma / sqrt(var + eps)
-    s (Wx + b) = (sW) x + s b
+    s (Wx + b) + t = (sW) x + s b + t
 
 Per-channel weight grids are scaled with their channel, so folding costs no accuracy at any bit width. What batch norm
 knew of the folded output, its mean beta and its standard deviation |gamma| on the training data, stays on the node as
@@ -10,18 +10,20 @@ knew of the folded output, its mean beta and its standard deviation |gamma| on t
 
 import copy
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from zaq.errors import SourceError
-from zaq.ir.nodes import attribute, groups_of, not_its_own, set_parameter, source_line
-from zaq.ir.ops import BATCH_NORMS, CONVS, LINEARS, TRANSPOSED, WEIGHTED
+from zaq.ir.nodes import attribute, groups_of, has_bias, not_its_own, set_parameter, source_line
+from zaq.ir.ops import BATCH_NORMS, LINEARS, TRANSPOSED, WEIGHTED
 
 __all__ = ["BatchNormStats", "fold"]
 
 aten = torch.ops.aten
+AFFINE = {aten.mul.Tensor, aten.div.Tensor, aten.add.Tensor, aten.sub.Tensor}
 
 
 @dataclass(frozen=True)
@@ -35,15 +37,16 @@ class BatchNormStats:
 
 
 def fold(gm: GraphModule) -> tuple[GraphModule, list[str]]:
-    """A copy of the graph with every batch norm and layer scale folded that can be, and a sentence for each norm that
+    """A copy of the graph with every batch norm, scale and shift folded that can be, and a sentence for each norm that
     cannot.
     """
     gm = copy.deepcopy(gm)
     skipped = []
     for node in list(gm.graph.nodes):
-        scaled = _scaled_layer(gm, node)
-        if scaled is not None:
-            _fold_scale(gm, node, scaled)
+        affine = _affine(gm, node)
+        layer = _layer_before(gm, *affine) if affine is not None else None
+        if affine is not None and layer is not None:
+            _fold_affine(gm, node, layer, affine)
         if node.target in BATCH_NORMS:
             _require_deviations(gm, node)
             reason = _obstacle(gm, node)
@@ -99,19 +102,9 @@ def _fold_one(gm: GraphModule, bn: Node) -> None:
     running_std = (running_var + eps).sqrt()
     gain = gamma / running_std
 
-    target = str(layer.args[1].target)
-    weight = attribute(gm, target)
-    bias = value(layer.args[2] if len(layer.args) > 2 else None, 0.0, running_mean)
-    set_parameter(gm, target, (weight.detach().double() * _per_output(layer, gain, weight)).to(weight.dtype))
-    owner, _, _ = target.rpartition(".")
-    bias_target = str(layer.args[2].target) if len(layer.args) > 2 and isinstance(layer.args[2], Node) else ""
-    bias_target = bias_target or (f"{owner}.bias" if owner else "bias")
-    if not any(n.target == bias_target for n in layer.all_input_nodes) and hasattr(gm.get_submodule(owner), "bias"):
-        bias_target = f"{target}_folded_bias"  # somebody else's bias lives under that name
-    set_parameter(gm, bias_target, ((bias - running_mean) * gain + beta).to(weight.dtype))
-    with gm.graph.inserting_before(layer):
-        bias_node = gm.graph.get_attr(bias_target)
-    layer.args = (*layer.args[:2], bias_node, *layer.args[3:])
+    weight, bias = attribute(gm, str(layer.args[1].target)), _bias(gm, layer, running_mean)
+    _set_weight(gm, layer, gain)
+    _set_bias(gm, layer, ((bias - running_mean) * gain + beta).to(weight.dtype))
 
     stats = BatchNormStats(beta.float(), gamma.abs().float(), running_mean.float(), running_std.float())
     layer.meta["bn"] = stats
@@ -119,52 +112,116 @@ def _fold_one(gm: GraphModule, bn: Node) -> None:
     gm.graph.erase_node(bn)
 
 
-def _scaled_layer(gm: GraphModule, node: Node) -> Node | None:
-    """The layer whose channels a node multiplies by a constant each (a layer scale), through what only moves its
-    result.
+class _Affine(NamedTuple):
+    """What a node makes of one tensor: gain times it, plus shift; of every value the same, or of every channel."""
+
+    source: Node
+    constant: Tensor  # as it was written, in the shape that says which dimension are the channels
+    gain: Tensor
+    shift: Tensor
+
+
+def _affine(gm: GraphModule, node: Node) -> _Affine | None:
+    """A product, quotient, sum or difference with a constant; None for any other node."""
+    if node.target not in AFFINE or len(node.args) != 2 or node.kwargs:
+        return None
+    first, other = node.args
+    live = [a for a in (first, other) if isinstance(a, Node) and a.op != "get_attr"]
+    if len(live) != 1 or not isinstance(live[0].meta.get("val"), Tensor):
+        return None
+    source, given = live[0], other if live[0] is first else first
+    value = attribute(gm, str(given.target)) if isinstance(given, Node) else torch.tensor(given)
+    constant = value.detach().double()
+    if not isinstance(given, Node | int | float) or value.is_complex() or value.dim() > source.meta["val"].dim():
+        return None
+    if not source.meta["val"].is_floating_point() or source.meta["val"].dtype != node.meta["val"].dtype:
+        return None
+    one, none = torch.ones_like(constant), torch.zeros_like(constant)
+    if node.target is aten.mul.Tensor:
+        return _Affine(source, constant, constant, none)
+    if node.target is aten.add.Tensor:
+        return _Affine(source, constant, one, constant)
+    if node.target is aten.sub.Tensor:
+        return (
+            _Affine(source, constant, one, -constant) if source is first else _Affine(source, constant, -one, constant)
+        )
+    if source is first and bool((constant != 0).all()):
+        return _Affine(source, constant, 1 / constant, none)
+    return None
+
+
+def _layer_before(gm: GraphModule, source: Node, constant: Tensor, *_: Tensor) -> Node | None:
+    """The layer whose channels a constant scales or shifts, each by a number of its own or all by one, through what
+    only moves its result.
     """
-    operands = sorted(node.all_input_nodes, key=lambda n: n.op == "get_attr") if node.target is aten.mul.Tensor else []
-    if [n.op == "get_attr" for n in operands] != [False, True]:
+    wide = [i for i, n in enumerate(constant.shape) if n > 1]
+    if len(wide) > 1:
         return None
-    source, gain = operands
-    shape = attribute(gm, str(gain.target)).shape
-    wide = [i for i, n in enumerate(shape) if n > 1]
-    if len(wide) != 1:
-        return None
-    axis = wide[0] - len(shape)  # of the channels, from behind
+    axis = wide[0] - constant.dim() if wide else None  # of the channels, from behind
     while source.target in (aten.reshape.default, aten.permute.default, aten.transpose.int) and len(source.users) == 1:
         before, dims = source.args[0], source.meta["val"].dim()
         assert isinstance(before, Node)
-        if source.target is aten.reshape.default:
+        if axis is not None and source.target is aten.reshape.default:
             if axis != -1 or before.meta["val"].shape[-1] != source.meta["val"].shape[-1]:
                 return None
-        else:
+        elif axis is not None:
             places = torch.empty(*range(1, dims + 1), device="meta")  # dimension i has i + 1 places
             axis = source.target(places, *source.args[1:]).shape[axis] - 1 - dims
         source = before
-    alone = source.target in CONVS | LINEARS and len(source.users) == 1 and not not_its_own(gm, source)
-    weight = source.args[1] if alone else None
-    if not isinstance(weight, Node):
+    alone = source.target in WEIGHTED and len(source.users) == 1 and not not_its_own(gm, source)
+    if not alone or not isinstance(source.args[1], Node):
         return None
     channels = -1 if source.target in LINEARS else 1 - source.meta["val"].dim()
-    return source if axis == channels and shape[wide[0]] == len(attribute(gm, str(weight.target))) else None
+    count = int(source.meta["val"].shape[channels])
+    return source if axis is None or (axis == channels and constant.numel() == count) else None
 
 
-def _fold_scale(gm: GraphModule, node: Node, layer: Node) -> None:
-    """Scale a layer's weight and bias, and drop the node that did."""
-    source, gamma = sorted(node.all_input_nodes, key=lambda n: n.op == "get_attr")
-    gain = attribute(gm, str(gamma.target)).detach().double().flatten()
-    for argument in layer.args[1:3]:
-        if isinstance(argument, Node):
-            value = attribute(gm, str(argument.target))
-            set_parameter(
-                gm, str(argument.target), (value.detach().double() * _per_output(layer, gain, value)).to(value.dtype)
-            )
-    node.replace_all_uses_with(source)
+def _fold_affine(gm: GraphModule, node: Node, layer: Node, affine: _Affine) -> None:
+    """Scale a layer's weight and bias and shift its bias, and drop the node that did."""
+    channels = -1 if layer.target in LINEARS else 1 - layer.meta["val"].dim()
+    count = int(layer.meta["val"].shape[channels])
+    gain, shift = (v.flatten().expand(count) for v in (affine.gain, affine.shift))
+    weight = layer.args[1]
+    assert isinstance(weight, Node)
+    dtype = attribute(gm, str(weight.target)).dtype
+    if bool((gain != 1).any()):
+        _set_weight(gm, layer, gain)
+    if has_bias(layer) or bool((shift != 0).any()):
+        _set_bias(gm, layer, (_bias(gm, layer, gain) * gain + shift).to(dtype))
+    node.replace_all_uses_with(affine.source)
     gm.graph.erase_node(node)
     if "bn" in layer.meta:
-        s, stats = gain.float(), layer.meta["bn"]
-        layer.meta["bn"] = replace(stats, mean=stats.mean * s, std=stats.std * s.abs())
+        s, t, stats = gain.float(), shift.float(), layer.meta["bn"]
+        layer.meta["bn"] = replace(stats, mean=stats.mean * s + t, std=stats.std * s.abs())
+
+
+def _bias(gm: GraphModule, layer: Node, like: Tensor) -> Tensor:
+    """A layer's bias, or zeros."""
+    bias = layer.args[2] if len(layer.args) > 2 else None
+    return attribute(gm, str(bias.target)).detach().double() if isinstance(bias, Node) else torch.zeros_like(like)
+
+
+def _set_weight(gm: GraphModule, layer: Node, gain: Tensor) -> None:
+    """Multiply each output channel of a layer's weight."""
+    assert isinstance(layer.args[1], Node)
+    target = str(layer.args[1].target)
+    weight = attribute(gm, target)
+    set_parameter(gm, target, (weight.detach().double() * _per_output(layer, gain, weight)).to(weight.dtype))
+
+
+def _set_bias(gm: GraphModule, layer: Node, bias: Tensor) -> None:
+    """Put a bias in the place of a layer's own, or where it has none."""
+    assert isinstance(layer.args[1], Node)
+    target = str(layer.args[1].target)
+    owner, _, _ = target.rpartition(".")
+    bias_target = str(layer.args[2].target) if len(layer.args) > 2 and isinstance(layer.args[2], Node) else ""
+    bias_target = bias_target or (f"{owner}.bias" if owner else "bias")
+    if not any(n.target == bias_target for n in layer.all_input_nodes) and hasattr(gm.get_submodule(owner), "bias"):
+        bias_target = f"{target}_folded_bias"  # somebody else's bias lives under that name
+    set_parameter(gm, bias_target, bias)
+    with gm.graph.inserting_before(layer):
+        bias_node = gm.graph.get_attr(bias_target)
+    layer.args = (*layer.args[:2], bias_node, *layer.args[3:])
 
 
 def _per_output(layer: Node, gain: Tensor, weight: Tensor) -> Tensor:

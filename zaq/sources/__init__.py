@@ -20,7 +20,7 @@ DEFAULT = "zoo:resnet20_cifar10"
 
 
 class Kind(NamedTuple):
-    """How a kind of source is read, and which of --arch, --kwargs and --random-weights it has a use for."""
+    """How a kind of source is read, and which of --arch, --kwargs, --random-weights and --bind it has a use for."""
 
     read: Callable[[Request], Source]
     takes: tuple[str, ...] = ()
@@ -29,7 +29,7 @@ class Kind(NamedTuple):
 # By how a source is spelt: a suffix, or a prefix.
 SOURCES = {
     ".pt2": Kind(read_program_source),
-    ".onnx": Kind(read_onnx),
+    ".onnx": Kind(read_onnx, ("bind",)),
     ".safetensors": Kind(read_weights, ("arch", "kwargs")),
     ".pt": Kind(read_weights, ("arch", "kwargs")),
     ".pth": Kind(read_weights, ("arch", "kwargs")),
@@ -54,22 +54,26 @@ def load(
     arch: str | None = None,
     kwargs: dict[str, Any] | None = None,
     random_weights: bool = False,
+    bind: dict[str, tuple[float, ...]] | None = None,
 ) -> Source:
     """Load a source, spelt as one of SOURCES, and its card; `overrides` are card fields that flags gave.
 
     arch: what weights alone are the weights of. kwargs: arguments for the call that makes the network.
     random_weights: of a library's network take the architecture alone.
+    bind: numbers for inputs of an ONNX file beside the image, which become constants.
     Raises SourceError for one that is missing, that is no model, or that would have to be unpickled.
     """
     kind, name, path = _kind(spec)
-    options = {"arch": arch, "kwargs": kwargs, "random_weights": random_weights}
+    options = {"arch": arch, "kwargs": kwargs, "random_weights": random_weights, "bind": bind}
     for option, value in options.items():
         if value and option not in SOURCES[kind].takes:
             takers = ", ".join(k for k, v in SOURCES.items() if option in v.takes)
             raise SourceError(
                 f"{spec}: --{option.replace('_', '-')} means nothing to this kind of source; it goes with {takers}."
             )
-    return SOURCES[kind].read(Request(spec, name, path, overrides or {}, arch, kwargs or {}, random_weights))
+    return SOURCES[kind].read(
+        Request(spec, name, path, overrides or {}, arch, kwargs or {}, random_weights, bind or {})
+    )
 
 
 def _kind(spec: str) -> tuple[str, str, Path | None]:

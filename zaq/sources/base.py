@@ -30,7 +30,8 @@ class Source:
     """A model as a functional graph, what is known of its input, and the hash of the file or the weights it was read
     from.
 
-    `notes` are what a report of it has to say, such as that its weights are random.
+    `notes` are what a report of it has to say, such as that its weights are random. `frame`: what stood around the
+    network in an ONNX file, and stands around the quantized one again (`zaq.sources.frame`).
     """
 
     name: str
@@ -38,6 +39,7 @@ class Source:
     card: Card
     sha256: str
     notes: tuple[str, ...] = ()
+    frame: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ class Request:
     arch: str | None = None
     kwargs: dict[str, Any] = field(default_factory=dict)
     random_weights: bool = False
+    bind: dict[str, tuple[float, ...]] = field(default_factory=dict)
 
     def file(self) -> Path:
         """The path of a source that is a file."""

@@ -19,10 +19,14 @@ from onnx2torch.node_converters.registry import _CONVERTER_REGISTRY as REGISTRY
 from onnx2torch.node_converters.registry import OperationDescription, get_converter
 from onnx2torch.onnx_graph import OnnxGraph
 from onnx2torch.onnx_node import OnnxNode
-from onnx2torch.utils.common import OnnxMapping, OperationConverterResult, get_const_value
+from onnx2torch.utils.common import OnnxMapping, OperationConverterResult
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.nn import functional as F
+
+from zaq.sources.given import given, shape_of
+from zaq.sources.places import PLACES
+from zaq.sources.windows import average_pool, conv_transpose, max_pool, resize
 
 __all__ = ["convert", "unconverted"]
 
@@ -199,49 +203,17 @@ class Pad(nn.Module):
         )
 
 
-class Resize(nn.Module):
-    def __init__(self, sizes: list[int], mode: str, align_corners: bool | None) -> None:
-        super().__init__()
-        self.sizes, self.mode, self.align_corners = sizes, mode, align_corners
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.interpolate(x, self.sizes, mode=self.mode, align_corners=self.align_corners)
-
-
-def _shape(graph: OnnxGraph, name: str) -> list[int]:
-    known = graph.value_info.get(name)
-    dims = known.type.tensor_type.shape.dim if known is not None and known.type.tensor_type.HasField("shape") else None
-    if dims is None or not all(d.dim_value for d in dims):
-        raise NotImplementedError(f"the shape of {name!r} depends on values")
-    return [d.dim_value for d in dims]
-
-
-def _given(node: OnnxNode, graph: OnnxGraph, index: int, name: str = "", default: Any = None) -> Any:
-    """What an operation is told, as an input or (before opset 13 or so) as an attribute, as numbers."""
-    if name and name in node.attributes:
-        return node.attributes[name]
-    if len(node.input_values) <= index or not node.input_values[index]:
-        return default
-    try:
-        value = get_const_value(node.input_values[index], graph)
-    except KeyError as error:
-        raise NotImplementedError(
-            f"{node.operation_type} that is told {node.input_values[index]!r} by values"
-        ) from error
-    return value.tolist() if isinstance(value, Tensor) else value
-
-
 def _reshape(node: OnnxNode, graph: OnnxGraph) -> nn.Module:
-    return Reshape(_shape(graph, node.output_values[0]))
+    return Reshape(shape_of(graph, node.output_values[0]))
 
 
 def _expand(node: OnnxNode, graph: OnnxGraph) -> nn.Module:
-    return Expand(_shape(graph, node.output_values[0]))
+    return Expand(shape_of(graph, node.output_values[0]))
 
 
 def _slice(node: OnnxNode, graph: OnnxGraph) -> nn.Module:
-    starts, ends = _given(node, graph, 1, "starts"), _given(node, graph, 2, "ends")
-    axes, steps = _given(node, graph, 3, "axes", range(len(starts))), _given(node, graph, 4, "steps", [1] * len(starts))
+    starts, ends = given(node, graph, 1, "starts"), given(node, graph, 2, "ends")
+    axes, steps = given(node, graph, 3, "axes", range(len(starts))), given(node, graph, 4, "steps", [1] * len(starts))
     if min(steps) < 0:
         raise NotImplementedError("Slice that steps backwards")
     return Slice({a: slice(*cut) for a, *cut in zip(axes, starts, ends, steps, strict=True)})
@@ -249,51 +221,29 @@ def _slice(node: OnnxNode, graph: OnnxGraph) -> nn.Module:
 
 def _split(node: OnnxNode, graph: OnnxGraph) -> nn.Module:
     axis = node.attributes.get("axis", 0)
-    return Split([_shape(graph, name)[axis] for name in node.output_values], axis)
+    return Split([shape_of(graph, name)[axis] for name in node.output_values], axis)
 
 
 def _pad(node: OnnxNode, graph: OnnxGraph) -> nn.Module:
-    pads = _given(node, graph, 1, "pads")
-    axes, half = _given(node, graph, 3, default=range(len(pads) // 2)), len(pads) // 2
+    pads = given(node, graph, 1, "pads")
+    axes, half = given(node, graph, 3, default=range(len(pads) // 2)), len(pads) // 2
     amounts = dict(zip(axes, zip(pads[:half], pads[half:], strict=True), strict=True))
-    value = _given(node, graph, 2, "value", 0.0)
+    value = given(node, graph, 2, "value", 0.0)
     return Pad(
         amounts, PAD_MODES[node.attributes.get("mode", "constant")], value[0] if isinstance(value, list) else value
     )
 
 
 def _reduce(node: OnnxNode, graph: OnnxGraph) -> nn.Module:
-    axes = _given(node, graph, 1)
+    axes = given(node, graph, 1)
     if not axes and node.attributes.get("noop_with_empty_axes"):
         return nn.Identity()
     return OnnxReduceStaticAxes(node.operation_type, axes, node.attributes.get("keepdims", 1))  # type: ignore[no-any-return]
 
 
-def _resize(node: OnnxNode, graph: OnnxGraph) -> nn.Module:
-    before, after = _shape(graph, node.input_values[0]), _shape(graph, node.output_values[0])
-    mode, rank = node.attributes.get("mode", "nearest"), len(after) - 2
-    where = node.attributes.get("coordinate_transformation_mode", "half_pixel")
-    rounding = node.attributes.get("nearest_mode", "round_prefer_floor")
-    names = {("linear", 1): "linear", ("linear", 2): "bilinear", ("cubic", 2): "bicubic"}
-    if before[:2] == after[:2] and mode == "nearest":
-        whole = all(b % a == 0 for a, b in zip(before, after, strict=True)) and rounding in (
-            "floor",
-            "round_prefer_floor",
-        )
-        if (where, rounding) == ("asymmetric", "floor") or (where == "half_pixel" and whole):
-            return Resize(after[2:], "nearest", None)
-    elif (
-        before[:2] == after[:2]
-        and (mode, rank) in names
-        and where in ("half_pixel", "pytorch_half_pixel", "align_corners")
-    ):
-        return Resize(after[2:], names[mode, rank], where == "align_corners")
-    raise NotImplementedError(f"Resize of mode {mode}, {where}, {rounding}")
-
-
 def _gather(node: OnnxNode, graph: OnnxGraph) -> nn.Module | None:
     try:
-        index = _given(node, graph, 1)
+        index = given(node, graph, 1)
     except NotImplementedError:
         return None
     return Select(node.attributes.get("axis", 0), index) if isinstance(index, int) else None
@@ -314,12 +264,16 @@ def _gelu(node: OnnxNode, graph: OnnxGraph) -> nn.Module:
     return nn.GELU(approximate=node.attributes.get("approximate", "none"))
 
 
-# Converters that read the first input alone; one that returns None leaves the node to onnx2torch's own.
+# Converters that read the first input alone, and those of MORE every input that is no constant. One that returns None
+# leaves the node to onnx2torch's own.
 OURS: dict[str, Converter | Callable[[OnnxNode, OnnxGraph], nn.Module | None]] = {
     "Reshape": _reshape, "Squeeze": _reshape, "Unsqueeze": _reshape, "Flatten": _reshape, "Expand": _expand,
     "Slice": _slice,
-    "Split": _split, "Pad": _pad, "Resize": _resize, "Gather": _gather, "MatMul": _matmul, "Gelu": _gelu,
+    "Split": _split, "Pad": _pad, "Resize": resize, "Upsample": resize, "Gather": _gather, "MatMul": _matmul,
+    "Gelu": _gelu,
+    "MaxPool": max_pool, "AveragePool": average_pool, "ConvTranspose": conv_transpose, **PLACES,
 }  # fmt: skip
+MORE = {"GridSample"}
 REDUCTIONS = {
     f"Reduce{name}" for name in ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "SumSquare")
 }
@@ -332,7 +286,8 @@ def _converter(schema: defs.OpSchema, make: Any) -> Any:
     def converter(node: OnnxNode, graph: OnnxGraph) -> OperationConverterResult:
         module = make(node, graph)
         if module is not None:
-            return OperationConverterResult(module, OnnxMapping(node.input_values[:1], node.output_values))
+            read = [i for i in node.input_values[1:] if node.operation_type in MORE and i not in graph.initializers]
+            return OperationConverterResult(module, OnnxMapping((node.input_values[0], *read), node.output_values))
         return (theirs or get_converter(node.operation_type, schema.since_version - 1))(node, graph)
 
     return converter

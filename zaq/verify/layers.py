@@ -20,6 +20,7 @@ from zaq.export.onnx import INPUT
 from zaq.export.session import session
 from zaq.ir.nodes import attribute, output_nodes
 from zaq.ir.taps import with_taps
+from zaq.sources.frame import network_of
 from zaq.verify.integer import Execution, execute
 from zaq.verify.parity import Parity
 
@@ -144,7 +145,7 @@ def _written(path: Path, checkpoint: GraphModule, names: list[str], samples: Ten
     A quantizer repeated behind what only moves values may be gone (`integers.move_integers`), and so may one of two
     that quantize the same. Both have the scale of another that is there.
     """
-    model = onnx.load(path)
+    model = onnx.load_model_from_string(network_of(path.read_bytes()))
     outputs = dict(zip((n.name for n in output_nodes(checkpoint)), (o.name for o in model.graph.output), strict=True))
     dequantized = {n.output[0]: n for n in model.graph.node if n.op_type == "DequantizeLinear"}
     kinds = {t.name: t.data_type for t in model.graph.initializer}

@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 from zaq.export.session import run_session, session
 from zaq.quant.alike import channel_dim, spreads
+from zaq.sources.frame import network_of
 from zaq.verify.kernels import Kernels, kernels
 
 __all__ = ["BATCH", "Parity", "compare"]
@@ -104,8 +105,8 @@ def _decibels(pairs: list[tuple[Tensor, Tensor]]) -> float | None:
     powers = torch.tensor([[float(a.square().sum()), float((a - b).square().sum())] for a, b in pairs]).double()
     if not bool(powers.isfinite().all()):
         return None
-    ratios = (powers[:, 0] + 1e-30) / (powers[:, 1] + 1e-50)
-    return float((10 * ratios.log10()).clamp(-200, 200).min())
+    ratios = [10 * math.log10((signal + 1e-30) / (difference + 1e-50)) for signal, difference in powers.tolist()]
+    return max(min([200.0, *ratios]), -200.0)
 
 
 def _same_class(ours: Tensor, theirs: Tensor) -> float:
@@ -127,7 +128,7 @@ def _worst(number: int, ours: Tensor, theirs: Tensor) -> tuple[str, float]:
 
 def _output_steps(path: Path) -> list[float | None]:
     """Of each output the scale of the last DequantizeLinear, if it comes straight from one; None for a float output."""
-    graph = onnx.load(path).graph
+    graph = onnx.load_model_from_string(network_of(path.read_bytes())).graph
     makers = {o: n for n in graph.node for o in n.output}
     tensors = {t.name: t for t in graph.initializer}
     return [_step_of(makers.get(output.name), tensors) for output in graph.output]
