@@ -53,7 +53,7 @@ def quantize_run(
             source=source, real=real,
             notes=model.notes,
         )  # fmt: skip
-    quantized.report["options"]["data"] = data
+    quantized.report["options"] |= {"data": data, "interface": model.interface.to_dict()}
     report = quantized.report
     run.write_json("options.json", report["options"])
     progress.say("saving and verifying")
@@ -63,14 +63,15 @@ def quantize_run(
         run.write_samples(quantized.state.samples, quantized.card)
     metadata = reporting.onnx_metadata(report["options"]) | {"parts": run.hashes()}
     translated = translate(exported)
-    run.write("model.onnx", in_form(translated, metadata, target=qconfig.runtime))
+    run.write("model.onnx", in_form(translated, metadata, target=qconfig.runtime, interface=model.interface))
     if quantized.state.samples is not None:
         parity = compare(run / "model.onnx", quantized.module, run.samples())
         report["parity"], report["parity_sentence"] = parity.to_dict(), parity.sentence()
         layers, _ = compare_layers(run / "model.onnx", from_exported(exported), run.samples()[:SAMPLES])
         report["layers"], report["layers_summary"] = [dataclasses.asdict(x) for x in layers], summary(layers)
     report["sizes"] = _sizes(run, quantized)
-    report["deployment"] = deployment.report(deployment.costs(in_form(translated, {}, "float"), run / "model.onnx"))
+    costs = deployment.costs(in_form(translated, {}, "float"), run / "model.onnx", quantized.card.input)
+    report["deployment"] = deployment.report(costs)
     run.write_json("report.json", report)
     run.write("report.html", render(report, log.rows, quantized.state.samples, quantized.card))
     return report

@@ -30,6 +30,7 @@ from zaq.errors import OutputError, RunError, SourceError
 from zaq.export.session import session
 from zaq.ir.capture import quiet
 from zaq.sources import read_program, read_pt2
+from zaq.sources.interface import Interface
 
 __all__ = ["FILES", "Run", "disk_errors", "write_file"]
 
@@ -126,6 +127,10 @@ class Run:
 
     def card(self) -> Card:
         return Card.from_dict(self.options()["card"])
+
+    def interface(self) -> Interface:
+        """What the model's source took and gave, which a run of an older zaq does not say."""
+        return Interface.from_dict(self.options().get("interface"))
 
     def program(self) -> torch.export.ExportedProgram:
         return read_program(self.path / "quantized.pt2")

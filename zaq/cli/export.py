@@ -37,7 +37,7 @@ def export(run: Path, form: str, opset: int | None, output: Path | None, overwri
     metadata = onnx_metadata(options) | {"parts": opened.hashes()}
     target = TARGETS[options.get("target", "onnxruntime")]
     program = opened.program()
-    write_file(path, to_onnx(program, metadata, form=form, opset=opset, target=target))
+    write_file(path, to_onnx(program, metadata, form=form, opset=opset, target=target, interface=opened.interface()))
     click.echo(f"{path}: {path.stat().st_size / 1024:.0f} KB")
     parity = compare(path, program.module(check_guards=False), opened.samples())
     if form != "float":

@@ -20,6 +20,7 @@ __all__ = [
     "ends",
     "load_source",
     "method_of",
+    "open_dimensions",
     "progress",
     "size_in_bytes",
     "source_options",
@@ -54,6 +55,10 @@ def source_options(command: Any) -> Any:
             click.option(
                 "--kwargs", help="Arguments for the call that makes the network, as JSON: '{\"num_classes\": 10}'."
             ),
+            click.option(
+                "--dynamic",
+                help="Sizes that stay open in the file: H,W, or one of them; an ONNX file's are as it has them.",
+            ),
             click.option("--random-weights", is_flag=True, help="Of a library's network take the architecture alone."),
         ]
     ):
@@ -74,8 +79,22 @@ def load_source(source: str, flags: dict[str, Any]) -> Any:
             f"--kwargs {flags['kwargs']}: is no JSON object ({error}); write it as '{{\"num_classes\": 10}}'."
         ) from error
     return load(
-        source, card_overrides(flags), arch=flags["arch"], kwargs=kwargs, random_weights=flags["random_weights"]
+        source,
+        card_overrides(flags),
+        arch=flags["arch"],
+        kwargs=kwargs,
+        random_weights=flags["random_weights"],
+        dynamic=open_dimensions(flags.get("dynamic") or ""),
     )
+
+
+def open_dimensions(text: str) -> tuple[int, ...]:
+    """`--dynamic`: the dimensions of (N, C, H, W) that H and W are."""
+    names = [n.strip().upper() for n in text.split(",") if n.strip()]
+    for name in names:
+        if name not in ("H", "W"):
+            raise UserError(f"--dynamic {text}: {name!r} is none of H and W; write H,W, or one of them.")
+    return tuple(sorted({"H": 2, "W": 3}[n] for n in names))
 
 
 def card_overrides(flags: dict[str, Any]) -> dict[str, Any]:

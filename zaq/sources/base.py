@@ -14,6 +14,8 @@ from torch.fx import GraphModule
 from zaq.config.card import Card
 from zaq.errors import SourceError
 from zaq.ir.capture import other_floats, quiet, trace
+from zaq.ir.sizes import open_up
+from zaq.sources.interface import Interface
 from zaq.sources.operators import define_missing_operators, own_operators
 
 __all__ = ["SAVE_IT", "Request", "Source", "cast_note", "file_hash", "first_line", "require", "source_of"]
@@ -24,13 +26,16 @@ SAVE_IT = (
     "  torch.export.save(program, 'model.pt2')"
 )
 
+PLAIN = Interface()
+
 
 @dataclass(frozen=True)
 class Source:
     """A model as a functional graph, what is known of its input, and the hash of the file or the weights it was read
     from.
 
-    `notes` are what a report of it has to say, such as that its weights are random.
+    `notes` are what a report of it has to say, such as that its weights are random; `interface` is what files made of
+    it are to keep.
     """
 
     name: str
@@ -38,6 +43,7 @@ class Source:
     card: Card
     sha256: str
     notes: tuple[str, ...] = ()
+    interface: Interface = PLAIN
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,7 @@ class Request:
     arch: str | None = None
     kwargs: dict[str, Any] = field(default_factory=dict)
     random_weights: bool = False
+    dynamic: tuple[int, ...] = ()  # of (N, C, H, W), what is to stay open beside the batch
 
     def file(self) -> Path:
         """The path of a source that is a file."""
@@ -71,6 +78,7 @@ def source_of(
     known: dict[str, Any],
     sha256: str | None = None,
     notes: Iterable[str] = (),
+    interface: Interface = PLAIN,
 ) -> Source:
     """A module traced at the shape that its card says. Raises SourceError where none does."""
     card = request.card(known)
@@ -81,8 +89,9 @@ def source_of(
     notes = (*notes, *cast_note(model.state_dict().values()))
     model = model.cpu().float()
     with own_operators():
-        graph = trace(model, torch.zeros(2, *card.input))
-    return Source(name, graph, card, sha256 or hash_of(model.state_dict()), tuple(notes))
+        graph, fixed = open_up(lambda image: trace(model, torch.zeros(2, *image)), card.input, request.dynamic)
+    notes = (*notes, *fixed)
+    return Source(name, graph, card, sha256 or hash_of(model.state_dict()), tuple(notes), interface)
 
 
 def cast_note(tensors: Iterable[Tensor]) -> tuple[str, ...]:

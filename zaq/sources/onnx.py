@@ -1,8 +1,10 @@
 """Models as ONNX files, read through onnx2torch. What cannot be read is named: all of it at once."""
 
+import copy
 import hashlib
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +15,15 @@ import onnxruntime
 import torch
 from onnx.external_data_helper import load_external_data_for_model, uses_external_data
 from onnx.onnx_cpp2py_export.checker import ValidationError
+from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
 from zaq.config.bounds import ELEMENTS
 from zaq.errors import SourceError
 from zaq.ir.capture import quiet
+from zaq.ir.sizes import open_up
 from zaq.sources.base import Request, Source, first_line, require, source_of
+from zaq.sources.interface import Interface, interface_of
 
 __all__ = ["read_onnx"]
 
@@ -42,11 +47,27 @@ def read_onnx(request: Request) -> Source:
     in the file or by the card."""
     path = request.file()
     model, digest = _opened(path)
+    interface = interface_of(model)
     _require_readable(path, model)
     shape = _input_shape(request, model)
     require("onnx2torch", "onnx2torch", request.spec)
+    source = _read_at(request, model, digest, interface, shape)
+
+    def read(image: tuple[int, ...]) -> GraphModule:
+        return source.graph if image == shape else _read_at(request, model, digest, interface, image).graph
+
+    graph, notes = open_up(read, shape, interface.open_sizes())
+    return replace(source, graph=graph, notes=(*source.notes, *notes))
+
+
+def _read_at(
+    request: Request, model: onnx.ModelProto, digest: str, interface: Interface, shape: tuple[int, ...]
+) -> Source:
+    """The network for images of one size, which takes the place of those that the file leaves open."""
     from zaq.sources.converters import convert, unconverted
 
+    path, request = request.file(), replace(request, flags={**request.flags, "input": shape})
+    model = copy.deepcopy(model)
     try:
         onnx.checker.check_model(model)
         content = model.SerializeToString()
@@ -64,7 +85,7 @@ def read_onnx(request: Request) -> Source:
             module = convert(model, BATCH)
     except Exception as error:  # a converter's own refusal, of whatever kind
         raise SourceError(f"{path}: onnx2torch cannot read it: {first_line(error)}") from error
-    source = source_of(request, path.stem, module, {"input": shape}, sha256=digest)
+    source = source_of(request, path.stem, module, {"input": shape}, sha256=digest, interface=interface)
     _require_equal(path, content, source)
     return source
 
@@ -120,7 +141,7 @@ def _input_shape(request: Request, model: onnx.ModelProto) -> tuple[int, ...]:
         names = ", ".join(i.name for i in inputs) or "none"
         raise SourceError(f"{request.path}: the model must take one tensor, a batch of images; it takes: {names}.")
     kind = inputs[0].type.tensor_type
-    dims = [d.dim_value or None for d in kind.shape.dim]
+    dims = [d.dim_value if d.dim_value > 0 else None for d in kind.shape.dim]  # old exporters write open ones as -1
     if kind.elem_type != onnx.TensorProto.FLOAT:
         kinds = onnx.TensorProto.DataType.Name(kind.elem_type).lower()
         raise SourceError(
@@ -131,6 +152,12 @@ def _input_shape(request: Request, model: onnx.ModelProto) -> tuple[int, ...]:
         raise SourceError(
             f"{request.path}: its input {inputs[0].name!r} has {len(dims)} dimensions; images (N, C, H, W) are "
             "expected."
+        )
+    if known and any(d not in (None, k) for d, k in zip(dims[1:], known, strict=False)):
+        fixed = " x ".join(str(d or "any") for d in dims[1:])
+        raise SourceError(
+            f"{request.path}: its input {inputs[0].name!r} is fixed at (C, H, W) = {fixed}; card or flags say "
+            f"{known}. Export the model anew with that size, or with H and W left open."
         )
     if None in dims[1:] or not dims:
         if not known:
@@ -147,7 +174,7 @@ def _prepared(model: onnx.ModelProto, shape: tuple[int, ...]) -> onnx.ModelProto
 
     weights = {t.name for t in model.graph.initializer}
     dims = next(i for i in model.graph.input if i.name not in weights).type.tensor_type.shape
-    if dims.dim and dims.dim[0].dim_value:
+    if dims.dim and dims.dim[0].dim_value > 0:
         _free_reshapes(model, dims.dim[0].dim_value)
     del dims.dim[:]
     dims.dim.extend(onnx.TensorShapeProto.Dimension(dim_value=d) for d in (BATCH, *shape))

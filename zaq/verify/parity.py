@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from zaq.export.session import run_session, session
+from zaq.export.ends import behind_casts
+from zaq.export.session import batch_of, run_session, session, taken
 from zaq.verify.kernels import Kernels, kernels
 
 __all__ = ["BATCH", "Parity", "compare"]
@@ -59,12 +60,13 @@ def compare(path: Path, student: nn.Module, samples: Tensor | Iterable[Tensor]) 
     expected: list[NDArray[np.float32]] = []
     same_top1: list[NDArray[np.bool_]] = []
     count = 0
-    for batch in samples.split(BATCH) if isinstance(samples, Tensor) else samples:
+    for batch in samples.split(batch_of(run) or BATCH) if isinstance(samples, Tensor) else samples:
         count += len(batch)
-        ours = [t.numpy() for t in pytree.tree_leaves(student(batch))]
+        batch = taken(run, batch)
         theirs = run_session(run, batch)
-        expected.append(np.concatenate([a.ravel() for a in ours]))
-        found.append(np.concatenate([a.ravel() for a in theirs]))
+        ours = [t.numpy().astype(a.dtype) for t, a in zip(pytree.tree_leaves(student(batch)), theirs, strict=True)]
+        expected.append(np.concatenate([a.ravel().astype(np.float32) for a in ours]))
+        found.append(np.concatenate([a.ravel().astype(np.float32) for a in theirs]))
         if len(ours) == 1 and ours[0].ndim == 2:
             same_top1.append(ours[0].argmax(1) == theirs[0].argmax(1))
     a, b = np.concatenate(expected), np.concatenate(found)
@@ -88,7 +90,7 @@ def _output_step(path: Path) -> float | None:
     """The scale of the last DequantizeLinear, if the output comes straight from one; None for a float output."""
     graph = onnx.load(path).graph
     makers = {o: n for n in graph.node for o in n.output}
-    maker = makers.get(graph.output[0].name)
+    maker = makers.get(behind_casts(graph)[0])
     if maker is None or maker.op_type != "DequantizeLinear":
         return None
     scale = next((onnx.numpy_helper.to_array(t) for t in graph.initializer if t.name == maker.input[1]), None)
