@@ -13,13 +13,14 @@ from zaq.engine.progress import Progress
 from zaq.export.onnx import in_form, translate
 from zaq.export.program import program_of
 from zaq.ir.capture import from_exported
-from zaq.ir.nodes import attribute
+from zaq.ir.nodes import attribute, open_sizes
+from zaq.ir.sizes import WORDS
 from zaq.report import facts as reporting
 from zaq.report.page import render
 from zaq.run import Run, disk_errors
 from zaq.sources import Source
 from zaq.verify.layers import SAMPLES, compare_layers, summary
-from zaq.verify.parity import compare
+from zaq.verify.parity import compare, compare_sizes
 
 __all__ = ["quantize_run"]
 
@@ -67,6 +68,15 @@ def quantize_run(
     if quantized.state.samples is not None:
         parity = compare(run / "model.onnx", quantized.module, run.samples())
         report["parity"], report["parity_sentence"] = parity.to_dict(), parity.sentence()
+        free = open_sizes(quantized.teacher)
+        sizes = compare_sizes(run / "model.onnx", quantized.module, run.samples(), free)
+        report["other_sizes"] = {size: {**p.to_dict(), "sentence": p.sentence()} for size, p in sizes.items()}
+        if free:
+            words = " and ".join(WORDS[d] for d in free)
+            stay = "stay" if len(free) > 1 else "stays"
+            report["notes"].append(
+                f"the {words} {stay} open in the file, which is checked at {' and '.join(sizes)} too"
+            )
         layers, _ = compare_layers(run / "model.onnx", from_exported(exported), run.samples()[:SAMPLES])
         report["layers"], report["layers_summary"] = [dataclasses.asdict(x) for x in layers], summary(layers)
     report["sizes"] = _sizes(run, quantized)

@@ -29,6 +29,7 @@ from zaq.config.card import Card
 from zaq.errors import OutputError, RunError, SourceError
 from zaq.export.session import session
 from zaq.ir.capture import quiet
+from zaq.quant import op as op  # the operator that a checkpoint's graph holds
 from zaq.sources import read_program, read_pt2
 from zaq.sources.interface import Interface
 

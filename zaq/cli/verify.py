@@ -27,9 +27,10 @@ def verify(run: Path, data: str | None, limit: int, layers: bool, as_json: bool)
     """RUN's ONNX files against its quantized checkpoint, and both against integer arithmetic, layer by layer."""
     from zaq.cost.deployment import forms_of
     from zaq.data import ANY, listed, loaded
+    from zaq.ir.nodes import open_sizes
     from zaq.run import Run
     from zaq.verify.layers import SAMPLES, compare_layers, summary
-    from zaq.verify.parity import BATCH, compare
+    from zaq.verify.parity import BATCH, compare, compare_sizes
 
     opened = Run.open(run)
     opened.require_parts("model.onnx")
@@ -37,6 +38,8 @@ def verify(run: Path, data: str | None, limit: int, layers: bool, as_json: bool)
     progress().say("comparing, layer by layer first")
     found, _ = compare_layers(opened / "model.onnx", student, samples[:SAMPLES])
     parity = {p.name: compare(p, student, samples) for p in forms_of(opened / "model.onnx")}
+    sizes = compare_sizes(opened / "model.onnx", student, samples, open_sizes(student))
+    parity |= {f"model.onnx at {size}": one for size, one in sizes.items()}
     if data:
         real = loaded(listed(data, opened.card(), ANY)[:limit], opened.card(), BATCH)
         parity[f"model.onnx on {data}"] = compare(opened / "model.onnx", student, (images for images, _ in real))

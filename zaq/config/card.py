@@ -46,6 +46,7 @@ class Card:
     interpolation: str = "bilinear"
     task: str | None = None
     classes: PositiveInt | None = None
+    class_names: tuple[str, ...] = ()  # a run keeps them with its interface
     decode: dict[str, Any] | None = None  # of a detector: how boxes are read off its outputs (`zaq.evaluate.boxes`)
 
     @model_validator(mode="wrap")
@@ -97,8 +98,10 @@ class Card:
             raise SourceError(f"{path}: {error}") from error
 
     def to_dict(self) -> dict[str, Any]:
-        """Its fields; `decode` only where there is one, so that other cards, and their hashes, stay what they were."""
-        return {k: v for k, v in asdict(self).items() if k != "decode" or v is not None}
+        """Its fields but `class_names`; `decode` only where there is one, so that other cards, and their hashes, stay
+        what they were.
+        """
+        return {k: v for k, v in asdict(self).items() if k != "class_names" and (k != "decode" or v is not None)}
 
     def override(self, **values: Any) -> "Card":
         """This card with the values that are not None put in their place."""

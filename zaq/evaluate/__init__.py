@@ -25,6 +25,7 @@ __all__ = [
     "Model",
     "Score",
     "Task",
+    "class_names",
     "decode",
     "outputs",
     "predictions",
@@ -67,3 +68,9 @@ def stored_card(path: Path) -> Card:
             "one."
         )
     return Card.from_dict(plain_json(text))
+
+
+def class_names(path: Path) -> tuple[str, ...]:
+    """What zaq wrote into an ONNX file of the names of its classes; none where the source had none."""
+    text = session(path).get_modelmeta().custom_metadata_map.get("zaq.classes", "[]")
+    return Card.from_dict({"class_names": plain_json(text)}).class_names

@@ -34,8 +34,6 @@ def dress(model: ModelProto, interface: Interface) -> None:
     written = {n for node in graph.node for n in node.output} | {t.name for t in graph.initializer}
     taken = {n: inner(n) for n in written.intersection(names.values()).difference(names)}
     rename(graph, taken | names)
-    for value, end in given:
-        value.doc_string = end.doc
     for value, end in zip(graph.input, interface.inputs, strict=False):
         if kinds := _another_kind(graph, value, end):
             graph.node.insert(0, helper.make_node("Cast", [value.name], [kinds.within], to=kinds.ours))
@@ -95,6 +93,7 @@ def renamed(size: str, names: dict[str, str]) -> str:
 def _declare_as(value: ValueInfoProto, end: End) -> dict[str, str]:
     """Declare a tensor's sizes as the source does where they are of one number; what was called otherwise before."""
     dims, called = value.type.tensor_type.shape.dim, {}
+    value.doc_string = end.doc
     if end.shape is None or len(end.shape) != len(dims):
         return {}
     for dim, size in zip(dims, end.shape, strict=True):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from zaq.errors import SourceError
 
-__all__ = ["batch_of", "feed", "run_session", "session", "taken"]
+__all__ = ["batch_of", "feed", "run_session", "session", "taken", "takes"]
 
 Values = NDArray[Any]
 # numpy's types by onnxruntime's words for them
@@ -55,6 +55,12 @@ def batch_of(run: ort.InferenceSession) -> int | None:
     return size if isinstance(size, int) and size > 0 else None
 
 
+def takes(run: ort.InferenceSession, image: tuple[int, ...]) -> bool:
+    """Whether a file takes images of (C, H, W)."""
+    shape = run.get_inputs()[0].shape[1:]
+    return len(shape) == len(image) and all(not isinstance(s, int) or s == i for s, i in zip(shape, image, strict=True))
+
+
 def feed(run: ort.InferenceSession, images: Tensor) -> dict[str, Values]:
     """Images (N, C, H, W) by the name of a file's input, in the type that it takes: rounded where that is integers."""
     image = run.get_inputs()[0]
@@ -77,8 +83,7 @@ def run_session(run: ort.InferenceSession, images: Tensor, outputs: list[str] | 
     Raises SourceError for images of a size that the file does not take.
     """
     shape = run.get_inputs()[0].shape
-    wrong = [d for d, s in zip(images.shape[1:], shape[1:], strict=True) if isinstance(s, int) and s not in (d, 0)]
-    if wrong:
+    if not takes(run, tuple(images.shape[1:])):
         raise SourceError(
             f"the file takes images of {_sizes(shape[1:])}, and was to be run on {_sizes(images.shape[1:])}."
         )

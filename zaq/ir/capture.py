@@ -78,6 +78,8 @@ def from_exported(exported: torch.export.ExportedProgram) -> GraphModule:
     _flatten_outputs(graph)
     result = GraphModule(module, graph)  # ep.module() refuses train() and eval(); a plain GraphModule takes them
     result.requires_grad_(True)
+    if free := tuple(d for d in (2, 3) if not isinstance(inputs[0].meta["val"].shape[d], int)):
+        input_node(result).meta["open"] = free
     _require_finite(result)
     _require_any_batch(result)
     return result

@@ -24,7 +24,7 @@ from zaq.errors import UserError
 from zaq.ir.capture import export_program
 from zaq.ir.nodes import attribute, input_node, source_line
 
-__all__ = ["WORDS", "open_up", "other_sizes"]
+__all__ = ["TRIED", "WORDS", "open_up", "other_sizes"]
 
 aten = torch.ops.aten
 Image = tuple[int, ...]  # (C, H, W)
@@ -69,8 +69,8 @@ def open_up(
 def other_sizes(image: Image, dims: tuple[int, ...]) -> Iterator[Image]:
     """Sizes to try a network of open sizes at: odd ones first, which not every network takes, then multiples."""
     both: list[tuple[Callable[[int], int], Callable[[int], int]]] = [
-        (lambda s: (3 * s // 2) | 1, lambda s: (5 * s // 4 + 2) | 1),
-        (lambda s: (5 * s // 4 + 4) | 1, lambda s: (3 * s // 2 + 2) | 1),
+        (lambda s: (3 * s // 2) | 1, lambda s: (2 * s) | 1),
+        (lambda s: (7 * s // 4) | 1, lambda s: (5 * s // 4 + 2) | 1),
         (lambda s: s + 32, lambda s: s + 64),
         (lambda s: s + 64, lambda s: s + 32),
         (lambda s: 2 * s, lambda s: 2 * s),

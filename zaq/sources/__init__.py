@@ -3,6 +3,7 @@
 import importlib.util
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -72,7 +73,8 @@ def load(
             raise SourceError(
                 f"{spec}: --{option.replace('_', '-')} means nothing to this kind of source; it goes with {takers}."
             )
-    return SOURCES[kind].read(Request(spec, name, path, overrides or {}, arch, kwargs or {}, random_weights, dynamic))
+    source = SOURCES[kind].read(Request(spec, name, path, overrides or {}, arch, kwargs or {}, random_weights, dynamic))
+    return replace(source, interface=replace(source.interface, classes=source.card.class_names))
 
 
 def _kind(spec: str) -> tuple[str, str, Path | None]:

@@ -11,15 +11,18 @@ import onnx
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from zaq.export.ends import behind_casts
 from zaq.export.session import batch_of, run_session, session, taken
+from zaq.ir.sizes import TRIED, other_sizes
 from zaq.verify.kernels import Kernels, kernels
 
-__all__ = ["BATCH", "Parity", "compare"]
+__all__ = ["BATCH", "Parity", "compare", "compare_sizes"]
 
 BATCH = 50
+FEW = 16  # samples at another size
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,22 @@ def compare(path: Path, student: nn.Module, samples: Tensor | Iterable[Tensor]) 
         kernels=ran.counts,
         float_kernels=[str(n) for n in ran.in_float],
     )
+
+
+@torch.no_grad()
+def compare_sizes(path: Path, student: nn.Module, samples: Tensor, dims: tuple[int, ...]) -> dict[str, Parity]:
+    """As `compare`, at other sizes of some samples than theirs where `dims` (2: height, 3: width) are open; by size."""
+    found: dict[str, Parity] = {}
+    for _, *size in other_sizes(tuple(samples.shape[1:]), dims) if dims else ():
+        images = F.interpolate(samples[:FEW], size, mode="bilinear")
+        try:
+            student(images)
+        except RuntimeError:  # not every network takes every size
+            continue
+        found["x".join(map(str, size))] = compare(path, student, images)
+        if len(found) == TRIED:
+            break
+    return found
 
 
 def _output_step(path: Path) -> float | None:
