@@ -14,9 +14,11 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from sized import Classifier, Pyramid, Reader
 
+import zaq
 from zaq.ir.capture import quiet, trace
 from zaq.ir.nodes import open_sizes
 from zaq.ir.sizes import open_up
+from zaq.methods.rtn import RTN as RTNMethod
 from zaq.sources import load
 from zaq.stages.blocks import between, blocks
 
@@ -145,6 +147,14 @@ def test_a_program_without_them_and_a_module(tmp_path: Path) -> None:
         assert run.run(None, {"input": random(2, 3, 16, width)})[0].shape == (2, width // 4, 5)
     done = zaq_here("inspect", path, "--dynamic", "H,D")
     assert done.exit_code == 2 and "'D' is none of H and W" in done.stderr
+
+
+def test_in_python(tmp_path: Path) -> None:
+    quantized = zaq.quantize(Pyramid(), torch.zeros(1, 3, 16, 16), "w8a8", RTNMethod(), dynamic="H,W")
+    quantized.export(tmp_path / "net.onnx")
+    run = onnxruntime.InferenceSession(tmp_path / "net.onnx", providers=["CPUExecutionProvider"])
+    assert run.get_inputs()[0].shape == ["batch", 3, "height", "width"]
+    assert run.get_outputs()[0].shape == ["batch", 5, "height", "width"]
 
 
 def test_blocks_of_a_network_of_open_sizes() -> None:

@@ -20,7 +20,6 @@ __all__ = [
     "ends",
     "load_source",
     "method_of",
-    "open_dimensions",
     "progress",
     "size_in_bytes",
     "source_options",
@@ -68,6 +67,7 @@ def source_options(command: Any) -> Any:
 
 def load_source(source: str, flags: dict[str, Any]) -> Any:
     """The source that SOURCE and the flags of `source_options` name."""
+    from zaq.ir.sizes import dimensions
     from zaq.sources import load
 
     try:
@@ -84,17 +84,8 @@ def load_source(source: str, flags: dict[str, Any]) -> Any:
         arch=flags["arch"],
         kwargs=kwargs,
         random_weights=flags["random_weights"],
-        dynamic=open_dimensions(flags.get("dynamic") or ""),
+        dynamic=dimensions(flags.get("dynamic") or ""),
     )
-
-
-def open_dimensions(text: str) -> tuple[int, ...]:
-    """`--dynamic`: the dimensions of (N, C, H, W) that H and W are."""
-    names = [n.strip().upper() for n in text.split(",") if n.strip()]
-    for name in names:
-        if name not in ("H", "W"):
-            raise UserError(f"--dynamic {text}: {name!r} is none of H and W; write H,W, or one of them.")
-    return tuple(sorted({"H": 2, "W": 3}[n] for n in names))
 
 
 def card_overrides(flags: dict[str, Any]) -> dict[str, Any]:

@@ -24,11 +24,12 @@ from zaq.errors import UserError
 from zaq.ir.capture import export_program
 from zaq.ir.nodes import attribute, input_node, source_line
 
-__all__ = ["TRIED", "WORDS", "open_up", "other_sizes"]
+__all__ = ["TRIED", "WORDS", "dimensions", "open_up", "other_sizes"]
 
 aten = torch.ops.aten
 Image = tuple[int, ...]  # (C, H, W)
 WORDS = {2: "height", 3: "width"}  # by the dimension of (N, C, H, W)
+LETTERS = {"H": 2, "W": 3}
 TRIED = 2  # other sizes
 CLOSE = 1e-4  # of the greatest output: another size sums in another order
 UPSAMPLINGS = {
@@ -43,6 +44,15 @@ TOLD = {
 
 class Bound(Exception):
     """Why sizes cannot stay open."""
+
+
+def dimensions(text: str) -> tuple[int, ...]:
+    """`H,W`, `H` or `W`, as `--dynamic` has them, as dimensions of (N, C, H, W). Raises UserError for anything else."""
+    names = [n.strip().upper() for n in text.split(",") if n.strip()]
+    for name in names:
+        if name not in LETTERS:
+            raise UserError(f"--dynamic {text}: {name!r} is none of H and W; write H,W, or one of them.")
+    return tuple(sorted({LETTERS[n] for n in names}))
 
 
 def open_up(
