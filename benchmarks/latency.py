@@ -46,7 +46,7 @@ def main() -> None:
             files = contenders(
                 to_onnx(run.program(), {}, form="float"), run / "model.onnx", run.samples(), Path(folder)
             )
-            rows = measure(files, seconds=arguments.seconds, progress=progress())
+            rows = measure(files, seconds=arguments.seconds, progress=progress(), image=run.card().input)
         print(f"**{path}**\n\n{markdown(rows)}\n", flush=True)
 
 

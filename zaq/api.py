@@ -25,6 +25,7 @@ from zaq.export.trial import require_exportable
 from zaq.ir.capture import trace
 from zaq.ir.nodes import compared, input_node
 from zaq.ir.opening import read_opening
+from zaq.ir.sizes import dimensions, open_up
 from zaq.methods import Method
 from zaq.methods.flagship import Flagship
 from zaq.passes.fold import fold
@@ -93,6 +94,7 @@ def quantize(
     effort: str = "default",
     seed: int = 0,
     progress: Progress | None = None,
+    dynamic: str = "",
 ) -> Quantized:
     """Quantize a trained network without data. The model is not changed.
 
@@ -104,16 +106,27 @@ def quantize(
         card: how inputs are normalised (`Card(mean=..., std=...)`); without it they count as already normalised.
         effort: fast, default or best.
         seed: of all random numbers; torch's own random state is left as it was.
+        dynamic: `H,W`, or one of them: sizes that stay open in the file, where nothing in the network depends on them;
+            the report's notes say where something does.
 
     Raises:
         TraceError: for a model that cannot be captured.
         BitsError: for bits, an effort or a method that do not exist.
     """
     qconfig = QConfig.parse(bits) if isinstance(bits, str) else bits
-    graph, method, card = trace(model, example_input), method or Flagship(), card or Card()
-    return quantize_graph(
-        graph, qconfig, method, card=card, effort=effort, seed=seed, progress=progress, notes=graph.meta["notes"]
-    )
+    fixed: tuple[str, ...] = ()
+    if dims := dimensions(dynamic):
+        name, x = next(iter(example_input.items())) if isinstance(example_input, dict) else ("", example_input)
+
+        def read(image: tuple[int, ...]) -> GraphModule:
+            images = torch.zeros(2, *image, dtype=x.dtype)
+            return trace(model, {name: images} if name else images)
+
+        graph, fixed = open_up(read, tuple(x.shape[1:]), dims)
+    else:
+        graph = trace(model, example_input)
+    method, card, notes = method or Flagship(), card or Card(), (*graph.meta["notes"], *fixed)
+    return quantize_graph(graph, qconfig, method, card=card, effort=effort, seed=seed, progress=progress, notes=notes)
 
 
 def quantize_graph(

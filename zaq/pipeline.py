@@ -20,7 +20,8 @@ from zaq.errors import BitsError, Interrupted
 from zaq.export.onnx import in_form, translate
 from zaq.export.program import program_of
 from zaq.ir.capture import from_exported
-from zaq.ir.nodes import attribute
+from zaq.ir.nodes import attribute, open_sizes
+from zaq.ir.sizes import WORDS
 from zaq.report import facts as reporting
 from zaq.report.outputs import require_a_student
 from zaq.report.page import render
@@ -28,7 +29,7 @@ from zaq.run import SNAPSHOTS, Run, beside, disk_errors
 from zaq.sources import Source
 from zaq.sources.frame import put_back
 from zaq.verify.layers import SAMPLES, compare_layers, fault, summary
-from zaq.verify.parity import compare
+from zaq.verify.parity import compare, compare_sizes
 
 __all__ = ["Keeping", "call_of", "quantize_run"]
 
@@ -71,9 +72,9 @@ def quantize_run(
     with Run.building(folder, overwrite, keeping.resume) as run:
         log = Log(run / "log.jsonl")
         quantized = _trained(model, qconfig, method, effort, seed, run, log, progress, data, keeping)
-        quantized.report["options"]["data"] = data
+        quantized.report["options"] |= {"data": data, "interface": model.interface.to_dict()}
         with ctrl_c_waits(progress.say) as came:
-            report = _saved(run, quantized, model.frame, log, progress)
+            report = _saved(run, quantized, model, log, progress)
             run.finish(snapshots=report["interrupted"])
     if came:
         raise Interrupted(f"interrupted while it was saved; the run in {folder}/ is whole.")
@@ -154,8 +155,8 @@ def call_of(folder: Path) -> dict[str, Any]:
     return {}
 
 
-def _saved(run: Run, quantized: Quantized, frame: bytes | None, log: Log, progress: Progress) -> dict[str, Any]:
-    """The report, when the files are written and verified; `frame`: see `Source`."""
+def _saved(run: Run, quantized: Quantized, model: Source, log: Log, progress: Progress) -> dict[str, Any]:
+    """The report, when the files are written and verified."""
     report = quantized.report
     run.write_json("options.json", report["options"])
     progress.say("saving and verifying")
@@ -164,19 +165,31 @@ def _saved(run: Run, quantized: Quantized, frame: bytes | None, log: Log, progre
     if quantized.state.samples is not None:
         run.write_samples(quantized.state.samples, quantized.card)
     translated = translate(exported)
-    if frame is not None:
-        run.write("frame.onnx", frame)
+    if model.frame is not None:
+        run.write("frame.onnx", model.frame)
     metadata = reporting.onnx_metadata(report["options"]) | {"parts": run.hashes()}
-    run.write("model.onnx", put_back(in_form(translated, metadata, target=quantized.task.qconfig.runtime), frame))
+    target = quantized.task.qconfig.runtime
+    content = in_form(translated, metadata, target=target, interface=model.interface)
+    run.write("model.onnx", put_back(content, model.frame))
     if quantized.state.samples is not None:
         parity = compare(run / "model.onnx", quantized.module, run.samples())
         report["parity"], report["parity_sentence"] = parity.to_dict(), parity.sentence()
+        free = open_sizes(quantized.teacher)
+        sizes = compare_sizes(run / "model.onnx", quantized.module, run.samples(), free)
+        report["other_sizes"] = {size: {**p.to_dict(), "sentence": p.sentence()} for size, p in sizes.items()}
+        if free:
+            words = " and ".join(WORDS[d] for d in free)
+            stay = "stay" if len(free) > 1 else "stays"
+            report["notes"].append(
+                f"the {words} {stay} open in the file, which is checked at {' and '.join(sizes)} too"
+            )
         layers, _ = compare_layers(run / "model.onnx", from_exported(exported), run.samples()[:SAMPLES])
         wrong = fault(run / "model.onnx", parity, from_exported(exported), run.samples())
         report["fault"] = wrong.replace(str(run.path), str(run.place))
         report["layers"], report["layers_summary"] = [dataclasses.asdict(x) for x in layers], summary(layers)
     report["sizes"] = _sizes(run, quantized)
-    report["deployment"] = deployment.report(deployment.costs(in_form(translated, {}, "float"), run / "model.onnx"))
+    costs = deployment.costs(in_form(translated, {}, "float"), run / "model.onnx", quantized.card.input)
+    report["deployment"] = deployment.report(costs)
     run.write_json("report.json", report)
     run.write("report.html", render(report, log.rows, quantized.state.samples, quantized.card))
     return report

@@ -35,8 +35,10 @@ from zaq.config.card import Card
 from zaq.errors import OutputError, RunError, SourceError
 from zaq.export.session import session
 from zaq.ir.capture import quiet
+from zaq.quant import op as op  # the operator that a checkpoint's graph holds
 from zaq.report.facts import onnx_metadata
 from zaq.sources import read_program, read_pt2
+from zaq.sources.interface import Interface
 
 __all__ = ["FILES", "NEEDED", "SNAPSHOTS", "Run", "beside", "disk_errors", "write_file"]
 
@@ -180,6 +182,10 @@ class Run:
         """What stands around the network in its files (`zaq.sources.frame`); None for nothing."""
         path = self.path / "frame.onnx"
         return path.read_bytes() if path.is_file() else None
+
+    def interface(self) -> Interface:
+        """What the model's source took and gave, which a run of an older zaq does not say."""
+        return Interface.from_dict(self.options().get("interface"))
 
     def program(self) -> torch.export.ExportedProgram:
         return read_program(self.path / "quantized.pt2")

@@ -48,14 +48,15 @@ def evaluate(
 
     How images are prepared is stored with the run; the flags say it otherwise.
     """
-    from zaq.evaluate import TASKS, read_decode, stored_card, task_of
-    from zaq.export.session import session
+    from zaq.evaluate import TASKS, class_names, read_decode, stored_card, task_of
+    from zaq.export.session import session, takes
     from zaq.run import Run
 
     path = run if run.is_file() else Run.open(run) / "model.onnx"
     known = stored_card(path) if run.is_file() else Run.open(run).card()
+    known = known.override(class_names=class_names(path))
     changed = known.override(**card_overrides(card), decode=read_decode(decode) if decode else None)
-    if changed.input != known.input:
+    if not takes(session(path), changed.input):
         raise UserError(f"{path}: takes inputs of {known.input}; --input-shape says {changed.input}.")
     name = task_of(changed, task)
     for flag, given, needed in (("--decode", decode, "detection"), ("--teacher", teacher, "image")):

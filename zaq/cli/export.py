@@ -45,7 +45,8 @@ def export(run: Path, form: str, opset: int | None, output: Path | None, overwri
         raise BitsError(
             f"{run}: what stands around the network in its source cannot be put into the form 'ort'; choose another."
         )
-    write_file(path, put_back(to_onnx(program, metadata, form=form, opset=opset, target=target), frame))
+    content = to_onnx(program, metadata, form=form, opset=opset, target=target, interface=opened.interface())
+    write_file(path, put_back(content, frame))
     click.echo(f"{path}: {path.stat().st_size / 1024:.0f} KB")
     student, samples = from_exported(program), opened.samples()
     parity = compare(path, student, samples)

@@ -69,6 +69,10 @@ def source_options(command: Any) -> Any:
                 metavar="NAME=V,V",
                 help="Numbers for an ONNX file's other input, the same in every use: scale_factor=1,1; repeatable.",
             ),
+            click.option(
+                "--dynamic",
+                help="Sizes that stay open in the file: H,W, or one of them; an ONNX file's are as it has them.",
+            ),
             click.option("--random-weights", is_flag=True, help="Of a library's network take the architecture alone."),
         ]
     ):
@@ -78,6 +82,7 @@ def source_options(command: Any) -> Any:
 
 def load_source(source: str, flags: dict[str, Any]) -> Any:
     """The source that SOURCE and the flags of `source_options` name."""
+    from zaq.ir.sizes import dimensions
     from zaq.sources import load
 
     try:
@@ -95,6 +100,7 @@ def load_source(source: str, flags: dict[str, Any]) -> Any:
         kwargs=kwargs,
         random_weights=flags["random_weights"],
         bind=_bound(flags.get("bind", ())),
+        dynamic=dimensions(flags.get("dynamic") or ""),
     )
 
 

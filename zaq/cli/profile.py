@@ -35,13 +35,13 @@ def profile(run: Path, latency: bool, seconds: float, as_json: bool) -> None:
     opened = Run.open(run)
     opened.require_parts("model.onnx")
     plain = to_onnx(opened.program(), {}, form="float")
-    costs = deployment.costs(plain, opened / "model.onnx")
+    costs = deployment.costs(plain, opened / "model.onnx", opened.card().input)
     found: dict[str, Any] = deployment.report(costs)
     tables = [deployment.table(costs)]
     if latency:
         with tempfile.TemporaryDirectory() as folder:
             files = timing.contenders(plain, opened / "model.onnx", opened.samples(), Path(folder))
-            rows = timing.measure(files, seconds=seconds, progress=progress())
+            rows = timing.measure(files, seconds=seconds, progress=progress(), image=opened.card().input)
         found["latency"] = [row.to_dict() for row in rows]
         tables.append(timing.table(rows))
     if as_json:

@@ -183,6 +183,7 @@ def _summary(folder: Path, report: dict[str, Any]) -> str:
     if report["layer_bits"]:
         lines.append(f"  {_mixture(report)}")
     lines.append(f"  file against checkpoint: {report['parity_sentence']}")
+    lines += [f"  at {size}: {parity['sentence']}" for size, parity in report.get("other_sizes", {}).items()]
     lines.append(f"  {sizes['model.onnx'] / 1024:.0f} KB, {sizes['float weights'] / 1024:.0f} KB as float")
     lines.append(f"  {folder}/model.onnx, and report.html beside it")
     return "\n".join(lines)

@@ -37,9 +37,10 @@ def verify(run: Path, data: str | None, limit: int, layers: bool, min_agreement:
     """
     from zaq.cost.deployment import forms_of
     from zaq.data import ANY, listed, loaded
+    from zaq.ir.nodes import open_sizes
     from zaq.run import Run
     from zaq.verify.layers import SAMPLES, compare_layers, fault, summary
-    from zaq.verify.parity import BATCH, compare
+    from zaq.verify.parity import BATCH, compare, compare_sizes
 
     if min_agreement is not None and 0 < min_agreement <= 1:
         raise UserError(f"--min-agreement {min_agreement:g}: counts in percent; is {100 * min_agreement:g} meant?")
@@ -51,6 +52,8 @@ def verify(run: Path, data: str | None, limit: int, layers: bool, min_agreement:
     progress().say("comparing, layer by layer first")
     found, _ = compare_layers(opened / "model.onnx", student, samples[:SAMPLES])
     parity = {p.name: compare(p, student, samples) for p in forms}
+    sizes = compare_sizes(opened / "model.onnx", student, samples, open_sizes(student))
+    parity |= {f"model.onnx at {size}": one for size, one in sizes.items()}
     if data:
         real = loaded(listed(data, opened.card(), ANY)[:limit], opened.card(), BATCH)
         parity[f"model.onnx on {data}"] = compare(opened / "model.onnx", student, (images for images, _ in real))

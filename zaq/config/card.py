@@ -57,6 +57,7 @@ class Card:
     task: str | None = None
     classes: PositiveInt | None = None
     order: Literal["rgb", "bgr"] = "rgb"  # of colours, as the model reads them; mean and std have the same
+    class_names: tuple[str, ...] = ()  # a run keeps them with its interface
     decode: dict[str, Any] | None = None  # of a detector: how boxes are read off its outputs (`zaq.evaluate.boxes`)
 
     @model_validator(mode="wrap")
@@ -113,10 +114,11 @@ class Card:
             raise SourceError(f"{path}: {error}") from error
 
     def to_dict(self) -> dict[str, Any]:
-        """Its fields; `decode` and `order` only where they say something, so that other cards, and their hashes, stay
-        what they were."""
+        """Its fields but `class_names`; `decode` and `order` only where they say something, so that other cards, and
+        their hashes, stay what they were."""
         unsaid = {"decode": None, "order": "rgb"}
-        return {k: v for k, v in asdict(self).items() if k not in unsaid or v != unsaid[k]}
+        fields = {k: v for k, v in asdict(self).items() if k != "class_names"}
+        return {k: v for k, v in fields.items() if k not in unsaid or v != unsaid[k]}
 
     def override(self, **values: Any) -> "Card":
         """This card with the values that are not None put in their place."""

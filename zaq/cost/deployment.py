@@ -23,9 +23,10 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime as ort
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from zaq.errors import SourceError
+from zaq.export.ends import declare
 from zaq.export.forms import optimized
 from zaq.sources.frame import network_of
 
@@ -150,11 +151,11 @@ def forms_of(path: Path) -> list[Path]:
     )
 
 
-def costs(plain: bytes, path: Path) -> dict[str, Deployment]:
-    """The float form of a run's file, and every other form that lies there, by name. Raises SourceError for what is
-    none.
+def costs(plain: bytes, path: Path, image: tuple[int, ...] = ()) -> dict[str, Deployment]:
+    """The float form of a run's file, and every other form that lies there, by name; `image` is (C, H, W) of what they
+    cost for, where they take any size. Raises SourceError for what is none.
     """
-    return {"float": deployment(plain), **{p.name: deployment(p) for p in forms_of(path)}}
+    return {"float": deployment(plain, image), **{p.name: deployment(p, image) for p in forms_of(path)}}
 
 
 def report(found: dict[str, Deployment]) -> dict[str, Any]:
@@ -162,10 +163,12 @@ def report(found: dict[str, Deployment]) -> dict[str, Any]:
     return {"source": SOURCE, "picojoules": PICOJOULES, "files": {name: d.to_dict() for name, d in found.items()}}
 
 
-def deployment(file: Path | bytes) -> Deployment:
-    """The costs of an ONNX file. Raises SourceError if onnxruntime cannot load it."""
+def deployment(file: Path | bytes, image: tuple[int, ...] = ()) -> Deployment:
+    """The costs of an ONNX file, for an `image` of (C, H, W) where it takes any size. Raises SourceError if onnxruntime
+    cannot load it.
+    """
     content = network_of(file if isinstance(file, bytes) else file.read_bytes())
-    fused = _optimized(content, "the model" if isinstance(file, bytes) else str(file))
+    fused = _optimized(content, image, "the model" if isinstance(file, bytes) else str(file))
     model = onnx.load_model_from_string(content)
     values = _values(fused)
     parts = _bytes(model.graph)
@@ -188,12 +191,11 @@ def deployment(file: Path | bytes) -> Deployment:
     )
 
 
-def _optimized(content: bytes, name: str) -> ModelProto:
+def _optimized(content: bytes, image: tuple[int, ...], name: str) -> ModelProto:
     """The graph that onnxruntime runs for one sample."""
     try:
         model = onnx.load_model_from_string(content)
-        for value in model.graph.input:
-            value.type.tensor_type.shape.dim[0].dim_value = 1
+        declare(model, 1, image)
         return onnx.load_model_from_string(optimized(model))
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -211,7 +213,8 @@ def _values(fused: ModelProto) -> Values:
     options.log_severity_level = 3
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     run = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    feed = {i.name: np.zeros([d.dim_value for d in i.type.tensor_type.shape.dim], np.float32) for i in graph.input}
+    kinds = {i.name: helper.tensor_dtype_to_np_dtype(i.type.tensor_type.elem_type) for i in graph.input}
+    feed = {i.name: np.zeros([d.dim_value for d in i.type.tensor_type.shape.dim], kinds[i.name]) for i in graph.input}
     arrays = feed | dict(zip(names, run.run(names, feed), strict=True))
     return {name: (array.shape, array.dtype) for name, array in arrays.items()}
 

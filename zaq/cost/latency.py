@@ -21,7 +21,8 @@ from torch import Tensor
 
 from zaq.cost.deployment import forms_of
 from zaq.engine.progress import Progress
-from zaq.export.session import session
+from zaq.export.ends import declare
+from zaq.export.session import batch_of, feed, session
 
 __all__ = ["FLOAT", "STATIC_INT8", "Latency", "contenders", "measure", "static_int8", "table"]
 
@@ -76,14 +77,16 @@ def measure(
     threads: tuple[int, ...] = (1, 2),
     seconds: float = 5.0,
     progress: Progress | None = None,
+    image: tuple[int, ...] = (),
 ) -> list[Latency]:
-    """Time every file at every batch and number of threads, `seconds` a setting and at least `SLICES` runs.
+    """Time every file at every batch and number of threads, `seconds` a setting and at least `SLICES` runs; on an
+    `image` of (C, H, W) where it takes any size.
 
     The files take turns of `TURN` or one run in one process, on the same noise. Raises SourceError for what onnxruntime
     cannot load.
     """
-    sessions = {(name, t): session(file, t) for name, file in files.items() for t in threads}
-    feeds = {(name, b): _noise(sessions[name, threads[0]], b) for name in files for b in batches}
+    sessions = {(name, t): _any_batch(file, t) for name, file in files.items() for t in threads}
+    feeds = {(name, b): _noise(sessions[name, threads[0]], b, image) for name in files for b in batches}
     settings = list(itertools.product(batches, threads))
     times: dict[tuple[str, int, int], list[float]] = {(name, b, t): [] for b, t in settings for name in files}
     for name, b, t in times:
@@ -108,7 +111,7 @@ def _row(name: str, batch: int, threads: int, found: list[float], base: list[flo
     )
 
 
-def _turn(run: ort.InferenceSession, feed: dict[str, NDArray[np.float32]]) -> list[float]:
+def _turn(run: ort.InferenceSession, feed: dict[str, NDArray[Any]]) -> list[float]:
     """Milliseconds of the runs that one turn has room for, at least one."""
     found: list[float] = []
     while sum(found) < 1000 * TURN:
@@ -167,9 +170,21 @@ def static_int8(float_model: Path, samples: Tensor, out: Path) -> None:
         )
 
 
-def _noise(run: ort.InferenceSession, batch: int) -> dict[str, NDArray[np.float32]]:
+def _any_batch(file: Path | bytes, threads: int) -> ort.InferenceSession:
+    """A file in onnxruntime; one of a fixed batch without that, for nothing in it depends on it."""
+    run = session(file, threads)
+    if batch_of(run) is None:
+        return run
+    model = onnx.load_model_from_string(file if isinstance(file, bytes) else file.read_bytes())
+    declare(model, "batch")
+    return session(model.SerializeToString(), threads)
+
+
+def _noise(run: ort.InferenceSession, batch: int, image: tuple[int, ...] = ()) -> dict[str, NDArray[Any]]:
     (value,) = run.get_inputs()
-    return {value.name: np.random.default_rng(0).standard_normal((batch, *value.shape[1:])).astype(np.float32)}
+    shape = [s if isinstance(s, int) else image[i] for i, s in enumerate(value.shape[1:])]
+    noise = torch.from_numpy(np.random.default_rng(0).standard_normal((batch, *shape)).astype(np.float32))
+    return feed(run, noise)
 
 
 @contextlib.contextmanager

@@ -145,9 +145,24 @@ class Unpickler(pickle.Unpickler):
         return Pickled
 
 
+def _by_name(folders: list[str], classes: tuple[str, ...]) -> dict[str, int]:
+    """The class that each folder is called after, in any of its words (`tench, Tinca tinca`); none unless all are."""
+    known: dict[str, set[int]] = {}
+    for label, words in enumerate(classes):
+        for word in (words, *words.split(",")):
+            known.setdefault(_plain(word), set()).add(label)
+    found = {f: known.get(_plain(f), set()) for f in folders}
+    one_each = all(len(labels) == 1 for labels in found.values())
+    return {f: min(labels) for f, labels in found.items()} if one_each else {}
+
+
+def _plain(name: str) -> str:
+    return " ".join(name.lower().replace("_", " ").split())
+
+
 def _folder(root: Path, split: str, card: Card) -> list[Sample[int]]:
     """Folder names in sorted order give the labels 0, 1, ... as in torchvision; names that are all integers are the
-    labels.
+    labels, and names that are all those of the model's classes give theirs.
     """
     parts = {
         n: root / n for n in ("train", "val", "test") if _folders(root / n)
@@ -162,7 +177,10 @@ def _folder(root: Path, split: str, card: Card) -> list[Sample[int]]:
         raise DataError(f"{root}: holds no folders; folder:DIR needs one folder a class, with its images inside.")
     numbers = all(n.isdecimal() for n in names)
     labels = {n: int(n) if numbers else i for i, n in enumerate(names)}
-    if not numbers and card.classes not in (None, len(names)):
+    named = {} if numbers else _by_name(names, card.class_names)
+    if named:
+        labels = named
+    elif not numbers and card.classes not in (None, len(names)):
         raise DataError(
             f"{root}: {len(names)} class folders for a model of {card.classes} classes, so that their order does not "
             "say which is which; "

@@ -25,6 +25,7 @@ __all__ = [
     "Model",
     "Score",
     "Task",
+    "class_names",
     "decode",
     "outputs",
     "predictions",
@@ -72,3 +73,12 @@ def stored_card(path: Path) -> Card:
         raise SourceError(
             f"{path}: its property zaq.card, which says how images are prepared, is none: {error}"
         ) from error
+
+
+def class_names(path: Path) -> tuple[str, ...]:
+    """What zaq wrote into an ONNX file of the names of its classes; none where the source had none."""
+    text = session(path).get_modelmeta().custom_metadata_map.get("zaq.classes", "[]")
+    try:
+        return Card.from_dict({"class_names": plain_json(text)}).class_names
+    except (ValueError, SourceError) as error:
+        raise SourceError(f"{path}: its property zaq.classes, the names of classes, is none: {error}") from error

@@ -121,8 +121,9 @@ def _only_used_domains(content: bytes) -> bytes:
     return bytes(model.SerializeToString())
 
 
-def lower_opset(model: ModelProto, form: str, opset: int | None = None) -> None:
-    """Declare the lowest opset at which every node of the file is what it is here, or the one asked for (in place).
+def lower_opset(model: ModelProto, form: str, opset: int | None = None, theirs: int | None = None) -> None:
+    """Declare the lowest opset at which every node of the file is what it is here, or the one asked for (in place);
+    unasked the source's, `theirs`, where the file is valid at it.
 
     Raises SourceError for an opset that the file's operations do not exist in.
     """
@@ -132,7 +133,8 @@ def lower_opset(model: ModelProto, form: str, opset: int | None = None) -> None:
     first = next((v for v in range(PER_CHANNEL, highest + 1) if _declared(model, v)), highest)
     if opset is not None and opset < first:
         raise SourceError(f"opset {opset}: this model in the form {form!r} needs {first} or later.")
-    _stamp(model, opset or max(first, LOWEST_OPSET.get(form, first)))
+    kept = theirs if theirs is not None and first <= theirs <= highest else max(first, LOWEST_OPSET.get(form, first))
+    _stamp(model, opset or kept)
 
 
 def _declared(model: ModelProto, opset: int) -> bool:

@@ -24,6 +24,7 @@ from torch.fx import GraphModule
 
 from zaq.config.bounds import json_text
 from zaq.config.targets import TARGETS, Target
+from zaq.export.ends import INPUT, OUTPUT, SIZES, dress, rename, renamed, reshape_ends
 from zaq.export.forms import lower_opset, optimized, pack, require_form, strip
 from zaq.export.integers import avoid_overflow, store_integers
 from zaq.export.program import program_of
@@ -36,13 +37,14 @@ from zaq.export.rewrites import (
     requantize_by_table,
 )
 from zaq.ir.capture import quiet
+from zaq.sources.interface import Interface
 
 __all__ = ["in_form", "to_onnx", "translate", "write_onnx"]
 
 OPSET = 18
 HERE = TARGETS["onnxruntime"]
+PLAIN = Interface()
 op: Any = opset18
-INPUT, OUTPUT = "input", "output"
 
 
 def write_onnx(student: GraphModule, path: Path, metadata: dict[str, Any], **choices: Any) -> None:
@@ -86,11 +88,13 @@ def in_form(
     form: str = "qdq",
     opset: int | None = None,
     target: Target = HERE,
+    interface: Interface = PLAIN,
 ) -> bytes:
     """A translated program as a file of one of `forms.FORMS`; `metadata` goes into its properties under `zaq.` names,
-    as JSON. opset None: the lowest that holds it.
+    as JSON. opset None: the source's, if it holds the file, else the lowest that does.
 
-    The input is (batch, C, H, W) float32, normalised; the batch is dynamic, the outputs are those of the model.
+    The input is (batch, C, H, W), normalised; names, types, sizes and the other properties are the interface's, and
+    where that says nothing the input is float32, the batch open, and the outputs are those of the model.
     Raises BitsError for a form that does not exist or cannot hold the bits, SourceError for an opset that cannot.
     """
     require_form(form)
@@ -107,10 +111,17 @@ def in_form(
         avoid_overflow(model)
     if form == "packed":
         pack(model)
-    lower_opset(model, form, opset)
-    helper.set_model_props(model, {f"zaq.{name}": json_text(value) for name, value in metadata.items()})
+    lower_opset(model, form, opset, interface.opset)
+    dress(model, interface)
+    if interface.classes:
+        metadata = metadata | {"classes": interface.classes}
+    ours = {f"zaq.{name}": json_text(value) for name, value in metadata.items()}
+    helper.set_model_props(model, interface.properties | ours)
     onnx.checker.check_model(model)
-    return optimized(model, to_ort=form == "ort") if form in ("qoperator", "ort") else bytes(model.SerializeToString())
+    if form == "qoperator":  # before sizes are said: onnxruntime would compute what follows from fixed ones
+        model = onnx.load_from_string(optimized(model))
+    reshape_ends(model, interface)
+    return optimized(model, to_ort=True) if form == "ort" else bytes(model.SerializeToString())
 
 
 def _translate(x: Any, scale: Any, zero_point: Any, axis: int, quant_min: int, quant_max: int) -> Any:
@@ -128,18 +139,18 @@ def _translate(x: Any, scale: Any, zero_point: Any, axis: int, quant_min: int, q
 
 
 def _name_ends(model: ModelProto) -> None:
-    """Call the input `input` and the outputs `output`, `output_1`, ... whatever the model called them."""
+    """Call the input `input` and the outputs `output`, `output_1`, ... whatever the model called them, and what is open
+    of the input's sizes `batch`, `height` and `width`, wherever it appears in an output's.
+    """
     graph = model.graph
-    renames = {graph.input[0].name: INPUT}
-    renames |= {o.name: OUTPUT if i == 0 else f"{OUTPUT}_{i}" for i, o in enumerate(graph.output)}
-    for node in graph.node:
-        for names in (node.input, node.output):
-            for i, name in enumerate(names):
-                names[i] = renames.get(name, name)
+    names = {graph.input[0].name: INPUT}
+    names |= {o.name: OUTPUT if i == 0 else f"{OUTPUT}_{i}" for i, o in enumerate(graph.output)}
+    rename(graph, names)
+    sizes = {d.dim_param: size for d, size in zip(graph.input[0].type.tensor_type.shape.dim, SIZES, strict=False)}
     for value in [*graph.input, *graph.output]:
-        value.name = renames[value.name]
-        if value.type.tensor_type.shape.dim:
-            value.type.tensor_type.shape.dim[0].dim_param = "batch"
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param:
+                dim.dim_param = renamed(dim.dim_param, sizes)
 
 
 def _anonymise(model: ModelProto) -> None:

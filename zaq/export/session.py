@@ -1,17 +1,27 @@
 """A file in onnxruntime."""
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from zaq.errors import SourceError
-from zaq.export.onnx import INPUT
 from zaq.sources.frame import network_of
 
-__all__ = ["run_session", "session"]
+__all__ = ["batch_of", "feed", "run_session", "session", "taken", "takes"]
+
+Values = NDArray[Any]
+# numpy's types by onnxruntime's words for them
+KINDS = {
+    "tensor(float)": "float32", "tensor(float16)": "float16", "tensor(double)": "float64", "tensor(uint8)": "uint8",
+    "tensor(int8)": "int8", "tensor(uint16)": "uint16", "tensor(int16)": "int16", "tensor(int32)": "int32",
+    "tensor(int64)": "int64", "tensor(bool)": "bool",
+}  # fmt: skip
 
 
 def session(model: Path | bytes, threads: int = 0, optimized: Path | None = None) -> ort.InferenceSession:
@@ -42,6 +52,50 @@ def session(model: Path | bytes, threads: int = 0, optimized: Path | None = None
         ) from error
 
 
-def run_session(run: ort.InferenceSession, images: Tensor) -> list[NDArray[np.float32]]:
-    """The outputs for a batch of normalised images (N, C, H, W)."""
-    return list(run.run(None, {INPUT: images.contiguous().numpy()}))
+def batch_of(run: ort.InferenceSession) -> int | None:
+    """How many images a file takes at once; None for any number."""
+    size = run.get_inputs()[0].shape[0]
+    return size if isinstance(size, int) and size > 0 else None
+
+
+def takes(run: ort.InferenceSession, image: tuple[int, ...]) -> bool:
+    """Whether a file takes images of (C, H, W)."""
+    shape = run.get_inputs()[0].shape[1:]
+    return len(shape) == len(image) and all(not isinstance(s, int) or s == i for s, i in zip(shape, image, strict=True))
+
+
+def feed(run: ort.InferenceSession, images: Tensor) -> dict[str, Values]:
+    """Images (N, C, H, W) by the name of a file's input, in the type that it takes: rounded where that is integers."""
+    image = run.get_inputs()[0]
+    kind, values = np.dtype(KINDS[image.type]), images.contiguous().numpy()
+    if np.issubdtype(kind, np.integer):
+        values = np.rint(values).clip(np.iinfo(kind).min, np.iinfo(kind).max)
+    return {image.name: values.astype(kind)}
+
+
+def taken(run: ort.InferenceSession, images: Tensor) -> Tensor:
+    """Images (N, C, H, W) as the nearest that a file can be given, which may take halves or whole numbers; float32."""
+    (values,) = feed(run, images).values()
+    return torch.from_numpy(values.astype(np.float32))
+
+
+def run_session(run: ort.InferenceSession, images: Tensor, outputs: list[str] | None = None) -> list[Values]:
+    """The outputs, or those named, for a batch of normalised images (N, C, H, W). A file of a fixed batch is run as
+    often as it takes, and its outputs are put one behind another.
+
+    Raises SourceError for images of a size that the file does not take.
+    """
+    shape = run.get_inputs()[0].shape
+    if not takes(run, tuple(images.shape[1:])):
+        raise SourceError(
+            f"the file takes images of {_sizes(shape[1:])}, and was to be run on {_sizes(images.shape[1:])}."
+        )
+    ((name, values),) = feed(run, images).items()
+    count, size = len(images), batch_of(run) or len(images)
+    padded = np.concatenate([values, *[values[-1:]] * (-count % size)])
+    parts = [run.run(outputs, {name: part}) for part in np.split(padded, len(padded) // size)]
+    return list(parts[0]) if count == size else [np.concatenate(o)[:count] for o in zip(*parts, strict=True)]
+
+
+def _sizes(shape: Iterable[object]) -> str:
+    return "x".join(str(s) if isinstance(s, int) else "any" for s in shape)

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from zaq.config.targets import Target
 from zaq.errors import TraceError, ZaqError
-from zaq.export.onnx import INPUT, to_onnx
+from zaq.export.ends import INPUT
+from zaq.export.onnx import to_onnx
 from zaq.export.program import program_of
 from zaq.export.session import session
 from zaq.ir.nodes import source_line

@@ -16,12 +16,12 @@ from torch.utils import _pytree as pytree
 
 from zaq.config.bounds import ELEMENTS
 from zaq.errors import SourceError, TraceError
-from zaq.ir.nodes import attribute, input_node, moves, source_line
+from zaq.ir.nodes import attribute, input_node, moves, open_sizes, source_line
 from zaq.ir.ops import CLAMPS
 from zaq.ir.regions import inline_regions
 from zaq.ir.spelling import DECOMPOSED, one_spelling
 
-__all__ = ["cast_note", "export_program", "from_exported", "quiet", "trace"]
+__all__ = ["at_size", "cast_note", "export_program", "from_exported", "image_of", "quiet", "trace"]
 
 OTHER_FLOATS = {torch.float16, torch.bfloat16, torch.float64}
 HALVES = {torch.float16, torch.bfloat16}
@@ -79,10 +79,7 @@ def from_exported(exported: torch.export.ExportedProgram) -> GraphModule:
         module = _functional(exported).module(check_guards=False)
         notes = _cast(module, halves)
     graph = module.graph
-    for node in reversed(graph.nodes):
-        target = str(node.target)
-        if node.op in ("call_module", "call_function") and ("_guards_fn" in target or "_assert" in target):
-            graph.erase_node(node)
+    _drop_checks(graph)
     _require_room(module, graph)
     with quiet(), torch.no_grad():
         _take_whole_images(graph)
@@ -96,6 +93,8 @@ def from_exported(exported: torch.export.ExportedProgram) -> GraphModule:
     result = GraphModule(module, graph)  # ep.module() refuses train() and eval(); a plain GraphModule takes them
     result.requires_grad_(True)
     result.meta["notes"] = tuple(notes)
+    if free := tuple(d for d in (2, 3) if not isinstance(inputs[0].meta["val"].shape[d], int)):
+        input_node(result).meta["open"] = free
     _require_finite(result)
     _require_any_batch(result)
     return result
@@ -109,11 +108,61 @@ def quiet() -> Iterator[None]:
         yield
 
 
+def image_of(exported: torch.export.ExportedProgram) -> Tensor:
+    """The one batch of images that a program takes, as the shapes and types of a tensor, which may be open.
+
+    Raises TraceError for a program that takes anything else.
+    """
+    names = exported.graph_signature.user_inputs
+    inputs = [n for n in exported.graph.nodes if n.op == "placeholder" and n.name in names and n.users]
+    if len(inputs) != 1 or not isinstance(inputs[0].meta.get("val"), Tensor):
+        found = ", ".join(n.name for n in inputs) or "none"
+        raise TraceError(f"the model must take one tensor, a batch of images; it takes: {found}.")
+    value: Tensor = inputs[0].meta["val"]
+    _require_images(value, inputs[0].name)
+    return value
+
+
+def at_size(
+    exported: torch.export.ExportedProgram, image: tuple[int, ...], promised: bool
+) -> torch.export.ExportedProgram:
+    """A program for images of one size (C, H, W) where its own is open or another, the batch still open.
+
+    `promised`: the program leaves open what differs, and may say which sizes it takes.
+    Raises TraceError where it does not run at that size, or says that it does not.
+    """
+    value = image_of(exported)
+    if len(exported.graph_signature.user_inputs) != 1:
+        raise TraceError("a program of open sizes must take a batch of images and nothing else.")
+    example = torch.zeros(2, *image, dtype=value.dtype)
+    args, kwargs = pytree.tree_unflatten([example], exported.call_spec.in_spec)
+    shapes: Any = pytree.tree_map(lambda _: {0: torch.export.Dim.AUTO}, {**kwargs} or args)
+    try:
+        with quiet(), torch.no_grad():
+            if promised:
+                exported.module()(*args, **kwargs)
+            module = exported.module(check_guards=False)
+            _drop_checks(module.graph)
+            plain = GraphModule(module, module.graph)  # without the hook that holds sizes against the example's
+            return torch.export.export(plain, args, kwargs, dynamic_shapes=shapes)
+    except Exception as error:
+        raise TraceError(f"the program does not run at {image}: {_reason(error)}") from error
+
+
+def _drop_checks(graph: Graph) -> None:
+    """Take out what only asks whether sizes are those of the example, or in its range."""
+    for node in reversed(graph.nodes):
+        target = str(node.target)
+        if node.op in ("call_module", "call_function") and ("_guards_fn" in target or "_assert" in target):
+            graph.erase_node(node)
+
+
 def export_program(gm: GraphModule) -> torch.export.ExportedProgram:
-    """A graph as an exported program again, with a dynamic batch."""
+    """A graph as an exported program again, with a dynamic batch, and the sizes open that are (`open_sizes`)."""
     example = torch.zeros(2, *[int(d) for d in input_node(gm).meta["val"].shape[1:]])
+    dims = {0: torch.export.Dim("batch"), **dict.fromkeys(open_sizes(gm), torch.export.Dim.AUTO)}
     with quiet(), torch.no_grad():
-        return torch.export.export(gm, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+        return torch.export.export(gm, (example,), dynamic_shapes=(dims,))
 
 
 def _functional(exported: torch.export.ExportedProgram) -> torch.export.ExportedProgram:

@@ -16,7 +16,7 @@ from zaq.ir.ops import LINEARS, MAX_POOLS, MOVES, PADS
 __all__ = [
     "activations", "add_to_bias", "attribute", "bias_of", "channel_limits", "channel_padding", "clamp_limits",
     "compared", "groups_of",
-    "has_bias", "infinite", "input_node", "is_float", "moves", "not_its_own", "output_nodes", "pad_value",
+    "has_bias", "infinite", "input_node", "is_float", "moves", "not_its_own", "open_sizes", "output_nodes", "pad_value",
     "renumbers", "set_limits",
     "set_parameter",
     "shape_of", "source_line", "weight_of",
@@ -43,6 +43,11 @@ def input_node(gm: GraphModule) -> Node:
     """The node of the batch of images, (N, C, H, W): the first input that anything reads."""
     node: Node = next(n for n in gm.graph.nodes if n.op == "placeholder" and n.users)
     return node
+
+
+def open_sizes(gm: GraphModule) -> tuple[int, ...]:
+    """Which of height (2) and width (3) a graph takes in any size (`zaq.ir.sizes`); its shapes are the example's."""
+    return tuple(input_node(gm).meta.get("open", ()))
 
 
 def output_nodes(gm: GraphModule) -> list[Node]:

@@ -3,6 +3,7 @@
 import importlib.util
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +21,8 @@ DEFAULT = "zoo:resnet20_cifar10"
 
 
 class Kind(NamedTuple):
-    """How a kind of source is read, and which of --arch, --kwargs, --random-weights and --bind it has a use for."""
+    """How a kind of source is read, and which of --arch, --kwargs, --random-weights, --bind and --dynamic it has a use
+    for."""
 
     read: Callable[[Request], Source]
     takes: tuple[str, ...] = ()
@@ -28,17 +30,17 @@ class Kind(NamedTuple):
 
 # By how a source is spelt: a suffix, or a prefix.
 SOURCES = {
-    ".pt2": Kind(read_program_source),
+    ".pt2": Kind(read_program_source, ("dynamic",)),
     ".onnx": Kind(read_onnx, ("bind",)),
-    ".safetensors": Kind(read_weights, ("arch", "kwargs")),
-    ".pt": Kind(read_weights, ("arch", "kwargs")),
-    ".pth": Kind(read_weights, ("arch", "kwargs")),
+    ".safetensors": Kind(read_weights, ("arch", "kwargs", "dynamic")),
+    ".pt": Kind(read_weights, ("arch", "kwargs", "dynamic")),
+    ".pth": Kind(read_weights, ("arch", "kwargs", "dynamic")),
     ".pkl": Kind(refuse_pickle),
-    "zoo:": Kind(read_zoo),
-    "timm:": Kind(read_timm, ("kwargs", "random_weights")),
-    "torchvision:": Kind(read_torchvision, ("kwargs", "random_weights")),
-    "hf-hub:": Kind(read_hub, ("kwargs", "random_weights")),
-    "package.module:": Kind(read_factory, ("kwargs",)),
+    "zoo:": Kind(read_zoo, ("dynamic",)),
+    "timm:": Kind(read_timm, ("kwargs", "random_weights", "dynamic")),
+    "torchvision:": Kind(read_torchvision, ("kwargs", "random_weights", "dynamic")),
+    "hf-hub:": Kind(read_hub, ("kwargs", "random_weights", "dynamic")),
+    "package.module:": Kind(read_factory, ("kwargs", "dynamic")),
 }
 
 
@@ -55,25 +57,28 @@ def load(
     kwargs: dict[str, Any] | None = None,
     random_weights: bool = False,
     bind: dict[str, tuple[float, ...]] | None = None,
+    dynamic: tuple[int, ...] = (),
 ) -> Source:
     """Load a source, spelt as one of SOURCES, and its card; `overrides` are card fields that flags gave.
 
     arch: what weights alone are the weights of. kwargs: arguments for the call that makes the network.
     random_weights: of a library's network take the architecture alone.
     bind: numbers for inputs of an ONNX file beside the image, which become constants.
+    dynamic: 2 and 3, where height and width are to stay open; those of an ONNX file are as it has them.
     Raises SourceError for one that is missing, that is no model, or that would have to be unpickled.
     """
     kind, name, path = _kind(spec)
-    options = {"arch": arch, "kwargs": kwargs, "random_weights": random_weights, "bind": bind}
+    options = {"arch": arch, "kwargs": kwargs, "random_weights": random_weights, "bind": bind, "dynamic": dynamic}
     for option, value in options.items():
         if value and option not in SOURCES[kind].takes:
             takers = ", ".join(k for k, v in SOURCES.items() if option in v.takes)
             raise SourceError(
                 f"{spec}: --{option.replace('_', '-')} means nothing to this kind of source; it goes with {takers}."
             )
-    return SOURCES[kind].read(
-        Request(spec, name, path, overrides or {}, arch, kwargs or {}, random_weights, bind or {})
+    source = SOURCES[kind].read(
+        Request(spec, name, path, overrides or {}, arch, kwargs or {}, random_weights, bind or {}, dynamic)
     )
+    return replace(source, interface=replace(source.interface, classes=source.card.class_names))
 
 
 def _kind(spec: str) -> tuple[str, str, Path | None]:

@@ -14,6 +14,8 @@ from torch.fx import GraphModule
 from zaq.config.card import Card
 from zaq.errors import SourceError
 from zaq.ir.capture import cast_note, quiet, trace
+from zaq.ir.sizes import open_up
+from zaq.sources.interface import Interface
 from zaq.sources.operators import define_missing_operators, own_operators
 
 __all__ = ["SAVE_IT", "Request", "Source", "file_hash", "first_line", "require", "source_of"]
@@ -24,14 +26,17 @@ SAVE_IT = (
     "  torch.export.save(program, 'model.pt2')"
 )
 
+PLAIN = Interface()
+
 
 @dataclass(frozen=True)
 class Source:
     """A model as a functional graph, what is known of its input, and the hash of the file or the weights it was read
     from.
 
-    `notes` are what a report of it has to say, such as that its weights are random. `frame`: what stood around the
-    network in an ONNX file, and stands around the quantized one again (`zaq.sources.frame`).
+    `notes` are what a report of it has to say, such as that its weights are random. `interface` is what files made of
+    it are to keep; `frame`: what stood around the network in an ONNX file, and stands around the quantized one again
+    (`zaq.sources.frame`).
     """
 
     name: str
@@ -40,6 +45,7 @@ class Source:
     sha256: str
     notes: tuple[str, ...] = ()
     frame: bytes | None = None
+    interface: Interface = PLAIN
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,7 @@ class Request:
     kwargs: dict[str, Any] = field(default_factory=dict)
     random_weights: bool = False
     bind: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    dynamic: tuple[int, ...] = ()  # of (N, C, H, W), what is to stay open beside the batch
 
     def file(self) -> Path:
         """The path of a source that is a file."""
@@ -74,6 +81,7 @@ def source_of(
     known: dict[str, Any],
     sha256: str | None = None,
     notes: Iterable[str] = (),
+    interface: Interface = PLAIN,
 ) -> Source:
     """A module traced at the shape that its card says. Raises SourceError where none does."""
     card = request.card(known)
@@ -85,9 +93,9 @@ def source_of(
     notes = (*notes, *cast_note(model.state_dict().values()))
     model = model.cpu().float()
     with own_operators():
-        graph = trace(model, torch.zeros(2, *card.input))
-    notes = (*notes, *graph.meta["notes"])
-    return Source(name, graph, card, sha256 or hash_of(model.state_dict()), notes)
+        graph, fixed = open_up(lambda image: trace(model, torch.zeros(2, *image)), card.input, request.dynamic)
+    notes = (*notes, *graph.meta["notes"], *fixed)
+    return Source(name, graph, card, sha256 or hash_of(model.state_dict()), notes, interface=interface)
 
 
 def hash_of(state: dict[str, Tensor]) -> str:

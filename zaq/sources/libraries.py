@@ -59,6 +59,7 @@ def timm_model(name: str, kwargs: dict[str, Any], random: bool, source: str = "t
         "input": tuple(data["input_size"]), "mean": tuple(data["mean"]), "std": tuple(data["std"]),
         "crop": min(side), "resize": math.floor(min(side) / data["crop_pct"]), "classes": model.num_classes or None,
         "interpolation": data["interpolation"] if data["interpolation"] in INTERPOLATIONS else "bilinear", "notes": [],
+        "class_names": _timm_names(timm, model),
     }  # fmt: skip
     if data["crop_mode"] == "squash":
         known["notes"].append("timm squeezes images for this network; zaq eval resizes their shorter side and crops")
@@ -68,6 +69,17 @@ def timm_model(name: str, kwargs: dict[str, Any], random: bool, source: str = "t
             f"its classifier of {kwargs['num_classes']} classes is random: the weights are for {trained}"
         )
     return model, known
+
+
+def _timm_names(timm: Any, model: nn.Module) -> tuple[str, ...]:
+    """What a network's classes are called: as its weights say, or as ImageNet or the part of it that they are for."""
+    about: dict[str, Any] = getattr(model, "pretrained_cfg", None) or {}
+    names = about.get("label_names") or ()
+    subset = timm.data.infer_imagenet_subset(model)
+    if not names and subset and about.get("num_classes") == model.num_classes:
+        info = timm.data.ImageNetInfo(subset)
+        names = [info.index_to_description(i) for i in range(info.num_classes())]
+    return tuple(map(str, names)) if len(names) == model.num_classes else ()
 
 
 def hub_model(name: str, kwargs: dict[str, Any], random: bool) -> Made:
@@ -92,7 +104,9 @@ def torchvision_model(name: str, kwargs: dict[str, Any], random: bool) -> Made:
     with _downloading(spec, "torchvision"):
         model = models.get_model(name, **arguments)
     preset = weights.transforms()
-    known: dict[str, Any] = {"classes": kwargs.get("num_classes") or len(weights.meta.get("categories", ())) or None}
+    names = tuple(weights.meta.get("categories", ()))
+    known: dict[str, Any] = {"classes": kwargs.get("num_classes") or len(names) or None}
+    known["class_names"] = names if known["classes"] == len(names) else ()
     if hasattr(preset, "mean"):
         known |= {"mean": tuple(preset.mean), "std": tuple(preset.std), "interpolation": preset.interpolation.value}
     if hasattr(preset, "crop_size"):

@@ -13,12 +13,15 @@ import onnx.inliner
 import onnx_ir as ir
 from onnx.external_data_helper import load_external_data_for_model, uses_external_data
 from onnx.onnx_cpp2py_export.checker import ValidationError
+from torch.fx import GraphModule
 
 from zaq.config.bounds import ELEMENTS
 from zaq.errors import SourceError
 from zaq.ir.capture import quiet
+from zaq.ir.sizes import open_up
 from zaq.sources.base import Request, Source, first_line, require, source_of
-from zaq.sources.frame import cut
+from zaq.sources.frame import Cut, cut
+from zaq.sources.interface import interface_of
 from zaq.sources.normal import normalised
 from zaq.sources.parity import require_same
 
@@ -44,20 +47,38 @@ def read_onnx(request: Request) -> Source:
     in the file or by the card."""
     path = request.file()
     model, digest = _opened(path)
+    interface = interface_of(model)
     _require_readable(path, model)
     require("onnx2torch", "onnx2torch", request.spec)
-    from zaq.sources.converters import convert, unconverted
-
-    content = model.SerializeToString()
+    contents = [model.SerializeToString()]
     with _as_sentences(path):
         model = normalised(model)
-    whole = model.SerializeToString()
+    contents.append(model.SerializeToString())
     with _as_sentences(path):
         found = cut(model, request.spec, request.bind)
+    if found.frame is not None:  # it has the ends
+        interface = replace(interface, inputs=(), outputs=())
     shape = _input_shape(request, found.network)
+    source = _read_at(request, found, contents, digest, shape)
+
+    def read(image: tuple[int, ...]) -> GraphModule:
+        return source.graph if image == shape else _read_at(request, found, contents, digest, image).graph
+
+    sizes = found.network.graph.input[0].type.tensor_type.shape.dim
+    graph, notes = open_up(read, shape, tuple(d for d in (2, 3) if len(sizes) == 4 and not sizes[d].dim_value))
+    notes = (*source.notes, *notes)
+    return replace(source, graph=graph, notes=notes, frame=found.frame, interface=interface)
+
+
+def _read_at(request: Request, found: Cut, contents: list[bytes], digest: str, shape: tuple[int, ...]) -> Source:
+    """The network for images of one size, which takes the place of those that the file leaves open. `contents`: the
+    whole file, as it was and in its one spelling."""
+    from zaq.sources.converters import convert, unconverted
+
+    path, request = request.file(), replace(request, flags={**request.flags, "input": shape})
     with _as_sentences(path):
         model = _prepared(found.network, shape)
-        _require_room_around(whole, found.frame, (1, *shape))
+        _require_room_around(contents[1], found.frame, (1, *shape))
     missing = unconverted(model)
     if missing:
         raise SourceError(
@@ -71,8 +92,7 @@ def read_onnx(request: Request) -> Source:
         raise SourceError(f"{path}: onnx2torch cannot read it: {first_line(error)}") from error
     known: dict[str, Any] = {"input": shape} | (WHOLE_PIXELS if found.integers else {})
     source = source_of(request, path.stem, module, known, sha256=digest, notes=found.notes)
-    source = replace(source, frame=found.frame)
-    require_same(path, [content, whole], found, request.bind, source)
+    require_same(path, contents, found, request.bind, source)
     return source
 
 

@@ -14,10 +14,11 @@ from torch.fx import GraphModule
 
 from zaq.config.bounds import capacity, entries, plain_json
 from zaq.errors import SourceError, ZaqError
-from zaq.ir.capture import from_exported, quiet
-from zaq.ir.nodes import input_node
+from zaq.ir.capture import at_size, from_exported, image_of, quiet
+from zaq.ir.sizes import open_up
 from zaq.sources.base import SAVE_IT, Request, Source, file_hash, first_line
 from zaq.sources.checks import check_program, check_weights
+from zaq.sources.interface import End, Interface
 
 __all__ = ["read_program", "read_program_source", "read_pt2"]
 
@@ -31,13 +32,23 @@ SAMPLES = "data/sample_inputs/model.pt"  # pickled example inputs, which torch c
 
 
 def read_program_source(request: Request) -> Source:
-    """The program that a .pt2 file holds, at the shape that it was exported with."""
+    """The program that a .pt2 file holds, at the shape that it was exported with; where that is open, at the card's."""
     path, card = request.file(), request.card()
-    graph = read_pt2(path)
-    shape = tuple(int(d) for d in input_node(graph).meta["val"].shape[1:])
-    if card.input and tuple(card.input) != shape:
+    program = read_program(path)
+    value = image_of(program)
+    shape = tuple(int(d) for d in value.shape[1:])
+    free = tuple(d for d in (2, 3) if not isinstance(value.shape[d], int))
+    if card.input and any(a != b and d not in free for d, (a, b) in enumerate(zip(card.input, shape, strict=True), 1)):
         raise SourceError(f"{path}: the model takes inputs of {shape}, card or flags say {tuple(card.input)}.")
-    return Source(path.stem, graph, card.override(input=shape), file_hash(path), graph.meta["notes"])
+    image, asked = card.input or shape, tuple(sorted({*free, *request.dynamic}))
+
+    def read(size: tuple[int, ...]) -> GraphModule:
+        return _graph(path, at_size(program, size, promised=asked == free) if free or size != image else program)
+
+    graph, fixed = open_up(read, image, asked)
+    kind = Interface(inputs=(End("input", "UINT8"),)) if value.dtype is torch.uint8 else Interface()
+    notes = (*graph.meta["notes"], *fixed)
+    return Source(path.stem, graph, card.override(input=image), file_hash(path), notes, interface=kind)
 
 
 def read_pt2(path: Path) -> GraphModule:

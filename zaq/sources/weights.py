@@ -65,7 +65,9 @@ def read_zoo(request: Request) -> Source:
     models = {p.stem: p for p in folder.glob("*.safetensors")} if folder else {}
     if request.name not in models:
         raise SourceError(f"{request.spec}: " + unknown("model", request.name, models))
-    return read_weights(Request(request.spec, request.name, models[request.name], request.flags))
+    return read_weights(
+        Request(request.spec, request.name, models[request.name], request.flags, dynamic=request.dynamic)
+    )
 
 
 def refuse_pickle(request: Request) -> Source:

@@ -6,6 +6,7 @@ Reconstruction learns them one after another, each from what enters it to what l
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -81,15 +82,23 @@ def between(gm: GraphModule, block: Block) -> GraphModule:
         node = todo.pop()
         if node not in needed and node.name != block.entry:
             needed.add(node)
-            todo += [] if node.target is BATCH_SIZE else node.all_input_nodes
+            todo += [] if node.target is BATCH_SIZE or _number(node) else node.all_input_nodes
     graph = Graph()
     x = graph.placeholder("x")
-    copied = {nodes[block.entry]: x}
+    copied: dict[Node, Any] = {nodes[block.entry]: x}
     for node in gm.graph.nodes:
         if node in needed:
+            if _number(node):
+                copied[node] = node.meta["val"]
+                continue
             fresh = node.target is BATCH_SIZE and node.args[0] not in copied  # asked of a tensor from before the block
             copied[node] = (
                 graph.call_function(BATCH_SIZE, (x, 0)) if fresh else graph.node_copy(node, lambda n: copied[n])
             )
     graph.output([copied[nodes[name]] for name in block.exits])
     return GraphModule(gm, graph)
+
+
+def _number(node: Node) -> bool:
+    """Whether a node is a height or a width, which stay open in the file and are the example's here."""
+    return node.op == "call_function" and isinstance(node.meta.get("val"), int)

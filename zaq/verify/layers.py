@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from zaq.errors import SourceError
-from zaq.export.onnx import INPUT
-from zaq.export.session import session
+from zaq.export.ends import behind_casts, declare, inner
+from zaq.export.session import run_session, session, taken
 from zaq.ir.nodes import attribute, output_nodes
 from zaq.ir.taps import with_taps
 from zaq.sources.frame import network_of
@@ -77,6 +77,7 @@ def compare_layers(path: Path, checkpoint: GraphModule, samples: Tensor) -> tupl
 
     `path` is a file in the qdq or packed form. Raises SourceError where it does not hold the checkpoint's tensors.
     """
+    samples = taken(session(path), samples)
     referee = execute(checkpoint, samples)
     names = list(referee.integers)
     with torch.no_grad():
@@ -146,14 +147,15 @@ def _written(path: Path, checkpoint: GraphModule, names: list[str], samples: Ten
     that quantize the same. Both have the scale of another that is there.
     """
     model = onnx.load_model_from_string(network_of(path.read_bytes()))
-    outputs = dict(zip((n.name for n in output_nodes(checkpoint)), (o.name for o in model.graph.output), strict=True))
+    declare(model, "batch")
+    outputs = dict(zip((n.name for n in output_nodes(checkpoint)), behind_casts(model.graph), strict=True))
     dequantized = {n.output[0]: n for n in model.graph.node if n.op_type == "DequantizeLinear"}
     kinds = {t.name: t.data_type for t in model.graph.initializer}
     scales = {n.name: attribute(checkpoint, n.args[1].target).item() for n in checkpoint.graph.nodes if n.name in names}
-    held = {scales[name] for name in names if outputs.get(name, name) in dequantized}
+    held = {scales[name] for name in names if dequantized.keys() & {outputs.get(name, name), inner(name)}}
     tensors: dict[str, str] = {}
     for name in names:
-        node = dequantized.get(outputs.get(name, name))
+        node = dequantized.get(outputs.get(name, name)) or dequantized.get(inner(name))
         if node is None and scales[name] in held:
             continue
         if node is None:
@@ -165,6 +167,5 @@ def _written(path: Path, checkpoint: GraphModule, names: list[str], samples: Ten
             model.graph.output.append(helper.make_tensor_value_info(node.input[0], kinds[node.input[2]], None))
     if not tensors:
         return {}
-    run = session(model.SerializeToString())
-    values = run.run(list(tensors.values()), {INPUT: samples.contiguous().numpy()})
+    values = run_session(session(model.SerializeToString()), samples, list(tensors.values()))
     return {name: value.astype(np.int64) for name, value in zip(tensors, values, strict=True)}

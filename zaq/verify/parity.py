@@ -9,16 +9,20 @@ from typing import Any
 import onnx
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
-from zaq.export.session import run_session, session
+from zaq.export.ends import behind_casts
+from zaq.export.session import batch_of, run_session, session, taken
+from zaq.ir.sizes import TRIED, other_sizes
 from zaq.quant.alike import channel_dim, spreads
 from zaq.sources.frame import network_of
 from zaq.verify.kernels import Kernels, kernels
 
-__all__ = ["BATCH", "Parity", "compare"]
+__all__ = ["BATCH", "Parity", "compare", "compare_sizes"]
 
 BATCH = 50
+FEW = 16  # samples at another size
 
 
 @dataclass(frozen=True)
@@ -68,9 +72,11 @@ def compare(path: Path, student: nn.Module, samples: Tensor | Iterable[Tensor]) 
     run = session(path)
     expected: list[list[Tensor]] = []
     found: list[list[Tensor]] = []
-    for batch in samples.split(BATCH) if isinstance(samples, Tensor) else samples:
-        expected.append(list(pytree.tree_leaves(student(batch))))
+    for batch in samples.split(batch_of(run) or BATCH) if isinstance(samples, Tensor) else samples:
+        batch = taken(run, batch)
         found.append([torch.from_numpy(t) for t in run_session(run, batch)])
+        made = zip(pytree.tree_leaves(student(batch)), found[-1], strict=True)
+        expected.append([t.to(there.dtype) for t, there in made])
     ours, theirs = ([torch.cat(list(t)) for t in zip(*parts, strict=True)] for parts in (expected, found))
     grids = _output_steps(path) if path.suffix == ".onnx" else [None] * len(ours)
     apart, steps, floats = list[Tensor](), [1e-12], dict[int, tuple[Tensor, Tensor]]()
@@ -98,6 +104,22 @@ def compare(path: Path, student: nn.Module, samples: Tensor | Iterable[Tensor]) 
         kernels=ran.counts,
         float_kernels=[str(n) for n in ran.in_float],
     )
+
+
+@torch.no_grad()
+def compare_sizes(path: Path, student: nn.Module, samples: Tensor, dims: tuple[int, ...]) -> dict[str, Parity]:
+    """As `compare`, at other sizes of some samples than theirs where `dims` (2: height, 3: width) are open; by size."""
+    found: dict[str, Parity] = {}
+    for _, *size in other_sizes(tuple(samples.shape[1:]), dims) if dims else ():
+        images = F.interpolate(samples[:FEW], size, mode="bilinear")
+        try:
+            student(images)
+        except RuntimeError:  # not every network takes every size
+            continue
+        found["x".join(map(str, size))] = compare(path, student, images)
+        if len(found) == TRIED:
+            break
+    return found
 
 
 def _decibels(pairs: list[tuple[Tensor, Tensor]]) -> float | None:
@@ -131,7 +153,7 @@ def _output_steps(path: Path) -> list[float | None]:
     graph = onnx.load_model_from_string(network_of(path.read_bytes())).graph
     makers = {o: n for n in graph.node for o in n.output}
     tensors = {t.name: t for t in graph.initializer}
-    return [_step_of(makers.get(output.name), tensors) for output in graph.output]
+    return [_step_of(makers.get(name), tensors) for name in behind_casts(graph)]
 
 
 def _step_of(maker: onnx.NodeProto | None, tensors: dict[str, onnx.TensorProto]) -> float | None:
