@@ -64,7 +64,7 @@ def compare(path: Path, student: nn.Module, samples: Tensor | Iterable[Tensor]) 
     for batch in samples.split(BATCH) if isinstance(samples, Tensor) else samples:
         expected.append(list(pytree.tree_leaves(student(batch))))
         found.append([torch.from_numpy(t) for t in run_session(run, batch)])
-    ours, theirs = ([torch.cat(list(t)) for t in zip(*parts, strict=True)] for parts in (expected, found))
+    ours, theirs = ([torch.cat(list(t)).float() for t in zip(*parts, strict=True)] for parts in (expected, found))
     grids = _output_steps(path) if path.suffix == ".onnx" else [None] * len(ours)
     steps = [max(grid or float(a.max() - a.min()) / 256, 1e-12) for a, grid in zip(ours, grids, strict=True)]
     apart = torch.cat([((a - b).abs() / s).flatten() for a, b, s in zip(ours, theirs, steps, strict=True)])
