@@ -89,10 +89,10 @@ class Run:
                 raise OutputError(f"{work}: is a link; the run is built there before it is moved. Remove the link.")
             work.mkdir(parents=True, exist_ok=True)
         with _locked(work, path):
-            _begin(work, path, overwrite, resume)
             run = cls(work)
             run.place = path
             try:
+                _begin(work, path, overwrite, resume)
                 yield run
             except BaseException:
                 if run.path == work and not _worth(work):

@@ -30,7 +30,8 @@ def test_a_changed_file_is_seen(quantized: zaq.Quantized, tmp_path: Path) -> Non
     onnx.save(model, path)
     parity = compare(path, quantized.module, images(32))
     assert parity.share_equal < 0.5 and parity.largest_difference > 0
-    assert "off by one step" in parity.sentence()
+    assert "off by one step" in parity.sentence() and "worst channel" in parity.sentence()
+    assert parity.worst[1] > 0.01
 
 
 def test_float_kernels_are_named(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
     synthesis -> ranges -> SQuant -> block reconstruction -> distillation -> the adversarial game -> bias correction
 
+Where all has 8 bits these hold the whole range that is seen: what is rare is what a detector looks for.
 Images come from a generator and are refined (`stages.synthesis`); of those too large for that a part starts from noise.
 A second generator, of another seed, draws those that every stage is judged on, half of them moved to where student and
 teacher differ. A stage after which the outputs differ more on them is taken back.
@@ -15,6 +16,7 @@ from zaq.engine.stage import Stage
 from zaq.engine.task import Task
 from zaq.methods.base import Method
 from zaq.methods.zaq import Game
+from zaq.quant.edges import HIGH
 from zaq.stages.bias import CorrectBiases
 from zaq.stages.calibrate import Calibrate, HoldOut
 from zaq.stages.mix import ChooseBits
@@ -90,7 +92,7 @@ class Flagship(Method):
             Refine(name="held-out refine", steps=n.refine, held_out=True),
             FromNoise(name="held-out refine", steps=n.refine, every=2, held_out=True),
             ChooseBits(),
-            Calibrate(eight="minmax"),  # what is rare is what a detector looks for, and 8 bits can hold it
+            Calibrate(eight="minmax" if task.qconfig.act_bits >= HIGH else None),
             HoldOut(attack=self.attack, steps=self.attack_steps),
             SQuant(steps=int(self.squant)),
             Reconstruct(steps=n.reconstruct, drop=self.drop, correct=self.correct),

@@ -231,9 +231,5 @@ def left_in_float(gm: GraphModule, unlike: Collection[str] = ()) -> list[str]:
             return False
         return not (node in read and _is_merge_or_pool(node, live))
 
-    operations = [
-        n
-        for n in gm.graph.nodes
-        if n in live and n is not input_node(gm) and "aten" in str(n.target) and "sym_" not in str(n.target)
-    ]
+    operations = [n for n in gm.graph.nodes if n in live and "aten" in str(n.target) and "sym_" not in str(n.target)]
     return [f"{n.name} ({n.target})" for n in operations if stays(n)]
