@@ -21,7 +21,7 @@ from zaq.errors import BitsError, TrainingError, unknown
 from zaq.export.onnx import write_onnx
 from zaq.export.trial import require_exportable
 from zaq.ir.capture import trace
-from zaq.ir.nodes import compared, input_node
+from zaq.ir.nodes import input_node
 from zaq.methods import Method
 from zaq.methods.flagship import Flagship
 from zaq.passes.fold import fold
@@ -151,8 +151,6 @@ def quantize_graph(
     teacher, unfolded = fold(graph)
     if not weighted_layers(teacher):
         raise BitsError("the model has no convolution or linear layer with a weight of its own; nothing to quantize.")
-    if not compared(teacher):
-        raise BitsError("no output of the model depends on its input; nothing to quantize.")
     task = Task(teacher, qconfig, card, effort, seed, getattr(method, "search", method.searches))
     state, journal = State(task), Journal(progress or Progress(), log or Log())
     journal.notes += [*notes, *unfolded, *_notes(task)]
