@@ -61,7 +61,7 @@ def shrunk(net: Net, x: Tensor) -> Tensor:
     [
         (
             kernels_of_the_image,
-            r"no form in ONNX: conv2d_1 \(aten\.conv2d\.default.*\): a size that depends on the batch",
+            r"no form in ONNX: conv2d_1 \(aten\.conv2d.*\): a size that depends on the batch",
         ),
         (stacked_on_itself, r"cannot be exported: it works for some batch sizes alone, .* Take that part out"),
         (shrunk, r"does not run the model's file: upsample_bicubic2d .*'Cubic' mode only supports"),

@@ -9,7 +9,7 @@ from torch import nn
 
 import zaq
 from zaq.errors import BitsError
-from zaq.methods import METHODS
+from zaq.methods import METHODS, Method
 from zaq.methods.aciq import ACIQ
 from zaq.methods.dfq import DFQ
 from zaq.methods.rtn import RTN
@@ -19,7 +19,7 @@ from zaq.verify.parity import compare
 def line() -> nn.Module:
     return nn.Sequential(
         nn.Conv1d(3, 8, 3, padding=1), nn.BatchNorm1d(8), nn.ReLU(), nn.MaxPool1d(2),
-        nn.Conv1d(8, 8, 4, padding="same", groups=8), nn.ReLU(), nn.AvgPool1d(2), nn.ConvTranspose1d(8, 4, 2, 2),
+        nn.Conv1d(8, 8, 5, padding="same", groups=8), nn.ReLU(), nn.AvgPool1d(2), nn.ConvTranspose1d(8, 4, 2, 2),
         nn.AdaptiveAvgPool1d(2), nn.Flatten(), nn.Linear(8, 3),
     )  # fmt: skip
 
@@ -33,7 +33,7 @@ def volume() -> nn.Module:
 
 
 @pytest.mark.parametrize(("shape", "method"), [((3, 32), RTN()), ((3, 32), DFQ()), ((2, 8, 8, 8), ACIQ())])
-def test_lines_and_volumes(shape: tuple[int, ...], method: zaq.Method, tmp_path: Path) -> None:
+def test_lines_and_volumes(shape: tuple[int, ...], method: Method, tmp_path: Path) -> None:
     torch.manual_seed(0)
     net, x = (line() if len(shape) == 2 else volume()), torch.randn(16, *shape)
     for _ in range(3):
