@@ -23,7 +23,7 @@ from zaq.errors import BitsError, TrainingError, UserError, unknown
 from zaq.export.onnx import write_onnx
 from zaq.export.trial import require_exportable
 from zaq.ir.capture import trace
-from zaq.ir.nodes import compared, input_node
+from zaq.ir.nodes import input_node
 from zaq.ir.opening import read_opening
 from zaq.ir.sizes import dimensions, open_up
 from zaq.methods import Method
@@ -172,13 +172,12 @@ def quantize_graph(
     teacher, unfolded = fold(graph)
     if not weighted_layers(teacher):
         raise BitsError("the model has no convolution or linear layer with a weight of its own; nothing to quantize.")
-    if not compared(teacher):
-        raise BitsError("no output of the model depends on its input; nothing to quantize.")
     task = Task(teacher, qconfig, card, effort, seed, getattr(method, "search", method.searches))
     state, journal = State(task), Journal(progress or Progress(), log or Log())
     journal.notes += [*notes, *said, *unfolded, *_notes(task)]
     with drawing(seed):
-        require_exportable(Student(teacher, qconfig, card, search=False), task.noise(TRIED), qconfig.runtime)
+        trial = Student(teacher, qconfig, card, search=False, unlike=task.unlike)
+        require_exportable(trial, task.noise(TRIED), qconfig.runtime)
     with drawing(seed):
         stages = method.plan(task, real) if method.reads_data else method.plan(task)
         run_stages(stages, state, journal, snapshots)

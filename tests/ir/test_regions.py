@@ -50,6 +50,7 @@ def operations(gm: torch.fx.GraphModule) -> list[str]:
         ("checkpoint", False), ("reentrant checkpoint", False),  # torch's own strict export fails of these
     ],
 )  # fmt: skip
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # torch's checkpoint, without training
 def test_regions_are_inlined(kind: str, strict: bool) -> None:
     torch.manual_seed(0)
     model, x = Regions(kind).eval(), images(3)
