@@ -13,7 +13,7 @@ from zaq.config.bounds import json_text, plain_text
 from zaq.engine.journal import Log
 from zaq.report.facts import sqnr
 
-# Where JSON is handed on and not written: to torch's reader, into a sentence, and by a program that imports nothing of zaq.
+# Where JSON is handed on: to torch's reader, into a sentence, by a program that imports nothing of zaq.
 OTHERS = {"sources/program.py", "sources/checks.py", "benchmark/launch.py", "config/bounds.py"}
 
 

@@ -76,6 +76,7 @@ def run_stage(stage: Stage, state: State, journal: Journal, again: int = 0) -> N
         if not stopped or stage.after_ctrl_c == "run":
             _Steps(stage, loop, record, journal, judge, seed).run(stage.length(state))
         loop.finish()
+        state.require_finite()
         if judge and before is not None:
             record.loss_after = judge()
             record.kept = record.loss_after < (record.loss_before or 0.0)  # never where it is NaN

@@ -31,6 +31,7 @@ class State:
     judge: Callable[[], float] | None = None  # the held-out loss that stages are kept or taken back by
     frontier: list[tuple[int, float]] = field(default_factory=list)  # mixed precision: (bytes, least sensitivity)
     _student: Student | None = None
+    _sound: bool = False  # whether the teacher's outputs on the first samples were looked at
 
     @property
     def student(self) -> Student:
@@ -43,6 +44,15 @@ class State:
         """Go on with a teacher that computes the same, or with other bits: the student is placed anew, uncalibrated."""
         self.task = replace(self.task, teacher=teacher or self.task.teacher, qconfig=qconfig or self.task.qconfig)
         self._student, self.judge = None, None
+
+    @torch.no_grad()
+    def require_finite(self) -> None:
+        """Raise SourceError where the teacher's outputs on samples are not finite, as soon as there are samples."""
+        if self.samples is not None and not self._sound:
+            outputs = (with_taps(self.task.teacher, [])(x)[0] for x in self.samples.split(self.task.batch))
+            if broken := broken_images(outputs):
+                raise SourceError(NOT_FINITE.format(broken, len(self.samples)))
+            self._sound = True
 
     def tapped(self, student: bool) -> GraphModule:
         """Teacher or student as a module that returns ([outputs], [tapped features])."""

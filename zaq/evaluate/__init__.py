@@ -17,7 +17,7 @@ from zaq.evaluate.detection import measure_detection
 from zaq.evaluate.image import measure_likeness
 from zaq.evaluate.models import Model, Task, outputs
 from zaq.evaluate.segmentation import measure_segmentation
-from zaq.export.session import session
+from zaq.export.session import properties
 
 __all__ = [
     "LAYOUTS",
@@ -60,7 +60,7 @@ def task_of(card: Card, name: str | None = None) -> str:
 
 def stored_card(path: Path) -> Card:
     """The card that zaq wrote into an ONNX file. Raises SourceError for a file without one."""
-    text = session(path).get_modelmeta().custom_metadata_map.get("zaq.card")
+    text = properties(path).get("zaq.card")
     if text is None:
         raise SourceError(
             f"{path}: holds no card, so it was not written by zaq, or it was changed since; a run of zaq quantize has "

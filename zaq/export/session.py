@@ -10,7 +10,7 @@ from torch import Tensor
 from zaq.errors import SourceError
 from zaq.export.onnx import INPUT
 
-__all__ = ["run_session", "session"]
+__all__ = ["properties", "run_session", "session"]
 
 
 def session(model: Path | bytes, threads: int = 0, optimized: Path | None = None) -> ort.InferenceSession:
@@ -37,6 +37,14 @@ def session(model: Path | bytes, threads: int = 0, optimized: Path | None = None
         raise SourceError(
             f"{'the model' if isinstance(model, bytes) else model}: onnxruntime cannot load it: {reason}"
         ) from error
+
+
+def properties(path: Path) -> dict[str, str]:
+    """What a file says of itself beside its graph. Raises SourceError where that is no text, or as `session` does."""
+    try:
+        return dict(session(path).get_modelmeta().custom_metadata_map)
+    except UnicodeDecodeError as error:
+        raise SourceError(f"{path}: its properties are not in UTF-8 ({error}); the file is damaged.") from error
 
 
 def run_session(run: ort.InferenceSession, images: Tensor) -> list[NDArray[np.float32]]:
