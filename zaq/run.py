@@ -33,7 +33,7 @@ from torch.fx import GraphModule
 from zaq.config.bounds import json_text, plain_json, plain_text
 from zaq.config.card import Card
 from zaq.errors import OutputError, RunError, SourceError
-from zaq.export.session import session
+from zaq.export.session import properties
 from zaq.ir.capture import quiet
 from zaq.quant import op as op  # the operator that a checkpoint's graph holds
 from zaq.report.facts import onnx_metadata
@@ -144,13 +144,13 @@ class Run:
 
     def require_parts(self, name: str) -> None:
         """Raise SourceError if a file of this folder is not zaq's, or was exported from other parts than lie here."""
-        properties = session(self.path / name).get_modelmeta().custom_metadata_map
-        if "zaq.version" not in properties:
+        found = properties(self.path / name)
+        if "zaq.version" not in found:
             raise SourceError(
                 f"{self.path / name}: was not written by zaq; zaq export {self.path} --overwrite makes it anew."
             )
         try:
-            theirs = plain_json(properties.get("zaq.parts", "{}"))
+            theirs = plain_json(found.get("zaq.parts", "{}"))
             if not isinstance(theirs, dict):
                 raise ValueError(f"it is {theirs!r:.40}")
         except ValueError as error:

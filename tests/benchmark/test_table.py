@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from zaq.benchmark.table import COLUMNS, Group, as_csv, as_markdown, groups, in_order, sections
+from zaq.benchmark.table import COLUMNS, Group, as_csv, as_markdown, groups, in_order, sections, whole
 
 
 def row(**values: Any) -> dict[str, Any]:
@@ -172,3 +172,19 @@ def test_a_detector_has_its_own_measures() -> None:
     found = list(csv.DictReader(io.StringIO(as_csv(rows))))
     assert found[0]["onnx_map50"] == "28.0" and found[0]["float_map"] == "31.0" and "onnx_top1" not in found[0]
     assert {"onnx_top1", "onnx_map50"} <= set(next(csv.reader(io.StringIO(as_csv([row(), detected()])))))
+
+
+def test_what_is_no_whole_row() -> None:
+    """Of a file that broke off, that another program wrote, or whose numbers are none."""
+    assert whole(row()) and whole(failed())
+    for key in ("model", "bits", "error", "date", "minutes", "images", "onnx_top1", "seed"):
+        assert not whole({k: v for k, v in row().items() if k != key}), key
+    for change in ({"onnx_top1": None}, {"onnx_top1": float("nan")}, {"minutes": "1"}, {"bits": 4}, {"seed": None}):
+        assert not whole(row(**change)), change
+    assert not whole([]) and not whole(None)
+
+
+def test_rows_that_were_measured_by_more_and_by_less() -> None:
+    less = {k: v for k, v in row(seed=1).items() if k not in ("float_top1", "agreement", "drop")}
+    for rows in ([row(), less], [less, row()]):
+        assert "90.00 ± 0.00 (2)" in as_markdown(in_order(rows))

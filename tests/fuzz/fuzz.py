@@ -9,6 +9,8 @@ processes of their own, so that a crash is one, and go on behind it.
 """
 
 import argparse
+import contextlib
+import io
 import json
 import os
 import random
@@ -59,7 +61,8 @@ def originals(folder: Path) -> None:
     for name in ("net", "weights", "old"):
         (folder / f"{name}.json").write_text(json.dumps(card))
     quick = ["--method", "rtn", "-o", str(folder / "run")]
-    main(["quantize", str(folder / "net.pt2"), *quick], standalone_mode=False)
+    with contextlib.redirect_stdout(io.StringIO()):
+        main(["quantize", str(folder / "net.pt2"), *quick], standalone_mode=False)
     (folder / "plan.yaml").write_text(
         "models: [net.pt2]\ndata: npz:set.npz\nbits: [w4a4, w8a8]\nseeds: 2\nlimit: 4\n"
         "runs:\n- methods: ['zaq[alpha=0]', {name: mine, method: rtn, settings: {batches: 2}}]\n- methods: rtn\n"

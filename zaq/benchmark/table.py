@@ -128,11 +128,14 @@ class Group:
         return [r for r in self.rows if not r["error"]]
 
     def mean(self, column: str) -> float:
-        return float(statistics.mean(r[column] for r in self.finished))
+        """Over those of the finished rows that have it; NaN where none has."""
+        found = [r[column] for r in self.finished if column in r]
+        return float(statistics.mean(found)) if found else math.nan
 
     def deviation(self, column: str) -> float | None:
         """The sample standard deviation over seeds; of one seed there is none."""
-        return statistics.stdev(r[column] for r in self.finished) if len(self.finished) > 1 else None
+        found = [r[column] for r in self.finished if column in r]
+        return statistics.stdev(found) if len(found) > 1 else None
 
     def cells(self, measures: Sequence[str] = ()) -> dict[str, str]:
         """The row of a table of `measures` (of METRICS; none: its own), as text."""

@@ -69,12 +69,12 @@ def evaluate(
 def _teacher(source: str, path: Path) -> "GraphModule":
     """The float model that a file was made from."""
     from zaq.config.bounds import plain_json
-    from zaq.export.session import session
+    from zaq.export.session import properties
     from zaq.sources import load
 
     model = load(source)
     try:
-        made_from = plain_json(session(path).get_modelmeta().custom_metadata_map.get("zaq.source", "{}"))
+        made_from = plain_json(properties(path).get("zaq.source", "{}"))
         made_from["name"] = str(made_from.get("name"))
     except (ValueError, AttributeError, TypeError) as error:
         raise UserError(f"{path}: its property zaq.source, which names the model it came from, is no JSON.") from error

@@ -101,6 +101,7 @@ def run_stage(
         if not stopped or stage.after_ctrl_c == "run":
             _Steps(stage, loop, record, journal, judge, seed, saver).run(stage.length(state), point)
         loop.finish()
+        state.require_finite()
         if judge and before is not None:
             record.loss_after = judge()
             record.kept = record.loss_after < (record.loss_before or 0.0)  # never where it is NaN

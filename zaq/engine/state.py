@@ -35,6 +35,7 @@ class State:
     judge: Callable[[], float] | None = None  # the held-out loss that stages are kept or taken back by
     frontier: list[tuple[int, float]] = field(default_factory=list)  # mixed precision: (bytes, least sensitivity)
     _student: Student | None = None
+    _sound: bool = False  # whether the teacher's outputs on the first samples were looked at
 
     @property
     def student(self) -> Student:
@@ -77,6 +78,15 @@ class State:
         if saved["optimizer"]:
             self.optimizer = torch.optim.Adam(self.generator.parameters())
             self.optimizer.load_state_dict(saved["optimizer"])
+
+    @torch.no_grad()
+    def require_finite(self) -> None:
+        """Raise SourceError where the teacher's outputs on samples are not finite, as soon as there are samples."""
+        if self.samples is not None and not self._sound:
+            outputs = (with_taps(self.task.teacher, [])(x)[0] for x in self.samples.split(self.task.batch))
+            if broken := broken_images(outputs):
+                raise SourceError(NOT_FINITE.format(broken, len(self.samples)))
+            self._sound = True
 
     def tapped(self, student: bool) -> GraphModule:
         """Teacher or student as a module that returns ([outputs], [tapped features])."""

@@ -17,7 +17,7 @@ from zaq.evaluate.detection import measure_detection
 from zaq.evaluate.image import measure_likeness
 from zaq.evaluate.models import Model, Task, outputs
 from zaq.evaluate.segmentation import measure_segmentation
-from zaq.export.session import session
+from zaq.export.session import properties
 
 __all__ = [
     "LAYOUTS",
@@ -61,7 +61,7 @@ def task_of(card: Card, name: str | None = None) -> str:
 
 def stored_card(path: Path) -> Card:
     """The card that zaq wrote into an ONNX file. Raises SourceError for a file without one."""
-    text = session(path).get_modelmeta().custom_metadata_map.get("zaq.card")
+    text = properties(path).get("zaq.card")
     if text is None:
         raise SourceError(
             f"{path}: holds no card, so it was not written by zaq, or it was changed since; a run of zaq quantize has "
@@ -77,7 +77,7 @@ def stored_card(path: Path) -> Card:
 
 def class_names(path: Path) -> tuple[str, ...]:
     """What zaq wrote into an ONNX file of the names of its classes; none where the source had none."""
-    text = session(path).get_modelmeta().custom_metadata_map.get("zaq.classes", "[]")
+    text = properties(path).get("zaq.classes", "[]")
     try:
         return Card.from_dict({"class_names": plain_json(text)}).class_names
     except (ValueError, SourceError) as error:

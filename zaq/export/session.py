@@ -13,7 +13,7 @@ from torch import Tensor
 from zaq.errors import SourceError
 from zaq.sources.frame import network_of
 
-__all__ = ["batch_of", "feed", "run_session", "session", "taken", "takes"]
+__all__ = ["batch_of", "feed", "properties", "run_session", "session", "taken", "takes"]
 
 Values = NDArray[Any]
 # numpy's types by onnxruntime's words for them
@@ -50,6 +50,14 @@ def session(model: Path | bytes, threads: int = 0, optimized: Path | None = None
         raise SourceError(
             f"{'the model' if isinstance(model, bytes) else model}: onnxruntime cannot load it: {reason}"
         ) from error
+
+
+def properties(path: Path) -> dict[str, str]:
+    """What a file says of itself beside its graph. Raises SourceError where that is no text, or as `session` does."""
+    try:
+        return dict(session(path).get_modelmeta().custom_metadata_map)
+    except UnicodeDecodeError as error:
+        raise SourceError(f"{path}: its properties are not in UTF-8 ({error}); the file is damaged.") from error
 
 
 def batch_of(run: ort.InferenceSession) -> int | None:
