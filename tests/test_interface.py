@@ -82,7 +82,6 @@ def test_an_onnx_file_of_open_sizes(opened: tuple[Path, Path]) -> None:
     about = run.get_modelmeta()
     assert {"stride": "2", "names": "{0: 'cat'}"}.items() <= about.custom_metadata_map.items()
     assert about.description == "finds" and "zaq.bits" in about.custom_metadata_map
-    assert next(o.version for o in onnx.load(out / "model.onnx").opset_import if not o.domain) == 17
     for size in ((16, 16), (18, 40), (21, 33)):
         require_alike(path, out / "model.onnx", random(2, 3, *size))
 
@@ -127,11 +126,11 @@ def test_a_program_of_open_sizes(tmp_path: Path) -> None:
     assert source.card.input == (3, 16, 16) and open_sizes(source.graph) == (2, 3) and not source.notes
     source = load(str(tmp_path / "net.pt2"), {"input": (3, 20, 24)})
     assert source.card.input == (3, 20, 24) and open_sizes(source.graph) == (2, 3)
-    least = 16 * torch.export.Dim("rows", min=1, max=40)
+    least = 8 * torch.export.Dim("rows", min=2, max=40)
     source = load(str(program(Classifier(), tmp_path / "some.pt2", h=least)))
     assert open_sizes(source.graph) == (2,)  # at sizes that the program says it takes
     done = zaq_here("quantize", tmp_path / "some.pt2", *RTN, "-o", tmp_path / "out")
-    assert done.exit_code == 0 and "the height stays open in the file, which is checked at 48x16" in done.output
+    assert done.exit_code == 0 and "the height stays open in the file, which is checked at 25x16" in done.output
 
 
 def test_a_program_without_them_and_a_module(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from zaq.config.bounds import ELEMENTS
 from zaq.errors import SourceError, TraceError
-from zaq.ir.nodes import attribute, input_node, moves, open_sizes, source_line
+from zaq.ir.nodes import attribute, image_sizes, input_node, moves, open_sizes, source_line
 from zaq.ir.ops import CLAMPS
 from zaq.ir.regions import inline_regions
 from zaq.ir.spelling import DECOMPOSED, one_spelling
@@ -159,7 +159,7 @@ def _drop_checks(graph: Graph) -> None:
 
 def export_program(gm: GraphModule) -> torch.export.ExportedProgram:
     """A graph as an exported program again, with a dynamic batch, and the sizes open that are (`open_sizes`)."""
-    example = torch.zeros(2, *[int(d) for d in input_node(gm).meta["val"].shape[1:]])
+    example = torch.zeros(2, *image_sizes(input_node(gm).meta["val"]))
     dims = {0: torch.export.Dim("batch"), **dict.fromkeys(open_sizes(gm), torch.export.Dim.AUTO)}
     with quiet(), torch.no_grad():
         return torch.export.export(gm, (example,), dynamic_shapes=(dims,))
@@ -290,7 +290,7 @@ def _require_room(gm: nn.Module, graph: Graph) -> None:
     sizes = _Sizes(gm, graph=graph)
     with quiet(), torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True), suppress(Exception):
         # What fails here, as where shapes depend on values, is said by the run behind it.
-        images = [torch.zeros(2, *map(int, v.shape[1:])) if isinstance(v, Tensor) else v for v in values]
+        images = [torch.zeros(2, *image_sizes(v)) if isinstance(v, Tensor) else v for v in values]
         sizes.run(*images, enable_io_processing=False)
     if sizes.largest > 2 * ELEMENTS:
         size = min(sizes.largest, 10**99) / 2
@@ -330,7 +330,7 @@ def _failure(gm: GraphModule, count: int) -> str:
     value = input_node(gm).meta["val"]
     try:
         with torch.no_grad():
-            gm(torch.zeros(count, *[int(d) for d in value.shape[1:]], dtype=value.dtype))
+            gm(torch.zeros(count, *image_sizes(value), dtype=value.dtype))
     except (RuntimeError, IndexError) as error:
         return (str(error).strip().splitlines() or [type(error).__name__])[0]
     return ""

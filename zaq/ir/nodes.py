@@ -16,9 +16,8 @@ from zaq.ir.ops import LINEARS, MAX_POOLS, MOVES, PADS
 __all__ = [
     "activations", "add_to_bias", "attribute", "bias_of", "channel_limits", "channel_padding", "clamp_limits",
     "compared", "groups_of",
-    "has_bias", "infinite", "input_node", "is_float", "moves", "not_its_own", "open_sizes", "output_nodes", "pad_value",
-    "renumbers", "set_limits",
-    "set_parameter",
+    "has_bias", "image_sizes", "infinite", "input_node", "is_float", "moves", "not_its_own", "open_sizes",
+    "output_nodes", "pad_value", "renumbers", "set_limits", "set_parameter",
     "shape_of", "source_line", "weight_of",
 ]  # fmt: skip
 
@@ -43,6 +42,11 @@ def input_node(gm: GraphModule) -> Node:
     """The node of the batch of images, (N, C, H, W): the first input that anything reads."""
     node: Node = next(n for n in gm.graph.nodes if n.op == "placeholder" and n.users)
     return node
+
+
+def image_sizes(value: Tensor) -> tuple[int, ...]:
+    """(C, H, W) of a batch of images; of open sizes the example's (`int` would fix one, for the whole program)."""
+    return tuple(d if isinstance(d, int) else int(d.node.hint) for d in value.shape[1:])
 
 
 def open_sizes(gm: GraphModule) -> tuple[int, ...]:

@@ -15,6 +15,7 @@ from torch.fx import GraphModule
 from zaq.config.bounds import capacity, entries, plain_json
 from zaq.errors import SourceError, ZaqError
 from zaq.ir.capture import at_size, from_exported, image_of, quiet
+from zaq.ir.nodes import image_sizes
 from zaq.ir.sizes import open_up
 from zaq.sources.base import SAVE_IT, Request, Source, file_hash, first_line
 from zaq.sources.checks import check_program, check_weights
@@ -36,7 +37,7 @@ def read_program_source(request: Request) -> Source:
     path, card = request.file(), request.card()
     program = read_program(path)
     value = image_of(program)
-    shape = tuple(int(d) for d in value.shape[1:])
+    shape = image_sizes(value)
     free = tuple(d for d in (2, 3) if not isinstance(value.shape[d], int))
     if card.input and any(a != b and d not in free for d, (a, b) in enumerate(zip(card.input, shape, strict=True), 1)):
         raise SourceError(f"{path}: the model takes inputs of {shape}, card or flags say {tuple(card.input)}.")
