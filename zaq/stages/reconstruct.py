@@ -250,8 +250,8 @@ def _mean(weight: float | Tensor, errors: Tensor) -> Tensor:
 
 def _weight(wanted: Tensor, leaves: bool) -> float | Tensor:
     """What squared errors of an exit count: channels over its variance; or over each channel's own, broadcast to it,
-    where it leaves the graph."""
-    if not leaves:
+    where it leaves the graph. Rows (N, K) are a classifier's, whose entries are alike."""
+    if not leaves or wanted.dim() == 2:
         return wanted.shape[1] / float(wanted.var().clamp(min=1e-12))
     dim = channel_dim(wanted)
     deviations = spreads(wanted.movedim(dim, 0).flatten(1).std(1))

@@ -206,7 +206,7 @@ class Refine(Likeness):
             return lambda z: losses_of(shifted(card.images(z), reach), labels)
 
         def finish() -> None:
-            loop.images = [card.images(z) for z in loop.images]
+            loop.images = [card.in_bounds(card.images(z)) for z in loop.images]
             keep(loop)
 
         low, high = (card.standard(end) for end in card.bounds())
