@@ -21,6 +21,7 @@ from zaq.errors import TraceError
 from zaq.methods.rtn import RTN
 
 Array = NDArray[Any]
+pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")  # of torch, run in float
 
 
 @pytest.fixture(scope="module")
