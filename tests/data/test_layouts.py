@@ -17,7 +17,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from zaq.config.card import Card
-from zaq.data import batches, count, shuffled
+from zaq.data import BOXES, batches, count, listed, shuffled
 from zaq.errors import DataError
 
 CARD = Card(input=(3, 32, 32), mean=(0.5,) * 3, std=(0.25,) * 3, classes=10)
@@ -228,6 +228,29 @@ def test_other_files_are_no_npz(tmp_path: Path) -> None:
     for name in ("a.npy", "junk.npz", "empty.npz"):
         refused(f"npz:{tmp_path / name}", f"{name}: cannot be read as an .npz file")
         refused(f"cifar10:{tmp_path / name}", f"{name} is a file; cifar10 needs a folder")
+
+
+def test_an_npz_whose_header_is_damaged(tmp_path: Path) -> None:
+    """numpy reads headers as tokens of Python, whose errors are of many kinds."""
+    for broken in (b"{'descr': '|u1', (", b"{'descr': (((", b"\x00\x00", b"[]", b"{'descr': 3}"):
+        header = b"\x93NUMPY\x01\x00" + len(broken).to_bytes(2, "little") + broken
+        with zipfile.ZipFile(tmp_path / "set.npz", "w") as archive:
+            archive.writestr("images.npy", header)
+            archive.writestr("labels.npy", header)
+        with pytest.raises(DataError, match=r"set\.npz: cannot be read as an \.npz file"):
+            list(batches(f"npz:{tmp_path / 'set.npz'}", CARD))
+
+
+def test_labels_and_names_in_another_encoding(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "labels").mkdir()
+    Image.new("RGB", (32, 32)).save(tmp_path / "images" / "a.png")
+    (tmp_path / "labels" / "a.txt").write_bytes("0 0.5 0.5 0.1 0.1 caf\u00e9".encode("latin-1"))
+    with pytest.raises(DataError, match=r"a\.txt: cannot be read as text \(line 1 is not in UTF-8"):
+        listed(f"yolo:{tmp_path}", CARD, BOXES)
+    (tmp_path / "classes.txt").write_bytes("caf\u00e9\nbar".encode("latin-1"))
+    with pytest.raises(DataError, match=r"classes\.txt: cannot be read as text \(line 1 is not in UTF-8"):
+        listed(f"yolo:{tmp_path}", CARD, BOXES)
 
 
 def test_an_npz_that_is_a_bomb(tmp_path: Path) -> None:
