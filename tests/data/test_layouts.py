@@ -17,7 +17,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from zaq.config.card import Card
-from zaq.data import BOXES, batches, count, listed, shuffled
+from zaq.data import BOXES, batches, classified, count, listed, shuffled
 from zaq.errors import DataError
 
 CARD = Card(input=(3, 32, 32), mean=(0.5,) * 3, std=(0.25,) * 3, classes=10)
@@ -418,3 +418,15 @@ def test_bad_specs_are_sentences(tmp_path: Path) -> None:
             list(batches(spec, CARD))
     with pytest.raises(DataError, match="normalisation is unknown"):
         list(batches(f"cifar10:{tmp_path}", Card(input=(3, 32, 32))))
+
+
+def test_folders_called_after_the_classes_of_a_model(tmp_path: Path) -> None:
+    """In whatever order, by any of a class's names; a name of two classes says nothing."""
+    for name in ("Great_White", "tinca tinca"):
+        (tmp_path / name).mkdir()
+        Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(tmp_path / name / "one.png")
+    card = Card(input=(3, 4, 4), classes=4, class_names=("tench, Tinca tinca", "crane", "great white", "crane"))
+    assert [s.label for s in classified(f"folder:{tmp_path}", card)] == [2, 0]
+    (tmp_path / "tinca tinca").rename(tmp_path / "crane")
+    with pytest.raises(DataError, match="2 class folders for a model of 4 classes"):
+        classified(f"folder:{tmp_path}", card)

@@ -68,3 +68,15 @@ def test_sizes_to_try_differ_where_they_may() -> None:
         assert size[:2] == (3, 48) and size[2] > 320
     odd = next(other_sizes((3, 224, 224), (2, 3)))
     assert odd[1] % 2 == odd[2] % 2 == 1 and odd[1] != odd[2]
+
+
+def test_whatever_fails_at_another_size_is_no_traceback() -> None:
+    net = Classifier().eval()
+
+    def read(image: tuple[int, ...]) -> torch.fx.GraphModule:
+        if image != SHAPE:
+            raise ValueError("of somebody's own")
+        return trace(net, torch.zeros(2, *image))
+
+    graph, notes = open_up(read, SHAPE, (3,))
+    assert open_sizes(graph) == () and notes[0].endswith("at 16x33 of somebody's own")
