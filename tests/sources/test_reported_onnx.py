@@ -87,9 +87,7 @@ def require_near(name: str, content: bytes) -> None:
 
 
 @pytest.mark.parametrize("name", [n for n in INDEX if not n.startswith("fixed_16x16")])
-def test_a_file_is_quantized_as_it_is(name: str, request: pytest.FixtureRequest) -> None:
-    if name.startswith("uint8"):
-        request.applymarker(pytest.mark.xfail(reason="images are drawn near 0 for a card of 0 to 255", strict=False))
+def test_a_file_is_quantized_as_it_is(name: str) -> None:
     content = quantized(name)
     require_near(name, content)
     left = [node for node in kernels(network_of(content)).in_float if NO_KERNEL not in node.why]

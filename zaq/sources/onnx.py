@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import onnx
 import onnx.inliner
@@ -39,7 +38,6 @@ QUANTIZED = {
 }
 # Stands for the batch while sizes are computed: a prime that no layer is wide.
 BATCH = 7919
-WHOLE_PIXELS = {"mean": (0.0,) * 3, "std": (1 / 255,) * 3}  # of an input that takes 0 to 255
 
 
 def read_onnx(request: Request) -> Source:
@@ -90,8 +88,9 @@ def _read_at(request: Request, found: Cut, contents: list[bytes], digest: str, s
             module = convert(model, BATCH)
     except Exception as error:  # a converter's own refusal, of whatever kind
         raise SourceError(f"{path}: onnx2torch cannot read it: {first_line(error)}") from error
-    known: dict[str, Any] = {"input": shape} | (WHOLE_PIXELS if found.integers else {})
-    source = source_of(request, path.stem, module, known, sha256=digest, notes=found.notes)
+    source = source_of(request, path.stem, module, {"input": shape}, sha256=digest, notes=found.notes)
+    if found.integers:  # whole pixels, whatever flags say of their mean
+        source = replace(source, card=source.card.of_bytes())
     require_same(path, contents, found, request.bind, source)
     return source
 
