@@ -242,10 +242,10 @@ def _npz(path: Path, split: str, card: Card) -> list[Sample[int]]:
     try:
         if zipfile.is_zipfile(path):
             _require_declared(path, {f"{key}.npy" for pair in keys for key in pair})
-        archive = np.load(path, allow_pickle=False)
-        if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise ValueError("one array, no archive of them")
-        with archive:
+        with path.open("rb") as stream:  # which numpy leaves open where it finds the file damaged
+            archive = np.load(stream, allow_pickle=False)
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise ValueError("one array, no archive of them")
             there = ", ".join(archive.files) or "nothing"
             pair = next((p for p in keys if set(p) <= set(archive.files)), None)
             images, labels = (archive[k] for k in pair) if pair else (None, None)
