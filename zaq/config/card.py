@@ -155,13 +155,15 @@ class Card:
         pixels, in the model's units.
         """
         ones = torch.ones(self._channels)
-        if self.mean is None or self.std is None or self._of_data(self.mean, self.std):
+        if self.mean is None or self.std is None or self.of_data:
             return ones, 0 * ones
         mean, std = torch.tensor(self.mean).view(self._channels), torch.tensor(self.std).view(self._channels)
         return PHOTOGRAPHS[1] / std * ones, (PHOTOGRAPHS[0] - mean) / std * ones
 
-    @staticmethod
-    def _of_data(*given: tuple[float, ...]) -> bool:
+    @property
+    def of_data(self) -> bool:
+        """Whether mean and std are those of a data set, or unknown; not, where they only say which pixels enter."""
+        given = (self.mean or (), self.std or ())
         return all(low <= v <= high for values, (low, high) in zip(given, OF_DATA, strict=True) for v in values)
 
     def images(self, z: Tensor) -> Tensor:

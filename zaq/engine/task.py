@@ -82,6 +82,10 @@ class Task:
 
     def noise(self, count: int | None = None) -> Tensor:
         """Normal images with the mean and deviation of photographs, (`count` or a batch, C, H, W): what tools that ask
-        for data are fed without any. Drawn from torch's random state, which the runner sets for each stage."""
-        z = torch.randn(self.batch if count is None else count, *self.card.input)
-        return self.card.in_bounds(self.card.images(z))
+        for data are fed without any. Where the card says no more than which pixels there can be, every second image has
+        these evenly. Drawn from torch's random state, which the runner sets for each stage."""
+        images = self.card.images(torch.randn(self.batch if count is None else count, *self.card.input))
+        if not self.card.of_data:
+            low, high = self.card.bounds()
+            images[1::2] = low + (high - low) * torch.rand_like(images[1::2])
+        return self.card.in_bounds(images)
