@@ -65,7 +65,7 @@ def read_onnx(request: Request) -> Source:
     sizes = found.network.graph.input[0].type.tensor_type.shape.dim
     graph, notes = open_up(read, shape, tuple(d for d in (2, 3) if len(sizes) == 4 and not sizes[d].dim_value))
     notes = (*source.notes, *notes)
-    return replace(source, graph=graph, notes=notes, frame=found.frame, interface=interface)
+    return replace(source, graph=graph, notes=notes, interface=interface)
 
 
 def _read_at(request: Request, found: Cut, contents: list[bytes], digest: str, shape: tuple[int, ...]) -> Source:
@@ -89,6 +89,7 @@ def _read_at(request: Request, found: Cut, contents: list[bytes], digest: str, s
     except Exception as error:  # a converter's own refusal, of whatever kind
         raise SourceError(f"{path}: onnx2torch cannot read it: {first_line(error)}") from error
     source = source_of(request, path.stem, module, {"input": shape}, sha256=digest, notes=found.notes)
+    source = replace(source, frame=found.frame)
     if found.integers:  # whole pixels, whatever flags say of their mean
         source = replace(source, card=source.card.of_bytes())
     require_same(path, contents, found, request.bind, source)
