@@ -18,7 +18,7 @@ from zaq.methods.base import Method
 from zaq.methods.zaq import Game
 from zaq.quant.edges import HIGH
 from zaq.stages.bias import CorrectBiases
-from zaq.stages.calibrate import Calibrate, HoldOut
+from zaq.stages.calibrate import Calibrate, HoldOut, WholeRanges
 from zaq.stages.mix import ChooseBits
 from zaq.stages.polish import Polish
 from zaq.stages.reconstruct import Reconstruct
@@ -74,7 +74,8 @@ class Flagship(Method):
     name: ClassVar[str] = "flagship"
     mixes: ClassVar[bool] = True
     parts: ClassVar[tuple[type[Stage], ...]] = (
-        Synthesize, Refine, ChooseBits, Calibrate, HoldOut, SQuant, Reconstruct, Polish, Game, CorrectBiases,
+        Synthesize, Refine, ChooseBits, Calibrate, HoldOut, WholeRanges, SQuant, Reconstruct, Polish, Game,
+        CorrectBiases,
     )  # fmt: skip
 
     def stages(self, task: Task) -> list[Stage]:
@@ -92,8 +93,9 @@ class Flagship(Method):
             Refine(name="held-out refine", steps=n.refine, held_out=True),
             FromNoise(name="held-out refine", steps=n.refine, every=2, held_out=True),
             ChooseBits(),
-            Calibrate(eight="minmax" if task.qconfig.act_bits >= HIGH else None),
+            Calibrate(),
             HoldOut(attack=self.attack, steps=self.attack_steps),
+            WholeRanges(steps=int(task.qconfig.act_bits >= HIGH)),
             SQuant(steps=int(self.squant)),
             Reconstruct(steps=n.reconstruct, drop=self.drop, correct=self.correct),
             Polish(

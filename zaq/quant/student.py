@@ -16,7 +16,6 @@ from torch.fx import GraphModule
 from zaq.config.bits import QConfig
 from zaq.config.card import Card
 from zaq.ir.nodes import attribute
-from zaq.quant.edges import HIGH
 from zaq.quant.fake_quantize import FakeQuantize
 from zaq.quant.placement import place
 
@@ -55,10 +54,10 @@ class Student:
         for name, quantizer in self.placement.weights.items():
             quantizer.fit_weight(self.weight(name), search)
 
-    def watch(self, observer: str, eight: str | None = None) -> None:
-        """Let activations pass unrounded, watched by one of OBSERVERS, until `freeze`; those of 8 bits by `eight`."""
+    def watch(self, observer: str) -> None:
+        """Let activations pass unrounded, watched by one of OBSERVERS, until `freeze`."""
         for quantizer in self.placement.activations.values():
-            quantizer.watch(eight if eight and quantizer.bits >= HIGH else observer)
+            quantizer.watch(observer)
 
     @contextmanager
     def watching(self, observer: str = "mse") -> Iterator[None]:

@@ -1,5 +1,6 @@
 """Noise where nothing better is known, ranges from images, and the samples that stages are judged on."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -15,7 +16,7 @@ from zaq.quant.observers import Observer
 from zaq.stages.training import frozen
 from zaq.synth.losses import output_discrepancy, relative_discrepancy
 
-__all__ = ["Calibrate", "HoldOut", "Noise"]
+__all__ = ["Calibrate", "HoldOut", "Noise", "WholeRanges"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +44,6 @@ class Calibrate(Stage):
 
     name: str = "calibrate"
     observer: Observer = "mse"  # one of OBSERVERS
-    eight: Observer | None = None  # of tensors of 8 bits, if another
 
     after_ctrl_c: ClassVar[str] = "run"
 
@@ -54,13 +54,28 @@ class Calibrate(Stage):
     def start(self, state: State, journal: Journal) -> Loop:
         assert state.images is not None
         parts, student = state.images.split(state.task.batch), state.student
-        student.watch(self.observer, self.eight)
+        student.watch(self.observer)
 
         @torch.no_grad()
         def one(i: int) -> None:
             student(parts[i])
 
         return Loop(one, finish=student.freeze)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WholeRanges(Calibrate):
+    """Freeze the ranges anew at all that images cause, and keep that only if it serves: what is rare is what a detector
+    looks for, and 8 bits have steps enough for it; where nothing is rare they are better spent on what is usual.
+    """
+
+    name: str = "whole ranges"
+    observer: Observer = "minmax"
+
+    after_ctrl_c: ClassVar[str] = ""
+
+    def judge(self, state: State) -> Callable[[], float] | None:
+        return state.judge
 
 
 @dataclass(frozen=True, kw_only=True)
