@@ -48,7 +48,7 @@ def made(bits: str = "w8a8") -> State:
 def report(state: State, bits: str) -> dict[str, object]:
     weights, activations = int(bits[1]), int(bits[3])
     qconfig = {"weight_bits": weights, "act_bits": activations}
-    return {"options": {"qconfig": qconfig}, "agreement": {"each": [vars(o) for o in outputs_of(state)]}}
+    return {"options": {"qconfig": qconfig}, "agreement": {"outputs": [vars(o) for o in outputs_of(state)]}}
 
 
 def test_each_output_is_compared_as_what_it_is() -> None:
@@ -89,13 +89,21 @@ def test_what_hardly_changes_may_be_rounded_to_one_value() -> None:
 def test_infinity_that_both_mask_with_is_no_noise() -> None:
     p, q = torch.tensor([1.0, -torch.inf]), torch.tensor([1.1, -torch.inf])
     assert sqnr(p, q) == pytest.approx(20, abs=0.1) and sqnr(p, p) == 200
-    assert sqnr(p, torch.tensor([1.0, 0.0])) == 200 or sqnr(p, torch.tensor([1.0, 5.0])) < 0
-    assert sqnr(torch.ones(2), torch.tensor([1.0, torch.nan])) == -200
+    assert sqnr(p, torch.tensor([1.0, 5.0])) is None and sqnr(torch.ones(2), torch.tensor([1.0, torch.nan])) is None
+
+
+def test_a_mask_that_is_lost_is_an_error() -> None:
+    told = {"options": {"qconfig": {"weight_bits": 2, "act_bits": 2}}}
+    lost = {"number": 0, "sqnr": None, "equal": 0.5, "stuck": False, "channels": 3, "dim": 1}
+    labels = {"number": 1, "sqnr": None, "equal": 0.5, "stuck": False}
+    require_a_student(told | {"agreement": {"outputs": [labels]}}, "model.onnx")
+    with pytest.raises(RunError, match="output 0 is infinite where"):
+        require_a_student(told | {"agreement": {"outputs": [labels, lost]}}, "model.onnx")
 
 
 def test_an_error_leaves_the_file(tmp_path: Path) -> None:
     done: Quantized = quantize_graph(traced("residual"), QConfig.parse("w8a8"), RTN(), card=CARD)
-    done.report["agreement"]["each"][0] |= {"stuck": True}
+    done.report["agreement"]["outputs"][0] |= {"stuck": True}
     with pytest.raises(RunError, match=r"net\.onnx is written, and is of no use"):
         done.export(tmp_path / "net.onnx")
     assert (tmp_path / "net.onnx").is_file()

@@ -6,7 +6,6 @@ have nothing called but what stands in KNOWN.
 
 import dataclasses
 import hashlib
-import json
 import math
 import secrets
 import time
@@ -20,7 +19,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from zaq.config.bits import QConfig
-from zaq.config.bounds import plain_json
+from zaq.config.bounds import json_text, plain_json
 from zaq.config.card import Card
 from zaq.errors import ZaqError
 
@@ -193,7 +192,7 @@ class Snapshots:
             self.stop(error)
             return
         plain = {k: t.detach().clone(memory_format=torch.contiguous_format) for k, t in tensors.items()}
-        content = save(plain, {"told": json.dumps(told)})
+        content = save(plain, {"told": json_text(told)})
         try:
             self._write(content)
         except OSError as error:  # the run itself is well

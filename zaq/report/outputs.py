@@ -57,13 +57,13 @@ def outputs_of(state: State) -> list[Output]:
         [torch.cat(list(o)) for o in zip(*(pytree.tree_leaves(m(x)) for x in parts), strict=True)]
         for m in (state.task.teacher, state.student.module)
     )
-    if broken := broken_images([teacher]):
+    nodes, live = output_nodes(state.task.teacher), set(activations(state.task.teacher))
+    of_the_image = [i for i, node in enumerate(nodes) if node in live]
+    if broken := broken_images([[teacher[i] for i in of_the_image]]):
         raise SourceError(NOT_FINITE.format(broken, count))
-    if broken := broken_images([student]):
+    if broken := broken_images([[student[i] for i in of_the_image]]):
         raise TrainingError(f"the quantized model's outputs are NaN or infinite for {broken} of {count} samples.")
-    live = set(activations(state.task.teacher))
-    nodes = output_nodes(state.task.teacher)
-    return [_output(i, p, q) for i, (n, p, q) in enumerate(zip(nodes, teacher, student, strict=True)) if n in live]
+    return [_output(i, teacher[i], student[i]) for i in of_the_image]
 
 
 def _output(number: int, p: Tensor, q: Tensor) -> Output:
@@ -105,9 +105,12 @@ def require_a_student(report: dict[str, Any], where: str) -> None:
     bits = min(qconfig["weight_bits"], qconfig["act_bits"])
     found = [Output(**o) for o in report["agreement"].get("outputs", [])]
     stuck = next((o for o in found if o.stuck), None)
+    lost = next((o for o in found if o.dim is not None and o.sqnr is None), None)
     worst = min((o for o in found if o.sqnr is not None), key=lambda o: o.sqnr or 0.0, default=None)
     if stuck:
         fault = f"output {stuck.number} never changes, whatever the image, and the float model's does"
+    elif lost:
+        fault = f"output {lost.number} is infinite where the float model's is not, or the other way round"
     elif worst and (worst.sqnr or 0.0) < NOTHING and bits >= ENOUGH_BITS:
         fault = f"output {worst.number} is as far from the float model's as zeros would be ({worst.sqnr:.1f} dB)"
     else:

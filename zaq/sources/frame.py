@@ -8,7 +8,6 @@ A frame is an ONNX model with a hole: the network's input is one of its outputs,
 of it. `HOLE` in its properties says which.
 """
 
-import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -18,7 +17,7 @@ import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper, version_converter
 from onnx.external_data_helper import uses_external_data
 
-from zaq.config.bounds import plain_json
+from zaq.config.bounds import json_text, plain_json
 from zaq.errors import SourceError
 from zaq.sources.base import first_line
 from zaq.sources.normal import FLOATS
@@ -101,7 +100,7 @@ def cut(model: ModelProto, spec: str, bound: Mapping[str, Iterable[float]] | Non
     frame = _part(model, [*head, *around], [*inputs, *map(_floats, holes)], [*graph.output, _floats(network)])
     written = {t.name for t in frame.graph.initializer}  # an input that has a value already need not be given
     frame.graph.initializer.extend(t for t in graph.initializer if t.name in (bound or {}) and t.name not in written)
-    helper.set_model_props(frame, {HOLE: json.dumps({"input": network, "outputs": holes})})
+    helper.set_model_props(frame, {HOLE: json_text({"input": network, "outputs": holes})})
     return replace(found, frame=frame.SerializeToString())
 
 
@@ -134,7 +133,7 @@ def put_back(network: bytes, frame: bytes | None) -> bytes:
     outside = {v.name for v in [*graph.input, *graph.output]}
     graph.value_info.extend(v for v in [*inner.graph.input, *inner.graph.output] if v.name not in outside)
     inner.graph.CopyFrom(graph)
-    inner.metadata_props.add(key=FRAME, value=json.dumps(before))
+    inner.metadata_props.add(key=FRAME, value=json_text(before))
     onnx.checker.check_model(inner)
     return bytes(inner.SerializeToString())
 
