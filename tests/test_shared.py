@@ -21,6 +21,7 @@ from zaq.methods.flagship import Flagship
 from zaq.methods.rtn import RTN
 from zaq.methods.zaq import ZAQ
 from zaq.methods.zeroq import ZeroQ
+from zaq.quant.edges import ends
 from zaq.run import Run
 from zaq.sources import load
 from zaq.verify.layers import compare_layers
@@ -38,9 +39,11 @@ def test_all_five_networks_go_through(name: str, shared: Path, tmp_path: Path) -
     quantized = quantize_graph(model.graph, QConfig.parse("w4a4"), ZAQ(warm_up=1, rounds=0), card=model.card)
     samples, program, path = quantized.state.samples, program_of(quantized.module), tmp_path / "model.onnx"
     path.write_bytes(to_onnx(program, {}))
-    assert samples is not None and not quantized.report["in_float"]
+    heads = {n.name for n in ends(quantized.teacher)[1]} if name == "yolov3_nano_voc" else set()  # boxes beside scores
+    floats = [line.split()[0] for line in quantized.report["in_float"]]
+    assert samples is not None and heads.issuperset(floats)
     parity = compare(path, quantized.module, samples[:8])
-    assert not parity.float_kernels, parity.kernels
+    assert len(parity.float_kernels) == len(floats), parity.kernels
     if name != "yolov3_nano_voc":  # whose 59 layers at 4 bits make a difference of any size of one flip
         assert parity.largest_difference < 0.3 * 256 * parity.step, parity.sentence()
     if name.startswith("resnet"):  # the MobileNet amplifies a flip as well, see the README
