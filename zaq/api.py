@@ -126,7 +126,9 @@ def quantize(
     else:
         graph = trace(model, example_input)
     method, card, notes = method or Flagship(), card or Card(), (*graph.meta["notes"], *fixed)
-    return quantize_graph(graph, qconfig, method, card=card, effort=effort, seed=seed, progress=progress, notes=notes)
+    return quantize_graph(
+        graph, qconfig, method, card=card, effort=effort, seed=seed, progress=progress, notes=notes, trial=True
+    )
 
 
 def quantize_graph(
@@ -143,12 +145,14 @@ def quantize_graph(
     real: Iterator[tuple[Tensor, Tensor]] | None = None,
     notes: Iterable[str] = (),
     snapshots: Snapshots | None = None,
+    trial: bool = False,
 ) -> Quantized:
     """Quantize a traced graph; what `quantize` and the command line share.
 
     `notes`: what the report has to say of the source.
     `real`: endless batches of real images and labels. Only a method that says `reads_data` is handed them.
     `snapshots`: where to go on from, if there is anything, and where to leave more.
+    `trial`: export a rounded copy before the method works, so that what has no form in ONNX is refused at once.
     """
     if not isinstance(method, Method):
         hint = f"; write {method.__name__}()" if isinstance(method, type) else ""
@@ -175,9 +179,10 @@ def quantize_graph(
     task = Task(teacher, qconfig, card, effort, seed, getattr(method, "search", method.searches))
     state, journal = State(task), Journal(progress or Progress(), log or Log())
     journal.notes += [*notes, *said, *unfolded, *_notes(task)]
-    with drawing(seed):
-        trial = Student(teacher, qconfig, card, search=False, unlike=task.unlike)
-        require_exportable(trial, task.noise(TRIED), qconfig.runtime)
+    if trial:
+        with drawing(seed):
+            rounded = Student(teacher, qconfig, card, search=False, unlike=task.unlike)
+            require_exportable(rounded, task.noise(TRIED), qconfig.runtime)
     with drawing(seed):
         stages = method.plan(task, real) if method.reads_data else method.plan(task)
         run_stages(stages, state, journal, snapshots)

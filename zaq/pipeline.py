@@ -129,6 +129,7 @@ def _trained(
             real=real,
             notes=model.notes,
             snapshots=snapshots,
+            trial=True,
         )
 
 
