@@ -28,7 +28,8 @@ RTN = ("--bits", "w8a8", "--method", "rtn")
 
 
 def random(*shape: int) -> Image:
-    return np.random.default_rng(len(shape)).standard_normal(shape).astype(np.float32)
+    """Within the three deviations that an input of unknown normalisation is taken to span."""
+    return np.random.default_rng(len(shape)).standard_normal(shape).astype(np.float32).clip(-3, 3)
 
 
 def detector(path: Path, sizes: tuple[int | str, ...], kind: int = TensorProto.FLOAT) -> Path:
@@ -58,7 +59,7 @@ def require_alike(one: Path, other: Path, x: Image) -> None:
     sessions = [onnxruntime.InferenceSession(p, providers=["CPUExecutionProvider"]) for p in (one, other)]
     names = [o.name for o in sessions[0].get_outputs()]
     wanted, found = (s.run(names, {sessions[0].get_inputs()[0].name: x})[0] for s in sessions)
-    assert wanted.shape == found.shape and np.abs(wanted - found).max() < 0.08 * np.abs(wanted).max()
+    assert wanted.shape == found.shape and np.square(wanted - found).mean() < 1e-3 * np.square(wanted).mean()
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +127,7 @@ def test_a_program_of_open_sizes(tmp_path: Path) -> None:
     assert source.card.input == (3, 16, 16) and open_sizes(source.graph) == (2, 3) and not source.notes
     source = load(str(tmp_path / "net.pt2"), {"input": (3, 20, 24)})
     assert source.card.input == (3, 20, 24) and open_sizes(source.graph) == (2, 3)
-    least = 8 * torch.export.Dim("rows", min=2, max=40)
+    least = torch.export.Dim("rows", min=8, max=64)
     source = load(str(program(Classifier(), tmp_path / "some.pt2", h=least)))
     assert open_sizes(source.graph) == (2,)  # at sizes that the program says it takes
     done = zaq_here("quantize", tmp_path / "some.pt2", *RTN, "-o", tmp_path / "out")

@@ -425,7 +425,8 @@ def test_folders_called_after_the_classes_of_a_model(tmp_path: Path) -> None:
     for name in ("Great_White", "tinca tinca"):
         (tmp_path / name).mkdir()
         Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(tmp_path / name / "one.png")
-    card = Card(input=(3, 4, 4), classes=4, class_names=("tench, Tinca tinca", "crane", "great white", "crane"))
+    names = ("tench, Tinca tinca", "crane", "great white", "crane")
+    card = Card(input=(3, 4, 4), mean=(0.5,) * 3, std=(0.25,) * 3, classes=4, class_names=names)
     assert [s.label for s in classified(f"folder:{tmp_path}", card)] == [2, 0]
     (tmp_path / "tinca tinca").rename(tmp_path / "crane")
     with pytest.raises(DataError, match="2 class folders for a model of 4 classes"):
