@@ -106,6 +106,8 @@ def read_plan(path: Path, identify: Identify, limit: int | None = None) -> list[
 
     Raises UserError naming the run that is wrong.
     """
+    if not path.is_file():
+        raise UserError(f"{path}: cannot be read (there is no such file).")
     try:
         plan = yaml.safe_load(plain_text(path))
     except (yaml.YAMLError, ValueError, RecursionError) as error:
