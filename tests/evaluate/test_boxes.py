@@ -86,7 +86,7 @@ def heads(*channels: int) -> list[np.ndarray[Any, np.dtype[np.float32]]]:
     (YOLO, None, heads(17, 8), r"heads\[0\]: the model's output 0 is \(N, 17, 2, 4\)"),
     (YOLO, 3, [np.zeros((1, 16), np.float32)] * 2, r"output 0 is \(N, 16\)"),
     ({"kind": "yolov3", "heads": [{"anchors": [1, 2]}]}, 3, heads(8),
-    r"heads\[0\]: anchors must be pairs of positive numbers"),
+    r"heads\[0\]: anchors must be pairs of numbers above 0"),
     ({"kind": "yolov3", "heads": [{"anchors": [[1, 2]], "scale_x_y": "a"}]}, 3, heads(8), "scale_x_y must be a number"),
     ({"kind": "yolov3", "heads": 3}, 3, heads(8), "heads must be a list of objects"),
     (SSD, 3, [np.zeros((1, 4, 4), np.float32)] * 2, r"3 default boxes need the outputs \(N, 3, 4\) and \(N, 3, 1 "),

@@ -35,6 +35,8 @@ KEYS = ("kind", "heads", "variances", "score", "nms", "names")
 
 def read_decode(path: Path) -> dict[str, Any]:
     """The constants in a JSON file, or in a card. Raises DataError for a file that holds none."""
+    if not path.is_file():
+        raise DataError(f"--decode {path}: cannot be read (there is no such file).")
     try:
         values = plain_json(plain_text(path))
     except ValueError as error:
