@@ -5,10 +5,7 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
-import sys
-import time
 import zipfile
 from pathlib import Path
 
@@ -243,19 +240,6 @@ def test_a_folder_that_cannot_be_written(model: Path, tmp_path: Path) -> None:
     for place in (tmp_path / "file", tmp_path / "file" / "out"):
         done = zaq_here("quantize", model, *QUICK, "-o", place)
         assert done.exit_code == 2 and str(tmp_path / "file") in done.stderr and "Traceback" not in done.output
-
-
-def test_ctrl_c_keeps_what_is_finished(model: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "zaq", "quantize", model, *QUICK, "-s", "polish=100000", "-o", tmp_path / "out"]
-    process = subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    log, deadline = tmp_path / "out" / "log.jsonl", time.monotonic() + 120
-    while not (log.is_file() and '"polish"' in log.read_text()) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == 1 and "interrupted; what was finished is in" in err and "Traceback" not in err
-    assert json.loads((tmp_path / "out" / "report.json").read_text())["interrupted"]
-    assert zaq_here("verify", tmp_path / "out").exit_code == 0
 
 
 def test_a_run_whose_parts_are_broken(run: Path, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from zaq.ir.sizes import WORDS
 from zaq.report import facts as reporting
 from zaq.report.outputs import require_a_student
 from zaq.report.page import render
-from zaq.run import SNAPSHOTS, Run, beside, disk_errors
+from zaq.run import FRAME, SNAPSHOTS, Run, beside, disk_errors
 from zaq.sources import Source
 from zaq.sources.frame import put_back
 from zaq.verify.layers import SAMPLES, compare_layers, fault, summary
@@ -167,7 +167,7 @@ def _saved(run: Run, quantized: Quantized, model: Source, log: Log, progress: Pr
         run.write_samples(quantized.state.samples, quantized.card)
     translated = translate(exported)
     if model.frame is not None:
-        run.write("frame.onnx", model.frame)
+        run.write(FRAME, model.frame)
     metadata = reporting.onnx_metadata(report["options"]) | {"parts": run.hashes()}
     target = quantized.task.qconfig.runtime
     content = in_form(translated, metadata, target=target, interface=model.interface)

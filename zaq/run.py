@@ -40,11 +40,10 @@ from zaq.report.facts import onnx_metadata
 from zaq.sources import read_program, read_pt2
 from zaq.sources.interface import Interface
 
-__all__ = ["FILES", "NEEDED", "SNAPSHOTS", "Run", "beside", "disk_errors", "write_file"]
+__all__ = ["FILES", "FRAME", "NEEDED", "SNAPSHOTS", "Run", "beside", "disk_errors", "write_file"]
 
 FILES = (
     "model.onnx",
-    "frame.onnx",
     "quantized.pt2",
     "options.json",
     "log.jsonl",
@@ -53,7 +52,8 @@ FILES = (
     "report.html",
 )
 NEEDED = ("quantized.pt2", "options.json")  # for a file to be made
-PARTS = (*NEEDED, "frame.onnx")
+FRAME = "frame.onnx"
+PARTS = (*NEEDED, FRAME)
 SNAPSHOTS = "snapshots"
 FORMS = ("model.*.onnx", "model.ort")  # what `zaq export` adds
 LOCK = "lock"
@@ -180,7 +180,7 @@ class Run:
 
     def frame(self) -> bytes | None:
         """What stands around the network in its files (`zaq.sources.frame`); None for nothing."""
-        path = self.path / "frame.onnx"
+        path = self.path / FRAME
         return path.read_bytes() if path.is_file() else None
 
     def interface(self) -> Interface:
@@ -261,7 +261,7 @@ def _move(work: Path, path: Path) -> None:
         work.rename(path.resolve())
         return
     shutil.rmtree(path / SNAPSHOTS, ignore_errors=True)
-    for name in (*FILES, *FORMS):
+    for name in (*FILES, FRAME, *FORMS):
         for file in path.glob(name):
             file.unlink()
     for entry in sorted(work.iterdir(), key=lambda p: p.name == SNAPSHOTS):  # these last: they could do it again
