@@ -103,7 +103,7 @@ def test_another_size_than_a_files_is_refused(tmp_path: Path) -> None:
     path = detector(tmp_path / "net.onnx", (1, 3, 16, 16))
     done = zaq_here("quantize", path, *RTN, "--input-shape", "3,32,32", "-o", tmp_path / "out")
     assert done.exit_code == 2 and not (tmp_path / "out").exists()
-    assert "'images' is fixed at (C, H, W) = 3 x 16 x 16; card or flags say (3, 32, 32)" in done.stderr
+    assert "'images' is fixed to 3,16,16 (C,H,W); card or flags say 3,32,32" in done.stderr
     done = zaq_here("quantize", path, *RTN, "-o", tmp_path / "out")
     assert done.exit_code == 0, done.stderr
     run = onnxruntime.InferenceSession(tmp_path / "out" / "model.onnx", providers=["CPUExecutionProvider"])
