@@ -82,7 +82,10 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_file(model: Path, whole: by
     assert [row["step"] for row in log if row["stage"] == "polish" and "loss_q" in row] == list(range(60))
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param("SIGINT", marks=pytest.mark.slow), "SIGTERM", pytest.param("SIGHUP", marks=pytest.mark.slow)],
+)
 def test_a_run_that_is_asked_to_end_is_whole_and_can_go_on(
     name: str, model: Path, whole: bytes, tmp_path: Path
 ) -> None:

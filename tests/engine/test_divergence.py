@@ -27,6 +27,8 @@ from zaq.passes.fold import fold
 from zaq.stages.calibrate import Calibrate
 from zaq.stages.synthesis import Draw
 
+pytestmark = pytest.mark.slow  # test_run_stage.py tries each way to go wrong on a stage of its own
+
 SHORT: dict[str, dict[str, Any]] = {
     "flagship": {"synthesis": 14, "refine": 14, "images": 64, "reconstruct": 5, "polish": 12, "game": 8},
     "zaq": {"warm_up": 12, "rounds": 8},

@@ -169,6 +169,7 @@ KINDS: dict[str, Any] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow  # test_reported_onnx.py reads one of most kinds
 @pytest.mark.parametrize("name", KINDS)
 def test_a_kind_is_read_as_it_runs(name: str, tmp_path: Path) -> None:
     nodes, weights, more = [*(KINDS[name] if isinstance(KINDS[name], tuple) else (KINDS[name],)), {}, {}][:3]
