@@ -19,7 +19,10 @@ def benchmark() -> ModuleType:
     return benchmark_script("coverage")
 
 
-@pytest.mark.parametrize(("name", "layers"), [("timm:deit_tiny_patch16_224", 14), ("torchvision:squeezenet1_1", 26)])
+@pytest.mark.parametrize(("name", "layers"), [
+    pytest.param("timm:deit_tiny_patch16_224", 14, marks=pytest.mark.slow),
+    ("torchvision:squeezenet1_1", 26),
+])  # fmt: skip
 def test_it_goes_all_the_way(name: str, layers: int, benchmark: ModuleType) -> None:
     row = benchmark.Row(
         name, {"size": 64, "bits": "w8a8", "method": "rtn", "constants": {}, "seed": 0, "cut": name.startswith("timm")}

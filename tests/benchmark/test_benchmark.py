@@ -56,6 +56,7 @@ def table(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(stream))
 
 
+@pytest.mark.slow  # test_runner.py kills processes, too, of a stand-in for zaq
 def test_killed_and_gone_on_for_real(data: Path, tmp_path: Path) -> None:
     out, args = (
         tmp_path / "out",

@@ -80,7 +80,7 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
-@pytest.mark.parametrize("bits", ["w8a8", "w4a4"])
+@pytest.mark.parametrize("bits", [pytest.param("w8a8", marks=pytest.mark.slow), "w4a4"])
 def test_web(bits: str, packages: Path, cifar: str, tmp_path: Path) -> None:
     """ResNet-20 in WebAssembly. At 8 bits a few sums of skip connections (six of 131072 in the first to part from the
     reference) round to the other side in x86's kernel, a step of 255 each, and later layers spread that."""

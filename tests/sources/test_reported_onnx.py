@@ -86,7 +86,12 @@ def require_near(name: str, content: bytes) -> None:
             assert np.abs(found - expected).max() < 0.05 * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("name", [n for n in INDEX if not n.startswith("fixed_16x16")])
+NAMES = [n for n in INDEX if not n.startswith("fixed_16x16")]
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] if i % 2 else []) for i, n in enumerate(NAMES)]
+)
 def test_a_file_is_quantized_as_it_is(name: str) -> None:
     content = quantized(name)
     require_near(name, content)
