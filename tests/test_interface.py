@@ -87,6 +87,7 @@ def test_an_onnx_file_of_open_sizes(opened: tuple[Path, Path]) -> None:
         require_alike(path, out / "model.onnx", random(2, 3, *size))
 
 
+@pytest.mark.slow
 def test_other_sizes_are_verified_again(opened: tuple[Path, Path]) -> None:
     done = zaq_here("verify", opened[1], "--json")
     assert done.exit_code == 0, done.stderr
@@ -134,6 +135,7 @@ def test_a_program_of_open_sizes(tmp_path: Path) -> None:
     assert done.exit_code == 0 and "the height stays open in the file, which is checked at 25x16" in done.output
 
 
+@pytest.mark.slow
 def test_a_program_without_them_and_a_module(tmp_path: Path) -> None:
     path = str(program(Reader(), tmp_path / "net.pt2"))
     assert open_sizes(load(path).graph) == ()
@@ -149,6 +151,7 @@ def test_a_program_without_them_and_a_module(tmp_path: Path) -> None:
     assert done.exit_code == 2 and "'D' is none of H and W" in done.stderr
 
 
+@pytest.mark.slow
 def test_in_python(tmp_path: Path) -> None:
     quantized = zaq.quantize(Pyramid(), torch.zeros(1, 3, 16, 16), "w8a8", RTNMethod(), dynamic="H,W")
     quantized.export(tmp_path / "net.onnx")
@@ -177,6 +180,7 @@ def test_blocks_of_a_network_of_open_sizes() -> None:
                 torch.testing.assert_close(made, values[name])
 
 
+@pytest.mark.slow
 def test_class_names_travel(tmp_path: Path) -> None:
     pytest.importorskip("timm")
     from zaq.sources.libraries import timm_model, torchvision_model

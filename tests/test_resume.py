@@ -104,6 +104,7 @@ def test_a_run_that_is_asked_to_end_is_whole_and_can_go_on(
         assert not json.loads((out / "report.json").read_text())["interrupted"]
 
 
+@pytest.mark.slow
 def test_ctrl_c_while_files_are_written_waits_for_them(model: Path, whole: bytes, tmp_path: Path) -> None:
     out = tmp_path / "out"
     process = begun(model, *QUICK, "-o", out)
@@ -130,6 +131,7 @@ def test_an_older_run_stays_until_the_new_one_is_whole(model: Path, tmp_path: Pa
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]
 
 
+@pytest.mark.slow
 def test_two_runs_into_one_folder(model: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     process = begun(model, *QUICK, "-s", "polish=100000", "-o", out)
@@ -150,6 +152,7 @@ def test_nothing_to_resume(model: Path, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_folder_has_no_code_run_that_the_command_line_does_not_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -100,6 +100,7 @@ def test_a_method_by_its_name_and_a_target(installed: Path) -> None:
     assert zaq_with(installed, "verify", "out").returncode == 0
 
 
+@pytest.mark.slow
 def test_a_method_by_its_path_and_a_generator(installed: Path) -> None:
     path = ("net.pt2", "--bits", "w8a8", "--method", "my_package.mine:UniformNoise", "-s", "batches=2", "-o", "path")
     done = zaq_with(installed, "quantize", *path)
@@ -110,6 +111,7 @@ def test_a_method_by_its_path_and_a_generator(installed: Path) -> None:
     assert json.loads((installed / "grey" / "report.json").read_text())["options"]["method"]["generator"] == "grey"
 
 
+@pytest.mark.slow
 def test_what_nobody_offers_is_a_sentence(installed: Path) -> None:
     done = zaq_with(installed, "quantize", "net.pt2", "--method", "unifrom")
     assert done.returncode == 2 and "Did you mean 'uniform'" in done.stderr and "package.module:Class" in done.stderr

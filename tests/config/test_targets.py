@@ -89,6 +89,7 @@ def test_every_target_names_its_sources(target: Target) -> None:
     )
 
 
+@pytest.mark.slow
 def test_the_command_line(tmp_path: Path) -> None:
     quick = ("--method", "rtn", "--effort", "fast", "-o", tmp_path / "out")
     done = command("quantize", "--target", "tensorrt", "--bits", "w8a8", *quick)

@@ -42,7 +42,7 @@ RUN = {
 
 
 @pytest.mark.parametrize("name", ZOO)
-@pytest.mark.parametrize("bits", ["w8a8", "w4a4"])
+@pytest.mark.parametrize("bits", [pytest.param("w8a8", marks=pytest.mark.slow), "w4a4"])
 def test_file_is_the_student(name: str, bits: str, tmp_path: Path) -> None:
     quantized, path = exported(name, bits, tmp_path)
     parity = compare(path, quantized.module, images(64) * 1.5)

@@ -43,7 +43,9 @@ SAMPLES = 8
 NEAR = 1e-5  # of the largest output: float32 arithmetic in another order
 
 
-@pytest.mark.parametrize("number", range(math.ceil(NETS / AT_ONCE)))
+@pytest.mark.parametrize(
+    "number", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in range(1, math.ceil(NETS / AT_ONCE)))]
+)
 def test_random_nets(number: int, tmp_path: Path) -> None:
     calls = itertools.count()
 
