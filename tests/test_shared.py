@@ -78,11 +78,13 @@ def test_the_published_order_holds_at_w4a4(shared: Path, cifar: str) -> None:
     assert adversarial > zeroq > rtn and adversarial > 87.5, (adversarial, zeroq, rtn)
 
 
+@pytest.mark.slow
 def test_the_default_at_three_bits(shared: Path, cifar: str) -> None:
     """Where ZAQ alone, at the same effort, has 75 %; what longer efforts reach is in benchmarks/README.md."""
     assert correct("resnet20_cifar10", Flagship(), "w3a3", cifar, shared) > 82
 
 
+@pytest.mark.slow
 def test_dfq_saves_the_mobilenet_per_tensor(shared: Path) -> None:
     """One scale a weight: rounding alone collapses; equalized, it is within four points of the float model's 80.2 %."""
     data = f"csv:{shared / 'data' / 'imagenet500'}"
