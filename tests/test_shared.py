@@ -127,6 +127,7 @@ def test_file_and_checkpoint_agree_on_the_test_set(w8a8: Path, cifar: str) -> No
     )  # 3 to 10 of the 10,000 have been seen to part: at ties of rounding, then of logits
 
 
+@pytest.mark.slow
 def test_mobilenet_w8a8_on_photographs(shared: Path, tmp_path: Path) -> None:
     model = shared / "models" / "mobilenet_v1_075_imagenet.pt2"
     done = zaq_here("quantize", model, "--bits", "w8a8", "--effort", "fast", "-o", tmp_path / "out")
