@@ -3,7 +3,7 @@
 Keras' Rescaling, a preprocessing that was exported with the model, a batch norm before the first convolution: what the
 first convolution reads is then the image, and not what enters the graph; it has the image's 8 bits, and its range
 follows from the range of pixels. Where no card says what pixels enter, the normalisation tells whether they go to 1 or
-to 255, and that guess is said.
+to 255. The second is taken for so, as a guess that is said; the first is said alone.
 """
 
 from dataclasses import replace
@@ -66,6 +66,8 @@ def read_opening(gm: GraphModule, card: Card) -> tuple[Card, list[str]]:
     if len(fitting) != 1 or not _around_zero(scale, shift, fitting[0]):
         return card, [f"{begins}; which pixels it reads does not follow: say --normalize 0-255, 0-1 or another"]
     (white,) = fitting
+    if white == 1:  # numbers around 0 reach all of these, too, and may be what it is given: not assumed
+        return card, [f"{begins}, as for pixels from 0 to 1; if it reads such, say --normalize 0-1"]
     return replace(card, mean=(0.0,), std=(1 / white,)), [
         f"{begins}: its input is taken for pixels from 0 to {white}, a guess; if it is another, say --normalize"
     ]
