@@ -23,7 +23,7 @@ from zaq.errors import BitsError, TrainingError, UserError, unknown
 from zaq.export.onnx import write_onnx
 from zaq.export.trial import require_exportable
 from zaq.ir.capture import trace
-from zaq.ir.nodes import input_node
+from zaq.ir.nodes import image_sizes, input_node
 from zaq.ir.opening import read_opening
 from zaq.ir.sizes import dimensions, open_up
 from zaq.methods import Method
@@ -164,7 +164,7 @@ def quantize_graph(
     if qconfig.mixed and not method.mixes:
         raise BitsError(f"--bits {qconfig} goes with --method flagship or zeroq; no other method searches for bits.")
     started = time.monotonic()
-    card = card.override(input=tuple(int(d) for d in input_node(graph).meta["val"].shape[1:]))
+    card = card.override(input=image_sizes(input_node(graph).meta["val"]))
     if method.pictures and len(card.input) != 3:
         raise BitsError(
             f"--method {method.name} learns from images it draws, (N, C, H, W), and the model takes {card.input} of a "

@@ -92,6 +92,8 @@ def quantize(source: str, bits: str, target_size: str | None, placement: str, we
     from zaq.config.bits import EFFORTS, QConfig
     from zaq.pipeline import Keeping, quantize_run
 
+    if resume and output not in (None, resume):
+        raise UserError(f"--resume {resume}: the run goes on where it is; -o {output} beside it cannot be.")
     if resume is not None and not (context := click.get_current_context()).meta.get(AGAIN):
         context.invoke(quantize, **_as_begun(context, resume))
         return
@@ -107,8 +109,6 @@ def quantize(source: str, bits: str, target_size: str | None, placement: str, we
     if threads is not None:
         torch.set_num_threads(threads)
     model = load_source(source, flags)
-    if resume and output not in (None, resume):
-        raise UserError(f"--resume {resume}: the run goes on where it is; -o {output} beside it cannot be.")
     folder = resume or output or Path(f"{model.name}-{qconfig}")
     if dry_run:
         from zaq.report.inspect import describe_model

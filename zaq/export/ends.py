@@ -6,22 +6,14 @@ from typing import NamedTuple
 
 from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto, helper
 
+from zaq.sources.frame import rename
 from zaq.sources.interface import End, Interface
 
-__all__ = ["INPUT", "OUTPUT", "SIZES", "behind_casts", "declare", "dress", "inner", "rename", "renamed", "reshape_ends"]
+__all__ = ["INPUT", "OUTPUT", "SIZES", "behind_casts", "declare", "dress", "inner", "renamed", "reshape_ends"]
 
 INPUT, OUTPUT = "input", "output"  # where a source names nothing
 INNER = "_inner"  # put behind the name of a tensor within, where an end has it
 SIZES = ("batch", "channels", "height", "width")
-
-
-def rename(graph: GraphProto, names: dict[str, str]) -> None:
-    """Give tensors other names, all of them at once."""
-    for node in graph.node:
-        for read_or_written in (node.input, node.output):
-            read_or_written[:] = [names.get(n, n) for n in read_or_written]
-    for value in [*graph.input, *graph.output, *graph.initializer, *graph.value_info]:
-        value.name = names.get(value.name, value.name)
 
 
 def dress(model: ModelProto, interface: Interface) -> None:

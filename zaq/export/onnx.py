@@ -24,7 +24,7 @@ from torch.fx import GraphModule
 
 from zaq.config.bounds import json_text
 from zaq.config.targets import TARGETS, Target
-from zaq.export.ends import INPUT, OUTPUT, SIZES, dress, rename, renamed, reshape_ends
+from zaq.export.ends import INPUT, OUTPUT, SIZES, dress, renamed, reshape_ends
 from zaq.export.forms import lower_opset, optimized, pack, require_form, strip
 from zaq.export.integers import avoid_overflow, store_integers
 from zaq.export.program import program_of
@@ -37,6 +37,7 @@ from zaq.export.rewrites import (
     requantize_by_table,
 )
 from zaq.ir.capture import quiet
+from zaq.sources.frame import rename
 from zaq.sources.interface import Interface
 
 __all__ = ["in_form", "to_onnx", "translate", "write_onnx"]

@@ -12,16 +12,11 @@ from torch import Tensor
 
 from zaq.errors import SourceError
 from zaq.sources.frame import network_of
+from zaq.sources.interface import KINDS
 
 __all__ = ["batch_of", "feed", "properties", "run_session", "session", "taken", "takes"]
 
 Values = NDArray[Any]
-# numpy's types by onnxruntime's words for them
-KINDS = {
-    "tensor(float)": "float32", "tensor(float16)": "float16", "tensor(double)": "float64", "tensor(uint8)": "uint8",
-    "tensor(int8)": "int8", "tensor(uint16)": "uint16", "tensor(int16)": "int16", "tensor(int32)": "int32",
-    "tensor(int64)": "int64", "tensor(bool)": "bool",
-}  # fmt: skip
 
 
 def session(model: Path | bytes, threads: int = 0, optimized: Path | None = None) -> ort.InferenceSession:

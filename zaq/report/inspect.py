@@ -10,7 +10,7 @@ from torch.fx import GraphModule, Node
 
 from zaq.config.bits import QConfig
 from zaq.engine.task import NO_BATCH_NORM, Task
-from zaq.ir.nodes import activations, attribute, input_node
+from zaq.ir.nodes import activations, attribute, image_sizes, input_node
 from zaq.ir.ops import CONVS, TRANSPOSED
 from zaq.ir.taps import taps
 from zaq.passes.channels import regions
@@ -39,7 +39,7 @@ ROUGH = {  # what is hard on a quantizer, and why
 def facts(model: Source, qconfig: QConfig) -> dict[str, Any]:
     """Input, operations, what folds, what would be quantized at which bits, parameters, multiply-accumulates."""
     folded, unfolded = fold(model.graph)
-    card = model.card.override(input=tuple(int(d) for d in input_node(folded).meta["val"].shape[1:]))
+    card = model.card.override(input=image_sizes(input_node(folded).meta["val"]))
     _, placement = place(folded, qconfig, card, unlike=Task(folded, qconfig, card).unlike)
     layers = []
     for node in weighted_layers(folded):

@@ -20,9 +20,10 @@ from onnx.external_data_helper import uses_external_data
 from zaq.config.bounds import json_text, plain_json
 from zaq.errors import SourceError
 from zaq.sources.base import first_line
+from zaq.sources.interface import opset_of
 from zaq.sources.normal import FLOATS
 
-__all__ = ["Cut", "cut", "network_of", "put_back"]
+__all__ = ["Cut", "cut", "network_of", "put_back", "rename"]
 
 HOLE, FRAME = "zaq.hole", "zaq.frame"
 WEIGHTED = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
@@ -110,8 +111,9 @@ def put_back(network: bytes, frame: bytes | None) -> bytes:
         return network
     inner, model = onnx.load_model_from_string(network), _opened(frame)
     hole = _property(model, HOLE)
-    opset = _opset(inner)
-    if _opset(model) != opset:
+    opset = opset_of(inner)
+    assert opset is not None  # zaq wrote it
+    if opset_of(model) != opset:
         try:
             model = version_converter.convert_version(model, opset)
         except Exception as error:  # of onnx's own kinds: an operation without an adapter
@@ -352,13 +354,18 @@ def _floats(name: str) -> ValueInfoProto:
     return helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
 
 
-def _opset(model: ModelProto) -> int:
-    return next(int(o.version) for o in model.opset_import if o.domain in ("", "ai.onnx"))
-
-
 def _names(graph: GraphProto) -> set[str]:
     values = [*graph.input, *graph.output, *graph.initializer]
     return {v.name for v in values} | {name for n in graph.node for name in (*n.input, *n.output)}
+
+
+def rename(graph: GraphProto, names: Mapping[str, str]) -> None:
+    """Give tensors other names, all of them at once (in place)."""
+    for node in graph.node:
+        for read_or_written in (node.input, node.output):
+            read_or_written[:] = [names.get(n, n) for n in read_or_written]
+    for value in [*graph.input, *graph.output, *graph.initializer, *graph.value_info]:
+        value.name = names.get(value.name, value.name)
 
 
 def _rename(graph: GraphProto, ends: Mapping[str, str], taken: set[str]) -> None:
@@ -371,8 +378,4 @@ def _rename(graph: GraphProto, ends: Mapping[str, str], taken: set[str]) -> None
             new = f"{new}_"
             new = new if new not in used else f"{new}_"
         names[name] = new
-    for node in graph.node:
-        node.input[:] = [names.get(i, i) for i in node.input]
-        node.output[:] = [names.get(o, o) for o in node.output]
-    for value in [*graph.input, *graph.output, *graph.initializer, *graph.value_info]:
-        value.name = names.get(value.name, value.name)
+    rename(graph, names)

@@ -13,8 +13,14 @@ from pydantic.dataclasses import dataclass
 
 from zaq.errors import SourceError
 
-__all__ = ["End", "Interface", "interface_of"]
+__all__ = ["KINDS", "End", "Interface", "interface_of", "opset_of"]
 
+# numpy's types by onnxruntime's words for them
+KINDS = {
+    "tensor(float)": "float32", "tensor(float16)": "float16", "tensor(double)": "float64", "tensor(uint8)": "uint8",
+    "tensor(int8)": "int8", "tensor(uint16)": "uint16", "tensor(int16)": "int16", "tensor(int32)": "int32",
+    "tensor(int64)": "int64", "tensor(bool)": "bool",
+}  # fmt: skip
 OURS = "zaq."  # how the properties begin that we write
 
 
@@ -70,6 +76,11 @@ class Interface:
         return asdict(self)
 
 
+def opset_of(model: ModelProto) -> int | None:
+    """The version of ONNX's own operations that a file is written in; None where it says none."""
+    return next((int(o.version) for o in model.opset_import if o.domain in ("", "ai.onnx")), None)
+
+
 def interface_of(model: ModelProto) -> Interface:
     """The interface of an ONNX file, as it was read, before anything is changed in it."""
     stored = {t.name for t in model.graph.initializer}
@@ -77,7 +88,7 @@ def interface_of(model: ModelProto) -> Interface:
         inputs=tuple(_end(i) for i in model.graph.input if i.name not in stored),
         outputs=tuple(_end(o) for o in model.graph.output),
         properties={p.key: p.value for p in model.metadata_props if not p.key.startswith(OURS)},
-        opset=next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), None),
+        opset=opset_of(model),
         doc=model.doc_string,
         graph=model.graph.name,
         graph_doc=model.graph.doc_string,

@@ -13,6 +13,8 @@ import onnx_ir as ir
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper, version_converter
 from onnx_ir.passes import Sequential, common
 
+from zaq.sources.interface import opset_of
+
 __all__ = ["FLOATS", "normalised"]
 
 OPSET = 13  # the first that onnx2torch and our converters know well; older files are converted to it
@@ -76,7 +78,7 @@ def _open_sizes(model: ModelProto) -> None:
 
 def _later(model: ModelProto) -> ModelProto:
     """The model at opset 13, if it is older and onnx can convert it; else as it is."""
-    opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), OPSET)
+    opset = opset_of(model) or OPSET
     if opset >= OPSET:
         return model
     old = [n.name for n in model.graph.node if n.op_type in ("Resize", "Upsample")] if opset < 11 else []

@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 from zaq.errors import SourceError
 from zaq.sources.base import Source, first_line
 from zaq.sources.frame import Cut, put_back
+from zaq.sources.interface import KINDS
 
 __all__ = ["require_same"]
 
@@ -25,10 +26,6 @@ TIMES = 16  # as far as two right readings part: other sums in other orders than
 LEAST = 2e-5  # of the largest value: some sixteen million steps of a float's last bit, in networks that never part
 PLACES = 1e-3  # of an output's whole numbers
 ULP = 2.0**-23
-KINDS = {
-    "tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64, "tensor(uint8)": np.uint8,
-    "tensor(int8)": np.int8, "tensor(int32)": np.int32, "tensor(int64)": np.int64, "tensor(bool)": np.bool_,
-}  # fmt: skip
 Values = list[NDArray[Any]]
 
 
@@ -112,7 +109,7 @@ def _feed(
     """Pixels of the card's range for the image; for other inputs what they are bound to, or ones."""
     feed: dict[str, NDArray[Any]] = {}
     for start in _session(content).get_inputs():
-        kind = KINDS[start.type]
+        kind = np.dtype(KINDS[start.type])
         shape = [d if isinstance(d, int) and d > 0 else 1 for d in start.shape]
         if start.name != found.image:
             feed[start.name] = np.broadcast_to(np.reshape(bound.get(start.name, 1.0), -1), shape).astype(kind)
