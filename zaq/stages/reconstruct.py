@@ -132,7 +132,6 @@ class _Blocks(Loop):
         self.closed, self.at, self.block = self.whole.snapshot(), at, self.blocks[at]
         self.student = between(self.whole.module, self.block)
         self.roundings = _place_roundings(self.whole, self.student)
-        self._drop(self.stage.drop)
         self.optimizer = self._optimizer()
         self.first = self.optimizer.param_groups[0]
         self.peaks = [group["lr"] for group in self.optimizer.param_groups]
@@ -142,7 +141,9 @@ class _Blocks(Loop):
     def _take(self, piece: int) -> None:
         """Take a piece of the images: what enters the block in teacher and student, and what should leave it."""
         self.piece = piece
+        self._drop(0.0)  # the blocks before this one have learned, and round all that they write
         self.pair, self.wanted = self.source.piece(self.block, piece)
+        self._drop(self.stage.drop)
         ends = {n.name for n in output_nodes(self.task.teacher)}
         self.weights = [_weight(y, name in ends) for name, y in zip(self.block.exits, self.wanted, strict=True)]
 
