@@ -16,7 +16,6 @@ import errno
 import hashlib
 import io
 import os
-import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,6 +31,7 @@ from torch.fx import GraphModule
 
 from zaq.config.bounds import json_text, plain_json, plain_text
 from zaq.config.card import Card
+from zaq.config.files import write_whole
 from zaq.errors import OutputError, RunError, SourceError
 from zaq.export.session import properties
 from zaq.ir.capture import quiet
@@ -270,18 +270,9 @@ def _move(work: Path, path: Path) -> None:
 
 
 def write_file(path: Path, content: bytes | str) -> None:
-    """Write to a file of a name that nobody can foresee, made anew and in the same folder, then move it into place.
-
-    Raises OutputError or RunError where that fails.
-    """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    with disk_errors(path), temporary.open("xb") as stream:  # x: no file and no link that lies there already
-        try:
-            stream.write(content if isinstance(content, bytes) else content.encode())
-            stream.flush()
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+    """As `write_whole`. Raises OutputError or RunError where that fails."""
+    with disk_errors(path):
+        write_whole(path, content if isinstance(content, bytes) else content.encode())
 
 
 @contextmanager

@@ -7,7 +7,6 @@ have nothing called but what stands in KNOWN.
 import dataclasses
 import hashlib
 import math
-import secrets
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 from zaq.config.bits import QConfig
 from zaq.config.bounds import json_text, plain_json
 from zaq.config.card import Card
+from zaq.config.files import write_whole
 from zaq.errors import ZaqError
 
 __all__ = ["KNOWN", "Remade", "Snapshots", "Unsaved", "known", "pack", "run_of", "unpack"]
@@ -187,12 +187,13 @@ class Snapshots:
         began = time.monotonic()
         tensors: dict[str, Tensor] = {}
         try:
-            told = pack({"run": self.run, "call": self.call, "seconds": self.seconds, "found": make()}, tensors)
+            told = {"run": self.run, "call": self.call, "seconds": self.seconds, "found": make()}
+            head = {name: json_text(pack(value, tensors)) for name, value in told.items()}
         except Unsaved as error:
             self.stop(error)
             return
         plain = {k: t.detach().clone(memory_format=torch.contiguous_format) for k, t in tensors.items()}
-        content = save(plain, {"told": json_text(told)})
+        content = save(plain, head)
         try:
             self._write(content)
         except OSError as error:  # the run itself is well
@@ -208,20 +209,14 @@ class Snapshots:
 
     def _write(self, content: bytes) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        there = self._there()
+        there = self.there()
         self._number = max([self._number, *(number for number, _ in there)]) + 1
         digest = hashlib.sha256(content).hexdigest()[:32]
-        temporary = self.folder / f".{secrets.token_hex(8)}"
-        try:
-            with temporary.open("xb") as stream:
-                stream.write(content)
-            temporary.replace(self.folder / f"snapshot-{self._number:06d}-{digest}.safetensors")
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_whole(self.folder / f"snapshot-{self._number:06d}-{digest}.safetensors", content)
         for _, path in there[KEPT - 1 :]:
             path.unlink(missing_ok=True)
 
-    def _there(self) -> list[tuple[int, Path]]:
+    def there(self) -> list[tuple[int, Path]]:
         """The snapshots by number, the newest first."""
         paths = self.folder.glob("snapshot-*-*.safetensors") if self.folder.is_dir() else ()
         numbered = [(p.name.split("-")[1], p) for p in paths if p.is_file() and not p.is_symlink()]
@@ -229,8 +224,8 @@ class Snapshots:
 
     def newest(self) -> Any:
         """The newest that is whole and of this run; None where there is none."""
-        for number, path in self._there():
-            told = self._read(path)
+        for number, path in self.there():
+            told = self.read(path, "run", "seconds", "found")
             if told is None:
                 self.say(f"{path}: is damaged; the one before is taken")
             elif told["run"] != self.run:
@@ -240,16 +235,16 @@ class Snapshots:
                 return told["found"]
         return None
 
-    def _read(self, path: Path) -> dict[str, Any] | None:
-        """What a snapshot holds; None where its name does not say the hash of what is in it."""
+    def read(self, path: Path, *names: str) -> dict[str, Any] | None:
+        """Parts of what a snapshot holds; None where its name does not say the hash of what is in it."""
         content = path.read_bytes()
         if hashlib.sha256(content).hexdigest()[:32] != path.stem.split("-")[2]:
             return None
         try:
             length = int.from_bytes(content[:8], "little")
-            head = plain_json(content[8 : 8 + length])["__metadata__"]["told"]
-            told: dict[str, Any] = unpack(plain_json(head), load(content))
-            return told if {"run", "call", "seconds", "found"} <= told.keys() else None
+            head = plain_json(content[8 : 8 + length])["__metadata__"]
+            tensors = load(content) if "found" in names else {}  # nothing else holds any
+            return {name: unpack(plain_json(head[name]), tensors) for name in names}
         except (AttributeError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError, ZaqError):
             return None
 
@@ -257,5 +252,5 @@ class Snapshots:
 def run_of(folder: Path) -> tuple[dict[str, Any], dict[str, Any]] | None:
     """The `run` and the `call` of the newest whole snapshot in a folder; None where there is none."""
     found = Snapshots(folder, {})
-    told = next((told for _, path in found._there() if (told := found._read(path)) is not None), None)
+    told = next((told for _, path in found.there() if (told := found.read(path, "run", "call")) is not None), None)
     return (told["run"], told["call"]) if told else None
