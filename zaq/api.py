@@ -154,15 +154,7 @@ def quantize_graph(
     `snapshots`: where to go on from, if there is anything, and where to leave more.
     `trial`: export a rounded copy before the method works, so that what has no form in ONNX is refused at once.
     """
-    if not isinstance(method, Method):
-        hint = f"; write {method.__name__}()" if isinstance(method, type) else ""
-        raise BitsError(f"method: {method!r} is no zaq.methods.Method{hint}.")
-    if effort not in EFFORTS:
-        raise BitsError("effort: " + unknown("effort", effort, EFFORTS))
-    if not 0 <= seed < 2**63:
-        raise UserError(f"seed: {seed} is none; a whole number from 0 to 2^63 - 1 is expected.")
-    if qconfig.mixed and not method.mixes:
-        raise BitsError(f"--bits {qconfig} goes with --method flagship or zeroq; no other method searches for bits.")
+    _check(method, qconfig, effort, seed)
     started = time.monotonic()
     card = card.override(input=image_sizes(input_node(graph).meta["val"]))
     if method.pictures and len(card.input) != 3:
@@ -209,6 +201,19 @@ def quantize_graph(
         seconds = snapshots.seconds if snapshots else time.monotonic() - started
         report = facts.describe(state, journal, options, minutes=seconds / 60)
     return Quantized(state, journal, report)
+
+
+def _check(method: Method, qconfig: QConfig, effort: str, seed: int) -> None:
+    """Raise BitsError or UserError for what cannot be asked for, whatever the network."""
+    if not isinstance(method, Method):
+        hint = f"; write {method.__name__}()" if isinstance(method, type) else ""
+        raise BitsError(f"method: {method!r} is no zaq.methods.Method{hint}.")
+    if effort not in EFFORTS:
+        raise BitsError("effort: " + unknown("effort", effort, EFFORTS))
+    if not 0 <= seed < 2**63:
+        raise UserError(f"seed: {seed} is none; a whole number from 0 to 2^63 - 1 is expected.")
+    if qconfig.mixed and not method.mixes:
+        raise BitsError(f"--bits {qconfig} goes with --method flagship or zeroq; no other method searches for bits.")
 
 
 def _notes(task: Task) -> Iterator[str]:
