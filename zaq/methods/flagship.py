@@ -2,7 +2,7 @@
 
     synthesis -> ranges -> SQuant -> block reconstruction -> distillation -> the adversarial game -> bias correction
 
-Where all has 8 bits these hold the whole range that is seen: what is rare is what a detector looks for.
+Where activations have 8 bits, ranges become the whole of what is seen if that serves (`stages.calibrate.WholeRanges`).
 Images come from a generator and are refined (`stages.synthesis`); of those too large for that a part starts from noise.
 A second generator, of another seed, draws those that every stage is judged on, half of them moved to where student and
 teacher differ. A stage after which the outputs differ more on them is taken back.
