@@ -31,7 +31,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-QUICK = ("--effort", "fast", "-s", "synthesis=2", "-s", "images=64", "-s", "reconstruct=1")
+QUICK = ("--effort", "fast", "-s", "synthesis=2", "-s", "refine=1", "-s", "images=64", "-s", "reconstruct=1")
 
 
 def test_a_run_explains_itself(run: Path) -> None:

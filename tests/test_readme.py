@@ -53,7 +53,9 @@ def test_the_python_example(tmp_path: Path) -> None:
     (code,) = [b for b in BLOCKS if "zaq.quantize(" in b]
     from zaq.sources.zoo import resnet20
 
-    code = code.replace("Flagship(game=20)", "Flagship(synthesis=2, images=64, reconstruct=1, polish=5, game=1)")
+    code = code.replace(
+        "Flagship(game=20)", "Flagship(synthesis=2, refine=1, images=64, reconstruct=1, polish=5, game=1)"
+    )
     code = code.replace('"model.onnx"', repr(str(tmp_path / "model.onnx")))
     names = {"model": resnet20().eval(), "images": torch.zeros(2, 3, 32, 32)}
     exec(code, names)
@@ -68,7 +70,7 @@ def test_your_own_model_word_by_word(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (block,) = re.findall(r"## Your own model\n\n```\n(.*?)```", README, re.DOTALL)
     commands = [shlex.split(line, comments=True) for line in block.splitlines()]
     small = ("timm:test_resnet", "--random-weights", "--input-shape", "3,32,32")
-    few = ("-s", "synthesis=1", "-s", "images=8", "-s", "reconstruct=0")
+    few = ("-s", "synthesis=1", "-s", "refine=1", "-s", "images=8", "-s", "reconstruct=0")
     assert [c[:2] for c in commands] == [
         ["pip", "install"],
         *(["zaq", verb] for verb in ("inspect", "quantize", "verify", "eval")),

@@ -16,7 +16,20 @@ from zoo import build, images
 
 from zaq.ir.capture import quiet
 
-QUICK = ("--effort", "fast", "-s", "synthesis=4", "-s", "images=64", "-s", "reconstruct=2", "-s", "polish=60")
+QUICK = (
+    "--effort",
+    "fast",
+    "-s",
+    "synthesis=4",
+    "-s",
+    "refine=2",
+    "-s",
+    "images=64",
+    "-s",
+    "reconstruct=2",
+    "-s",
+    "polish=60",
+)
 
 
 @pytest.fixture(scope="module")

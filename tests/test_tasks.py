@@ -138,6 +138,7 @@ def archive(folder: Path) -> Path:
     return folder / "a.npz"
 
 
+@pytest.mark.slow
 def test_the_ssd_of_the_paper(photographs: Path, tmp_path: Path) -> None:
     """MobileNetV2 and SSD's heads as torchvision has them; labels are what the float network finds,
     its weights random."""

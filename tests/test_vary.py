@@ -10,7 +10,7 @@ from conftest import benchmark_script
 from zaq.errors import UserError
 from zaq.stages.reconstruct import Reconstruct
 
-SHORT = ["--bits", "w3a3", "-s", "synthesis=2", "-s", "images=64", "-s", "reconstruct=2"]
+SHORT = ["--bits", "w3a3", "-s", "synthesis=2", "-s", "refine=1", "-s", "images=64", "-s", "reconstruct=2"]
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +19,11 @@ def script() -> ModuleType:
 
 
 @pytest.mark.parametrize(
-    ("stage", "one", "other"), [("reconstruct", "lr_scale=0.1", "drop=0 steps=3"), ("polish", "travel=6", "steps=10")]
+    ("stage", "one", "other"),
+    [
+        ("reconstruct", "lr_scale=0.1", "drop=0 steps=3"),
+        pytest.param("polish", "travel=6", "steps=10", marks=pytest.mark.slow),
+    ],
 )
 def test_the_same_variant_has_the_same_loss(script: ModuleType, stage: str, one: str, other: str) -> None:
     arguments = ["zoo:resnet20_cifar10", stage, one, other, one, *SHORT, "-s", "polish=5"]

@@ -280,6 +280,12 @@ def quantized_net(name: str, bits: str | QConfig, method: Any, **options: Any) -
     return quantize_graph(traced(name), QConfig.parse(bits) if isinstance(bits, str) else bits, method, **options)
 
 
+def quantized_like(net: nn.Module, x: Tensor, bits: str | QConfig, method: Any, **options: Any) -> Quantized:
+    """`zaq.quantize` but for the export that it tries first, which takes longer than a toy's whole method."""
+    graph, bits = trace(net, x), QConfig.parse(bits) if isinstance(bits, str) else bits
+    return quantize_graph(graph, bits, method, **({"card": Card(), "notes": graph.meta["notes"]} | options))
+
+
 def state_of(graph: str | GraphModule, bits: str | QConfig = "w3a3", card: Card = CARD, **task: Any) -> State:
     """The state that a run on a net of the zoo, or on a graph, begins with."""
     graph = traced(graph) if isinstance(graph, str) else graph

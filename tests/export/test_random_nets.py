@@ -25,8 +25,8 @@ from random_nets import Shape, nets, qconfigs
 from torch import nn
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
+from zoo import quantized_like
 
-import zaq
 from zaq.config.bits import QConfig
 from zaq.errors import BitsError
 from zaq.export.onnx import in_form, translate
@@ -95,7 +95,7 @@ def test_found_nets(grids: tuple[str, str], tmp_path: Path) -> None:
 def compared(net: nn.Module, shape: Shape, qconfig: QConfig, folder: Path) -> str:
     """Check one net; what was found, as a line."""
     samples = torch.randn(SAMPLES, *shape, generator=torch.Generator().manual_seed(1))
-    quantized = zaq.quantize(net, samples[:1], qconfig, RTN(batches=1))
+    quantized = quantized_like(net, samples[:1], qconfig, RTN(batches=1))
     program = program_of(quantized.module)
     outputs = files(program, qconfig, folder, samples)
     in_float = kernels(folder / "qdq.onnx").in_float

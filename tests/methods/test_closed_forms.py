@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 from toy import CARD, gratings, offsets, trained, unequal
+from zoo import quantized_like
 
-import zaq
 from zaq.api import Quantized
 from zaq.config.bits import QConfig
 from zaq.ir.nodes import attribute
@@ -21,7 +21,7 @@ from zaq.quant.aciq import clip_range
 
 
 def quantized(net: nn.Module, bits: QConfig, method: Any) -> Quantized:
-    return zaq.quantize(net, gratings(2, 0)[0], bits, method, card=CARD)
+    return quantized_like(net, gratings(2, 0)[0], bits, method, card=CARD)
 
 
 def error(net: nn.Module, bits: QConfig, method: Any) -> float:

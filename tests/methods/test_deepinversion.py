@@ -4,9 +4,8 @@ and fine-tuning that is kept only if it helps."""
 import pytest
 import torch
 from torch import nn
-from zoo import CARD, build, images, quantized_net
+from zoo import CARD, build, images, quantized_like, quantized_net
 
-import zaq
 from zaq.errors import BitsError, SourceError
 from zaq.methods.deepinversion import DeepInversion
 
@@ -41,7 +40,7 @@ def test_images_become_their_classes() -> None:
         net[0].weight.copy_(torch.eye(3)[:, :, None, None])  # type: ignore[operator]
         net[5].weight.copy_(4 * torch.eye(3))  # type: ignore[operator]
     method = DeepInversion(steps=60, images=12, feature=0.1, finetune=0)
-    quantized = zaq.quantize(net.eval(), images(1), "w8a8", method, card=CARD)
+    quantized = quantized_like(net.eval(), images(1), "w8a8", method, card=CARD)
     rows = quantized.journal.log.rows
     assert rows[-1]["cross_entropy"] < 0.5 * rows[0]["cross_entropy"]
     assert [s["name"] for s in quantized.report["stages"]] == ["distil", "calibrate"]
@@ -65,7 +64,7 @@ def test_the_second_round_competes() -> None:
     gaps = []
     for competition in (1e-6, 1e4):
         method = DeepInversion(steps=15, images=8, lr=0.2, competition=competition, feature=0.0, finetune=5)
-        rows = zaq.quantize(model, images(1), "w2a2", method, card=CARD).journal.log.rows
+        rows = quantized_like(model, images(1), "w2a2", method, card=CARD).journal.log.rows
         last = [r for r in rows if r["stage"] == "compete"][-1]
         gaps.append(1 - last["compete"] / competition)
     assert gaps[1] > 1.2 * gaps[0] > 0
@@ -79,6 +78,6 @@ def test_a_seed_repeats_bit_for_bit() -> None:
 def test_what_it_cannot_do_is_a_sentence() -> None:
     net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 3, 3, padding=1)).eval()
     with pytest.raises(SourceError, match="--method zaq does without"):
-        zaq.quantize(net, images(1), "w8a8", QUICK, card=CARD)
+        quantized_like(net, images(1), "w8a8", QUICK, card=CARD)
     with pytest.raises(BitsError, match="Did you mean 'minmax'"):
         DeepInversion(observer="minmx")

@@ -6,8 +6,8 @@ import onnxruntime
 import pytest
 import torch
 from torch import nn
+from zoo import quantized_like
 
-import zaq
 from zaq.errors import BitsError
 from zaq.methods import METHODS, Method
 from zaq.methods.aciq import ACIQ
@@ -38,7 +38,7 @@ def test_lines_and_volumes(shape: tuple[int, ...], method: Method, tmp_path: Pat
     net, x = (line() if len(shape) == 2 else volume()), torch.randn(16, *shape)
     for _ in range(3):
         net(x)
-    made = zaq.quantize(net.eval(), x[:1], "w8a8", method)
+    made = quantized_like(net.eval(), x[:1], "w8a8", method)
     made.export(path := tmp_path / "net.onnx")
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     found = torch.from_numpy(session.run(None, {session.get_inputs()[0].name: x.numpy()})[0])
@@ -52,4 +52,4 @@ def test_lines_and_volumes(shape: tuple[int, ...], method: Method, tmp_path: Pat
 @pytest.mark.parametrize("name", sorted(set(METHODS) - {"rtn", "dfq", "aciq", "ft"}))
 def test_what_learns_from_pictures_refuses(name: str) -> None:
     with pytest.raises(BitsError, match=rf"--method {name} learns from images it draws, .* takes \(3, 32\)"):
-        zaq.quantize(line().eval(), torch.zeros(1, 3, 32), "w8a8", METHODS[name]())
+        quantized_like(line().eval(), torch.zeros(1, 3, 32), "w8a8", METHODS[name]())

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 from toy import CARD, gratings, trained, unequal
+from zoo import quantized_like
 
-import zaq
 from zaq.config.bits import QConfig
 from zaq.methods.aciq import ACIQ
 from zaq.methods.dfq import DFQ
@@ -19,7 +19,7 @@ IMAGES, LABELS = gratings(1000, seed=1)
 
 def measured(model: nn.Module, method: Any, bits: str, weights: str | None = None) -> tuple[float, float]:
     """Mean distance of the outputs to the float model's, and accuracy in percent."""
-    quantized = zaq.quantize(model, IMAGES[:1], QConfig.parse(bits, weights=weights), method, card=CARD)
+    quantized = quantized_like(model, IMAGES[:1], QConfig.parse(bits, weights=weights), method, card=CARD)
     with torch.no_grad():
         p, q = model(IMAGES), quantized.module(IMAGES)
     return float((p - q).abs().mean()), 100 * float((q.argmax(1) == LABELS).float().mean())

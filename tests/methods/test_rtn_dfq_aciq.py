@@ -7,9 +7,8 @@ import onnx
 import pytest
 import torch
 from torch import nn
-from zoo import CARD, ZOO, build, images, quantized_net
+from zoo import CARD, ZOO, build, images, quantized_like, quantized_net
 
-import zaq
 from zaq.config.bits import QConfig
 from zaq.errors import BitsError, SourceError
 from zaq.methods.aciq import ACIQ
@@ -22,7 +21,7 @@ from zaq.verify.parity import compare
 @pytest.mark.parametrize("name", ZOO)
 def test_every_structure(name: str, method: Any) -> None:
     model, x = build(name), images(16)
-    quantized = zaq.quantize(model, x[:1], "w8a8", method, card=CARD)
+    quantized = quantized_like(model, x[:1], "w8a8", method, card=CARD)
     with torch.no_grad():
         expected, found = model(x), quantized.module(x)
     assert float((found - expected).pow(2).mean() / expected.var()) < 0.05
@@ -35,7 +34,7 @@ def test_every_structure(name: str, method: Any) -> None:
     {"relu6_to_relu": True}, {"search": True}, {"range_deviations": 4.0}])  # fmt: skip
 def test_dfq_options(options: dict[str, Any]) -> None:
     model, x = build("depthwise"), images(16)
-    quantized = zaq.quantize(
+    quantized = quantized_like(
         model, x[:1], QConfig.parse("w8a8", weights="per_tensor_affine"), DFQ(**options), card=CARD
     )
     with torch.no_grad():
@@ -49,7 +48,7 @@ def test_dfq_options(options: dict[str, Any]) -> None:
 )
 def test_aciq_options(options: dict[str, Any]) -> None:
     model, x = build("residual"), images(16)
-    quantized = zaq.quantize(model, x[:1], "w6a6", ACIQ(**options), card=CARD)
+    quantized = quantized_like(model, x[:1], "w6a6", ACIQ(**options), card=CARD)
     with torch.no_grad():
         expected, found = model(x), quantized.module(x)
     assert float((found - expected).pow(2).mean() / expected.var()) < 0.2
@@ -88,13 +87,13 @@ def test_a_clip_of_each_channel_is_an_integer_operation_in_the_file(bits: str, w
 def test_statistics_are_asked_for_where_they_are_needed() -> None:
     plain = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.Flatten()).eval()
     with pytest.raises(SourceError, match="statistics of batch norms"):
-        zaq.quantize(plain, images(1), "w8a8", ACIQ(statistics="synthetic"), card=CARD)
+        quantized_like(plain, images(1), "w8a8", ACIQ(statistics="synthetic"), card=CARD)
     for method in (DFQ(), ACIQ()):  # these carry what they assume of the image through the layers instead
-        zaq.quantize(plain, images(1), "w8a8", method, card=CARD)
+        quantized_like(plain, images(1), "w8a8", method, card=CARD)
 
 
 @pytest.mark.parametrize(("kind", "options", "message"), [
-    (DFQ, {"bias_correction": "analytical"}, "analytic, empirical or none"),
+    (DFQ, {"bias_correction": "analytical"}, "Did you mean 'analytic'"),
     (ACIQ, {"distribution": "gaus"}, "Did you mean 'gauss'"), (ACIQ, {"statistics": "bn"},
     "batch_norm, synthetic")])  # fmt: skip
 def test_unknown_choices_are_refused(kind: Any, options: dict[str, str], message: str) -> None:

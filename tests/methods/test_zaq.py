@@ -8,9 +8,8 @@ import pytest
 import torch
 from torch import nn
 from torch.fx import GraphModule
-from zoo import CARD, build, calibrated, images, quantized_net, traced
+from zoo import CARD, build, calibrated, images, quantized_like, quantized_net, traced
 
-import zaq
 from zaq.api import quantize_graph
 from zaq.config.bits import QConfig
 from zaq.engine.journal import Journal
@@ -31,7 +30,7 @@ QUICK = ZAQ(warm_up=4, rounds=3, latent=16, width=16)
 )  # all of them: test_flagship, which plays the game too
 def test_a_structure_can_be_quantized(name: str) -> None:
     model, x = build(name), images(8)
-    quantized = zaq.quantize(model, x[:1], "w8a8", QUICK, card=CARD)
+    quantized = quantized_like(model, x[:1], "w8a8", QUICK, card=CARD)
     with torch.no_grad():
         float_outputs, outputs = model(x), quantized.module(x)
     assert outputs.shape == float_outputs.shape
@@ -56,7 +55,7 @@ def test_a_seed_repeats_bit_for_bit_and_another_does_not() -> None:
 def test_the_callers_random_state_and_model_are_left_alone() -> None:
     model = build("residual").train()
     before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
-    zaq.quantize(model, images(1), "w4a4", QUICK, card=CARD)
+    quantized_like(model, images(1), "w4a4", QUICK, card=CARD)
     assert torch.equal(state, torch.get_rng_state()) and model.training
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
@@ -136,7 +135,7 @@ def test_frozen_ranges_stay() -> None:
 def test_no_batch_norm_no_classes() -> None:
     """ZAQ needs neither: the generator starts from noise, and the game goes on."""
     net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 3, 3, padding=1)).eval()
-    quantized = zaq.quantize(net, images(1), "w8a8", QUICK, card=CARD)
+    quantized = quantized_like(net, images(1), "w8a8", QUICK, card=CARD)
     assert any("neither batch norm nor classes" in n for n in quantized.report["notes"])
     assert quantized.report["stages"][-1]["steps"] == 3
 

@@ -7,8 +7,8 @@ import onnx
 import pytest
 import torch
 from torch import Tensor, nn
+from zoo import quantized_like
 
-import zaq
 from zaq.config.bits import QConfig
 from zaq.config.card import Card
 from zaq.engine.task import Task
@@ -92,7 +92,7 @@ def worst(p: Tensor, q: Tensor) -> float:
 @pytest.mark.parametrize("how", [*HOWS[:3], *(pytest.param(how, marks=pytest.mark.slow) for how in HOWS[3:])])
 def test_every_channel_of_the_file_is_heard(how: str, tmp_path: Path) -> None:
     net, x = detector(how), pixels()
-    quantized = zaq.quantize(net, x[:1], "w8a8", RTN(), card=CARD)
+    quantized = quantized_like(net, x[:1], "w8a8", RTN(), card=CARD)
     quantized.export(tmp_path / "net.onnx")
     quantized.export(tmp_path / "fused.onnx", form="qoperator")
     with torch.no_grad():
@@ -108,7 +108,7 @@ def test_every_channel_of_the_file_is_heard(how: str, tmp_path: Path) -> None:
 
 
 def test_the_referee_computes_a_convolution_that_leaves_as_floats(tmp_path: Path) -> None:
-    quantized = zaq.quantize(detector("one convolution"), pixels(1), "w8a8", RTN(), card=CARD)
+    quantized = quantized_like(detector("one convolution"), pixels(1), "w8a8", RTN(), card=CARD)
     quantized.export(tmp_path / "net.onnx")
     from zaq.export.program import program_of
     from zaq.ir.capture import from_exported
@@ -149,7 +149,7 @@ def test_what_a_kernel_reads_has_a_scale_however_unlike() -> None:
 def test_a_destroyed_channel_is_reported(tmp_path: Path) -> None:
     """A common scale forced on boxes and scores: the output as a whole looks fine, the report does not."""
     x = pixels()
-    quantized = zaq.quantize(detector("joined"), x[:1], "w8a8", RTN(), card=CARD)
+    quantized = quantized_like(detector("joined"), x[:1], "w8a8", RTN(), card=CARD)
     p = quantized.teacher(x)
     q = (p * 255 / REACH).round() * REACH / 255
     assert 10 * float((p.square().mean() / (p - q).square().mean()).log10()) > 40

@@ -93,7 +93,8 @@ def from_exported(exported: torch.export.ExportedProgram) -> GraphModule:
     result = GraphModule(module, graph)  # ep.module() refuses train() and eval(); a plain GraphModule takes them
     result.requires_grad_(True)
     result.meta["notes"] = tuple(notes)
-    if free := tuple(d for d in (2, 3) if not isinstance(inputs[0].meta["val"].shape[d], int)):
+    sizes = inputs[0].meta["val"].shape
+    if len(sizes) == 4 and (free := tuple(d for d in (2, 3) if not isinstance(sizes[d], int))):
         input_node(result).meta["open"] = free
     _require_finite(result)
     _require_any_batch(result)
