@@ -16,6 +16,7 @@ import torch
 from conftest import ROOT, SYNTHESIS, zaq, zaq_here
 from zoo import build, images
 
+from zaq.engine.images import IMAGES
 from zaq.export.session import run_session, session
 from zaq.ir.capture import quiet
 from zaq.run import FILES, Run
@@ -35,7 +36,7 @@ QUICK = ("--effort", "fast", "-s", "synthesis=2", "-s", "refine=1", "-s", "image
 
 
 def test_a_run_explains_itself(run: Path) -> None:
-    assert {p.name for p in run.iterdir()} == set(FILES)
+    assert {p.name for p in run.iterdir()} == {*FILES, IMAGES}
     options = json.loads((run / "options.json").read_text())
     assert options["bits"] == "w4a4" and options["method"]["reconstruct"] == 2 and options["seed"] == 0
     assert options["card"]["classes"] == 10 and len(options["source"]["sha256"]) == 64

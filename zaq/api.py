@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from torch.fx import GraphModule
 
 from zaq.config.bits import EFFORTS, QConfig
 from zaq.config.card import Card
+from zaq.engine.images import images_in, kept, taken
 from zaq.engine.journal import Journal, Log
 from zaq.engine.progress import Progress
 from zaq.engine.runner import drawing, run_stages
@@ -37,6 +38,7 @@ from zaq.report.outputs import require_a_student
 __all__ = ["Quantized", "quantize", "quantize_graph"]
 
 BYTES = "the input is uint8: its pixels are taken to be 0 to 255"
+MODULE = {"name": "module", "sha256": None}  # what is said of a model that came from no file
 TRIED = 2  # images that a network is exported on before the work
 
 
@@ -146,12 +148,16 @@ def quantize_graph(
     notes: Iterable[str] = (),
     snapshots: Snapshots | None = None,
     trial: bool = False,
+    keep: Callable[[bytes], object] | None = None,
+    samples: Path | None = None,
 ) -> Quantized:
     """Quantize a traced graph; what `quantize` and the command line share.
 
     `notes`: what the report has to say of the source.
     `real`: endless batches of real images and labels. Only a method that says `reads_data` is handed them.
     `snapshots`: where to go on from, if there is anything, and where to leave more.
+    `keep`: is handed the file of what the method draws from the model alone (`engine.images`).
+    `samples`: a run of the same model, whose images are taken instead.
     `trial`: export a rounded copy before the method works, so that what has no form in ONNX is refused at once.
     """
     _check(method, qconfig, effort, seed)
@@ -177,6 +183,12 @@ def quantize_graph(
             require_exportable(rounded, task.noise(TRIED), qconfig.runtime)
     with drawing(seed):
         stages = method.plan(task, real) if method.reads_data else method.plan(task)
+        told = {**(source or MODULE), "card": card}
+        if samples is None:
+            stages = kept(stages, keep, told)
+        else:
+            stages = taken(stages, images_in(samples, told), method.name, samples)
+            journal.notes.append(f"it learns from the images of {samples}")
         run_stages(stages, state, journal, snapshots)
         student = state.student
         student.settle()
@@ -196,7 +208,8 @@ def quantize_graph(
             "threads": torch.get_num_threads(),  # sums are added up in another order by another number
             "card": card.to_dict(),
             "data": None,
-            "source": source or {"name": "module", "sha256": None},
+            "samples": str(samples) if samples else None,
+            "source": source or MODULE,
         }
         seconds = snapshots.seconds if snapshots else time.monotonic() - started
         report = facts.describe(state, journal, options, minutes=seconds / 60)

@@ -12,6 +12,7 @@ from zaq.api import Quantized, quantize_graph
 from zaq.config.bits import QConfig
 from zaq.cost import deployment
 from zaq.data import shuffled
+from zaq.engine.images import IMAGES
 from zaq.engine.interruption import ctrl_c_waits
 from zaq.engine.journal import Log
 from zaq.engine.progress import Progress
@@ -56,22 +57,25 @@ def quantize_run(
     progress: Progress | None = None,
     data: str | None = None,
     keeping: Keeping | None = None,
+    samples: Path | None = None,
 ) -> dict[str, Any]:
     """Quantize a loaded model into a run directory and return the report. See `zaq.run` for what lies there after.
 
-    `data` is for a method that reads real images, which is `ft` alone; the report says so.
+    `data` is for a method that reads real images, which is `ft` alone; the report says so. `samples` is a run of the
+    same model, whose images are learned from.
     The run is kept in snapshots, so that nothing computed is lost if a later step fails or the process is killed.
 
     Raises:
         OutputError: for a folder that cannot be written, or holds a run.
-        BitsError: for `keeping.resume` with other options than the run's.
+        BitsError: for `keeping.resume` with other options than the run's; for `samples` with a method that takes none.
+        SourceError: for `samples` of another model.
         Interrupted: where Ctrl-C came while files were written; they are whole.
         RunError: once all is written, for a student that is none (`zaq.report.outputs`).
     """
     progress, keeping = progress or Progress(), keeping or Keeping()
     with Run.building(folder, overwrite, keeping.resume) as run:
         log = Log(run / "log.jsonl")
-        quantized = _trained(model, qconfig, method, effort, seed, run, log, progress, data, keeping)
+        quantized = _trained(model, qconfig, method, effort, seed, run, log, progress, data, keeping, samples)
         quantized.report["options"] |= {"data": data, "interface": model.interface.to_dict()}
         with ctrl_c_waits(progress.say) as came:
             report = _saved(run, quantized, model, log, progress)
@@ -93,6 +97,7 @@ def _trained(
     progress: Progress,
     data: str | None,
     keeping: Keeping,
+    samples: Path | None,
 ) -> Quantized:
     """The quantized model, which goes on from the run's snapshots and leaves more."""
     source = {"name": model.name, "sha256": model.sha256}
@@ -111,6 +116,7 @@ def _trained(
             "card": model.card,
             "threads": torch.get_num_threads(),
             "version": [__version__, torch.__version__],
+            "samples": str(samples) if samples else None,
         }
         snapshots = Snapshots(run / SNAPSHOTS, asked, keeping.every, progress.say, keeping.call)
         if keeping.resume:
@@ -130,6 +136,8 @@ def _trained(
             notes=model.notes,
             snapshots=snapshots,
             trial=True,
+            keep=lambda content: run.write(IMAGES, content),
+            samples=samples,
         )
 
 

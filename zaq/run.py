@@ -7,6 +7,7 @@ options.json          everything resolved, so that the run can be repeated
 log.jsonl             losses, step by step
 samples.safetensors   synthetic samples, as 8-bit pixels, for `zaq verify`
 report.json, report.html
+images.safetensors    what the method drew from the model alone, for other runs (`--samples`); not all methods do
 snapshots/            where a run that was broken off can go on (`--resume`)
 
 All of it is built in a folder beside, `NAME.partial`, and moved into place when it is whole.
@@ -32,6 +33,7 @@ from torch.fx import GraphModule
 from zaq.config.bounds import json_text, plain_json, plain_text
 from zaq.config.card import Card
 from zaq.config.files import write_whole
+from zaq.engine.images import IMAGES
 from zaq.errors import OutputError, RunError, SourceError
 from zaq.export.session import properties
 from zaq.ir.capture import quiet
@@ -244,6 +246,8 @@ def _begin(work: Path, path: Path, overwrite: bool, resume: bool) -> None:
         if not _snapshots(path):
             raise OutputError(f"--resume {path}: there is no snapshot to go on from, neither there nor in {work}.")
         shutil.copytree(path / SNAPSHOTS, work / SNAPSHOTS, dirs_exist_ok=True)
+        if (path / IMAGES).is_file():
+            shutil.copyfile(path / IMAGES, work / IMAGES)
     if _worth(work) and not (overwrite or resume):
         on = f"--resume {path} goes on with it" if _snapshots(work) else f"zaq export {work} makes its file"
         raise OutputError(f"{path}: a run into it was broken off; {on}, --overwrite begins anew.")
@@ -251,7 +255,7 @@ def _begin(work: Path, path: Path, overwrite: bool, resume: bool) -> None:
         if entry.is_dir() and not entry.is_symlink():
             if not (resume and entry.name == SNAPSHOTS):
                 shutil.rmtree(entry)
-        elif entry.name != LOCK:
+        elif entry.name != LOCK and not (resume and entry.name == IMAGES):
             entry.unlink()
 
 
@@ -261,7 +265,7 @@ def _move(work: Path, path: Path) -> None:
         work.rename(path.resolve())
         return
     shutil.rmtree(path / SNAPSHOTS, ignore_errors=True)
-    for name in (*FILES, FRAME, *FORMS):
+    for name in (*FILES, IMAGES, FRAME, *FORMS):
         for file in path.glob(name):
             file.unlink()
     for entry in sorted(work.iterdir(), key=lambda p: p.name == SNAPSHOTS):  # these last: they could do it again

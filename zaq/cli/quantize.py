@@ -70,6 +70,7 @@ AGAIN = "zaq.resumed"  # whether options were read from the run that is resumed
     help="The same seed repeats a CPU run bit for bit, with the same number of threads.",
 )
 @click.option("--threads", type=click.IntRange(1, 1024), help="Of torch; another number gives another student.")
+@click.option("--samples", metavar="RUN", help="Learn from the images of a run of the same model, which draws none.")
 @click.option("-o", "--output", type=PATH, help="Folder for the run; <model>-<bits> by default.")
 @click.option("--overwrite", is_flag=True, help="Replace a run that is there, once the new one is whole.")
 @click.option("--resume", type=PATH, metavar="RUN", help="Go on with a run that was broken off; it knows its options.")
@@ -80,6 +81,7 @@ AGAIN = "zaq.resumed"  # whether options were read from the run that is resumed
 def quantize(source: str, bits: str, target_size: str | None, placement: str, weights: str | None,
              activations: str | None, target: str, first_last: str, method: str,
              settings: tuple[str, ...], effort: str, data: str | None, seed: int, threads: int | None,
+             samples: str | None,
              output: Path | None, overwrite: bool, resume: Path | None, every: float, dry_run: bool, as_json: bool,
              **flags: Any) -> None:  # fmt: skip
     """Quantize SOURCE; the shipped CIFAR-10 ResNet-20 if none is named.
@@ -118,7 +120,8 @@ def quantize(source: str, bits: str, target_size: str | None, placement: str, we
         return
     call = {k: v for k, v in click.get_current_context().params.items() if k not in NOT_ASKED}
     keeping = Keeping(every, resume is not None, call | {"threads": torch.get_num_threads()})
-    report = quantize_run(model, qconfig, algorithm, effort, seed, folder, overwrite, progress(), data, keeping)
+    images = Path(samples) if samples else None
+    report = quantize_run(model, qconfig, algorithm, effort, seed, folder, overwrite, progress(), data, keeping, images)
     click.echo(json_text(report, indent=1) if as_json else _summary(folder, report))
     if report.get("fault"):
         raise RunError(report["fault"])

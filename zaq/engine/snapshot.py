@@ -23,7 +23,7 @@ from zaq.config.card import Card
 from zaq.config.files import write_whole
 from zaq.errors import ZaqError
 
-__all__ = ["KNOWN", "Remade", "Snapshots", "Unsaved", "known", "pack", "run_of", "unpack"]
+__all__ = ["KNOWN", "Remade", "Snapshots", "Unsaved", "content_of", "known", "pack", "run_of", "told_in", "unpack"]
 
 KNOWN: dict[str, Callable[..., Any]] = {"Card": Card, "QConfig": QConfig}
 KEPT = 2  # the newest, and the one before, for when the newest is damaged
@@ -139,6 +139,25 @@ def _strided(tensors: dict[str, Tensor], key: str, stride: list[int]) -> Tensor:
     return tensors[key]
 
 
+def content_of(told: dict[str, Any]) -> bytes:
+    """A safetensors file of values by name. Raises Unsaved for what `pack` cannot hold."""
+    tensors: dict[str, Tensor] = {}
+    head = {name: json_text(pack(value, tensors)) for name, value in told.items()}
+    plain = {k: t.detach().clone(memory_format=torch.contiguous_format) for k, t in tensors.items()}
+    return save(plain, head)
+
+
+def told_in(content: bytes, *names: str, tensors: bool = True) -> dict[str, Any] | None:
+    """Values out of such a file, by name; without `tensors`, those that hold none. None if it is damaged."""
+    try:
+        length = int.from_bytes(content[:8], "little")
+        head = plain_json(content[8 : 8 + length])["__metadata__"]
+        body = load(content) if tensors else {}
+        return {name: unpack(plain_json(head[name]), body) for name in names}
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError, ZaqError):
+        return None
+
+
 class Snapshots:
     """The snapshots of one run, in a folder of their own: `snapshot-NUMBER-HASH.safetensors`, the newest two.
 
@@ -185,15 +204,11 @@ class Snapshots:
         if make is None:
             return
         began = time.monotonic()
-        tensors: dict[str, Tensor] = {}
         try:
-            told = {"run": self.run, "call": self.call, "seconds": self.seconds, "found": make()}
-            head = {name: json_text(pack(value, tensors)) for name, value in told.items()}
+            content = content_of({"run": self.run, "call": self.call, "seconds": self.seconds, "found": make()})
         except Unsaved as error:
             self.stop(error)
             return
-        plain = {k: t.detach().clone(memory_format=torch.contiguous_format) for k, t in tensors.items()}
-        content = save(plain, head)
         try:
             self._write(content)
         except OSError as error:  # the run itself is well
@@ -240,13 +255,7 @@ class Snapshots:
         content = path.read_bytes()
         if hashlib.sha256(content).hexdigest()[:32] != path.stem.split("-")[2]:
             return None
-        try:
-            length = int.from_bytes(content[:8], "little")
-            head = plain_json(content[8 : 8 + length])["__metadata__"]
-            tensors = load(content) if "found" in names else {}  # nothing else holds any
-            return {name: unpack(plain_json(head[name]), tensors) for name in names}
-        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError, ZaqError):
-            return None
+        return told_in(content, *names, tensors="found" in names)  # nothing else holds any
 
 
 def run_of(folder: Path) -> tuple[dict[str, Any], dict[str, Any]] | None:

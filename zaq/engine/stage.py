@@ -46,6 +46,12 @@ class Stage:
         """Whether there is anything to do; what does not apply is not in the report."""
         return self.steps > 0
 
+    def makes(self) -> tuple[str, ...]:
+        """The fields of the state that it fills from the teacher and the seed alone, whatever the student is: what
+        another run left there can stand in for it (`engine.images`).
+        """
+        return ()
+
     def length(self, state: State) -> int:
         """How many steps it takes, where that is not `steps`."""
         return self.steps

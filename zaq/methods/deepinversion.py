@@ -50,6 +50,9 @@ class Invert(Stage):
 
     look: ClassVar[int] = 5
 
+    def makes(self) -> tuple[str, ...]:
+        return () if self.competition else ("images", "samples")
+
     def applies(self, state: State) -> bool:
         return True
 

@@ -170,6 +170,9 @@ class WarmUp(Stage):
 
     after_ctrl_c: ClassVar[str] = "start"
 
+    def makes(self) -> tuple[str, ...]:
+        return ("generator",)
+
     def applies(self, state: State) -> bool:
         return True
 

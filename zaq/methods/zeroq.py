@@ -47,6 +47,9 @@ class Distil(Stage):
 
     look: ClassVar[int] = 5
 
+    def makes(self) -> tuple[str, ...]:
+        return ("images", "samples")
+
     def applies(self, state: State) -> bool:
         return True
 

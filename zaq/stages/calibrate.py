@@ -30,6 +30,9 @@ class Noise(Stage):
     recorded: ClassVar[bool] = False
     after_ctrl_c: ClassVar[str] = "run"
 
+    def makes(self) -> tuple[str, ...]:
+        return ("images", "samples")
+
     def length(self, state: State) -> int:
         return 1
 

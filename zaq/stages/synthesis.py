@@ -99,6 +99,9 @@ class Synthesize(Likeness):
 
     after_ctrl_c: ClassVar[str] = "start"
 
+    def makes(self) -> tuple[str, ...]:
+        return ("samples" if self.held_out else "generator",)
+
     def applies(self, state: State) -> bool:
         return True
 
@@ -142,6 +145,9 @@ class Draw(Stage):
     recorded: ClassVar[bool] = False
     after_ctrl_c: ClassVar[str] = "run"
 
+    def makes(self) -> tuple[str, ...]:
+        return ("samples" if self.held_out else "images",)
+
     def once(self, state: State, journal: Journal) -> None:
         generator = state.other if self.held_out and state.other is not None else state.generator
         batch = state.task.batch
@@ -176,6 +182,9 @@ class Refine(Likeness):
     together: OneOrMore = 128  # images that are refined at once, to the statistics of all of them
 
     look: ClassVar[int] = 5
+
+    def makes(self) -> tuple[str, ...]:
+        return ("samples" if self.held_out else "images",)
 
     def applies(self, state: State) -> bool:
         return self.steps > 0 and refines(state.task)

@@ -1,0 +1,128 @@
+"""What a run drew to learn from, in a file, so that other bits, targets and methods of the same model can begin there.
+
+The file is written as a snapshot is: safetensors and JSON, nothing pickled. Images are kept in half precision, which is
+finer than the 8 bits of a pixel, and the run itself goes on with them as they are in the file: what is made of the file
+is what the run that wrote it would have made.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from zaq.engine.journal import Journal
+from zaq.engine.snapshot import Unsaved, content_of, told_in
+from zaq.engine.stage import Stage
+from zaq.engine.state import State
+from zaq.errors import BitsError, SourceError
+
+__all__ = ["IMAGES", "Keep", "Take", "images_in", "kept", "taken"]
+
+IMAGES = "images.safetensors"
+TAKEN = ("images", "samples", "held_out", "generator")  # fields of the state
+
+
+@dataclass(frozen=True, kw_only=True)
+class Keep(Stage):
+    """Round the images to half precision, and have them written, if anybody does."""
+
+    name: str = "keep images"
+    write: Callable[[bytes], object] | None = None
+    told: Any = None  # of which model they are
+
+    recorded: ClassVar[bool] = False
+
+    def once(self, state: State, journal: Journal) -> None:
+        images, samples = state.images, state.samples
+        state.images = None if images is None else _half(images).float()
+        state.samples = state.images if samples is images else None if samples is None else _half(samples).float()
+        if self.write is None:
+            return
+        found = {name: getattr(state, name) for name in TAKEN}
+        found |= {n: _half(v) for n, v in found.items() if isinstance(v, Tensor)}
+        try:
+            self.write(content_of({"model": self.told, "found": found}))
+        except Unsaved as error:
+            journal.notes.append(f"{error}: no other run can take its images")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Take(Stage):
+    """Begin with what another run drew."""
+
+    name: str = "take images"
+    found: dict[str, Any]
+
+    recorded: ClassVar[bool] = False
+    after_ctrl_c: ClassVar[str] = "run"
+
+    def once(self, state: State, journal: Journal) -> None:
+        for name, value in self.found.items():
+            setattr(state, name, value.float() if isinstance(value, Tensor) else value)
+
+
+def kept(stages: Sequence[Stage], write: Callable[[bytes], object] | None, told: Any) -> list[Stage]:
+    """The stages, with one that keeps what they draw behind those that draw it. Noise is not worth a file."""
+    drawing = _drawing(stages)
+    if not any(stages[i].recorded for i in drawing):
+        return list(stages)
+    behind = drawing[-1] + 1
+    return [*stages[:behind], Keep(write=write, told=told), *stages[behind:]]
+
+
+def taken(stages: Sequence[Stage], found: dict[str, Any], method: str, path: Path) -> list[Stage]:
+    """The stages, with another run's images in the place of those that draw some. Raises BitsError where a method has
+    no such stage, or makes more than the run has left.
+    """
+    drawing = _drawing(stages)
+    if not drawing:
+        raise BitsError(
+            f"--samples {path}: --method {method} draws its images while the student learns; it takes none of another "
+            "run."
+        )
+    for name in {name for i in drawing for name in stages[i].makes()}:
+        if found[name] is None:
+            raise BitsError(
+                f"--samples {path}: there is no {name.rstrip('s')} of that run's, which --method {method} goes on "
+                "with; a run of flagship has all that any method takes."
+            )
+    first = drawing[0]
+    rest = [s for i, s in enumerate(stages) if i > first and i not in drawing]
+    return [*stages[:first], Take(found=found), *rest]
+
+
+def images_in(path: Path, told: Any) -> dict[str, Any]:
+    """What `Keep` wrote into a run. Raises SourceError where there is nothing, or it is of another model."""
+    try:
+        read = told_in((path / IMAGES).read_bytes(), "model", "found")
+    except OSError as error:
+        raise SourceError(
+            f"{path / IMAGES}: cannot be read ({error.strerror or error}); a run has it where its method draws images "
+            "from the model alone."
+        ) from error
+    if read is None or set(read["found"]) != set(TAKEN):
+        raise SourceError(f"{path / IMAGES}: is damaged, or not what zaq quantize wrote.")
+    if not isinstance(read["model"], dict) or any(read["model"].get(k) != told[k] for k in ("sha256", "card")):
+        raise SourceError(
+            f"{path / IMAGES}: its images were drawn for another model, or the same with another card: "
+            f"{_name(read['model'])}, not {_name(told)}."
+        )
+    found: dict[str, Any] = read["found"]
+    return found
+
+
+def _drawing(stages: Sequence[Stage]) -> list[int]:
+    """The stages by number that draw from the teacher alone; none where those held out are all that is drawn so."""
+    drawing = [i for i, stage in enumerate(stages) if stage.makes()]
+    return drawing if any(set(stages[i].makes()) - {"samples"} for i in drawing) else []
+
+
+def _half(images: Tensor) -> Tensor:
+    return images.to(torch.float16)
+
+
+def _name(told: Any) -> str:
+    return f"{told.get('name')}, {told.get('card')}" if isinstance(told, dict) else "one unknown"
