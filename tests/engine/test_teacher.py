@@ -3,8 +3,9 @@
 import pytest
 import torch
 from torch import Tensor, nn
-from zoo import CARD, head, images, quantized_like
+from zoo import CARD, head, images
 
+from zaq.api import quantize
 from zaq.errors import SourceError, UserError
 from zaq.methods.flagship import Flagship
 from zaq.methods.rtn import RTN
@@ -27,11 +28,11 @@ class Explosive(nn.Module):
 @pytest.mark.parametrize("method", [RTN(), Flagship(synthesis=1, refine=0, images=64, reconstruct=0, polish=0, game=0)])
 def test_a_teacher_that_is_not_finite(method: RTN | Flagship) -> None:
     with pytest.raises((SourceError, UserError), match=r"NaN or infinite for \d+ of \d+ held-out") as caught:
-        quantized_like(Explosive(), images(2), "w8a8", method, card=CARD, effort="fast")
+        quantize(Explosive(), images(2), "w8a8", method, card=CARD, effort="fast")
     assert "learning rate" not in str(caught.value) and "lr_" not in str(caught.value)
 
 
 @pytest.mark.parametrize("seed", [-1, 2**63, 2**64])
 def test_seeds(seed: int) -> None:
     with pytest.raises(UserError, match="from 0 to 2"):
-        quantized_like(Explosive(), images(2), seed=seed)
+        quantize(Explosive(), images(2), seed=seed)
