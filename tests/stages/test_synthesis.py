@@ -5,15 +5,15 @@ import torch
 from torch import Tensor
 from toy import CARD as TOY_CARD
 from toy import gratings, trained
-from zoo import images, state_of
+from zoo import SHAPE, images, state_of
 
 from zaq.engine.journal import Journal
-from zaq.engine.runner import run_stages
+from zaq.engine.runner import run_stage, run_stages
 from zaq.engine.state import State
 from zaq.ir.capture import trace
 from zaq.ir.taps import with_taps
 from zaq.stages import synthesis
-from zaq.stages.synthesis import Draw, FromNoise, Refine, Synthesize
+from zaq.stages.synthesis import Draw, FromNoise, Mingle, Refine, Synthesize
 from zaq.synth.losses import batch_norm_loss
 
 
@@ -160,3 +160,12 @@ def test_images_that_are_given_are_not_changed() -> None:
     kept = state.images
     run_stages([Refine(steps=2)], state, Journal())
     assert torch.equal(kept, x) and not torch.equal(state.images, x)
+
+
+@pytest.mark.parametrize(("name", "share"), [("no_batch_norm", 0.5), ("residual", 0.0)])
+def test_where_nothing_is_known_what_is_judged_by_is_half_noise(name: str, share: float) -> None:
+    state = state_of(name)
+    state.samples = before = torch.zeros(8, *SHAPE)
+    run_stage(Mingle(), state, Journal())
+    assert state.samples is not None and not before.any()
+    assert float(state.samples.flatten(1).any(1).float().mean()) == share

@@ -5,7 +5,8 @@
 Where activations have 8 bits, ranges become the whole of what is seen if that serves (`stages.calibrate.WholeRanges`).
 Images come from a generator and are refined (`stages.synthesis`); of those too large for that a part starts from noise.
 A second generator, of another seed, draws those that every stage is judged on, half of them moved to where student and
-teacher differ. A stage after which the outputs differ more on them is taken back.
+teacher differ; of a teacher without batch norm every second one is noise. A stage after which the outputs differ more
+on them is taken back.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -23,7 +24,7 @@ from zaq.stages.mix import ChooseBits
 from zaq.stages.polish import Polish
 from zaq.stages.reconstruct import Reconstruct
 from zaq.stages.rounding import SQuant
-from zaq.stages.synthesis import Draw, FromNoise, Refine, Synthesize, refines
+from zaq.stages.synthesis import Draw, FromNoise, Mingle, Refine, Synthesize, refines
 
 __all__ = ["Flagship"]
 
@@ -74,7 +75,7 @@ class Flagship(Method):
     name: ClassVar[str] = "flagship"
     mixes: ClassVar[bool] = True
     parts: ClassVar[tuple[type[Stage], ...]] = (
-        Synthesize, Refine, ChooseBits, Calibrate, HoldOut, WholeRanges, SQuant, Reconstruct, Polish, Game,
+        Synthesize, Refine, Mingle, ChooseBits, Calibrate, HoldOut, WholeRanges, SQuant, Reconstruct, Polish, Game,
         CorrectBiases,
     )  # fmt: skip
 
@@ -92,6 +93,7 @@ class Flagship(Method):
             FromNoise(name="refine", steps=n.refine),
             Refine(name="held-out refine", steps=n.refine, held_out=True),
             FromNoise(name="held-out refine", steps=n.refine, every=2, held_out=True),
+            Mingle(),
             ChooseBits(),
             Calibrate(),
             HoldOut(attack=self.attack, steps=self.attack_steps),
