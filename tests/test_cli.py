@@ -14,22 +14,16 @@ import onnx
 import pytest
 import torch
 from conftest import ROOT, SYNTHESIS, zaq, zaq_here
-from zoo import build, images
+from zoo import saved
 
 from zaq.engine.images import IMAGES
 from zaq.export.session import run_session, session
-from zaq.ir.capture import quiet
 from zaq.run import FILES, Run
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("models") / "net.pt2"
-    with quiet():
-        torch.export.save(
-            torch.export.export(build("residual"), (images(2),), dynamic_shapes=({0: torch.export.Dim.AUTO},)), path
-        )
-    return path
+    return saved("residual", tmp_path_factory.mktemp("models") / "net.pt2")
 
 
 QUICK = ("--effort", "fast", "-s", "synthesis=2", "-s", "refine=1", "-s", "images=64", "-s", "reconstruct=1")
@@ -151,6 +145,7 @@ def test_without_a_card_the_report_says_so(model: Path, tmp_path: Path) -> None:
     assert done.exit_code == 2 and "normalisation is unknown" in done.stderr
 
 
+@pytest.mark.slow  # so says a run that was killed, too: tests/test_resume.py
 def test_the_same_seed_gives_the_same_file(model: Path, tmp_path: Path) -> None:
     """In two processes, one of which has done much else before."""
     assert zaq("quantize", model, *QUICK, "--seed", 5, "-o", tmp_path / "a").returncode == 0

@@ -51,13 +51,11 @@ def test_a_method_in_ten_lines() -> None:
 
 def test_the_python_example(tmp_path: Path) -> None:
     (code,) = [b for b in BLOCKS if "zaq.quantize(" in b]
-    from zaq.sources.zoo import resnet20
-
     code = code.replace(
         "Flagship(game=20)", "Flagship(synthesis=2, refine=1, images=64, reconstruct=1, polish=5, game=1)"
     )
     code = code.replace('"model.onnx"', repr(str(tmp_path / "model.onnx")))
-    names = {"model": resnet20().eval(), "images": torch.zeros(2, 3, 32, 32)}
+    names = {"model": build("residual"), "images": torch.zeros(2, 3, 32, 32)}
     exec(code, names)
     assert (tmp_path / "model.onnx").is_file()
 

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 from torch.utils import _pytree as pytree
+from zoo import quantized_like
 
 import zaq
 from zaq.engine.stage import Stage
@@ -49,7 +50,7 @@ def test_the_file_computes_what_the_network_does(name: str, networks: ModuleType
 def quantized(net: nn.Module, folder: Path) -> tuple[list[Array], list[Array], dict[str, Any]]:
     """What the network and its file give for 16 standard normal inputs; and the report."""
     x = torch.randn(16, 3, 16, 16, generator=torch.Generator().manual_seed(5))
-    made = zaq.quantize(net, x[:1], "w8a8", RTN())
+    made = quantized_like(net, x[:1], "w8a8", RTN())
     made.export(folder / "net.onnx")
     session = onnxruntime.InferenceSession(folder / "net.onnx", providers=["CPUExecutionProvider"])
     with torch.no_grad():

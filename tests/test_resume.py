@@ -12,9 +12,6 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import zaq, zaq_here
-from zoo import build, images
-
-from zaq.ir.capture import quiet
 
 QUICK = (
     "--effort",
@@ -34,11 +31,7 @@ QUICK = (
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("models") / "net.pt2"
-    with quiet():
-        exported = torch.export.export(build("residual"), (images(2),), dynamic_shapes=({0: torch.export.Dim.AUTO},))
-        torch.export.save(exported, path)
-    return path
+    return saved("residual", tmp_path_factory.mktemp("models") / "net.pt2")
 
 
 @pytest.fixture(scope="module")

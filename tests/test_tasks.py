@@ -234,6 +234,7 @@ class Generator(nn.Module):
         return self.out(self.up(x + self.body(x)))
 
 
+@pytest.mark.slow
 def test_an_image_generator_without_batch_norm(photographs: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     card = {"task": "image"}

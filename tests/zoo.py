@@ -3,6 +3,7 @@
 import copy
 import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from zaq.config.bits import QConfig
 from zaq.config.card import Card
 from zaq.engine.state import HeldOut, State
 from zaq.engine.task import Task
-from zaq.ir.capture import trace
+from zaq.ir.capture import quiet, trace
 from zaq.ir.nodes import input_node
 from zaq.passes.fold import fold
 from zaq.synth.losses import relative_discrepancy
@@ -284,6 +285,14 @@ def quantized_like(net: nn.Module, x: Tensor, bits: str | QConfig, method: Any, 
     """`zaq.quantize` but for the export that it tries first, which takes longer than a toy's whole method."""
     graph, bits = trace(net, x), QConfig.parse(bits) if isinstance(bits, str) else bits
     return quantize_graph(graph, bits, method, **({"card": Card(), "notes": graph.meta["notes"]} | options))
+
+
+def saved(name: str, path: Path) -> Path:
+    """A net of the zoo as a .pt2."""
+    with quiet():
+        program = torch.export.export(build(name), (images(2),), dynamic_shapes=({0: torch.export.Dim.AUTO},))
+        torch.export.save(program, path)
+    return path
 
 
 def state_of(graph: str | GraphModule, bits: str | QConfig = "w3a3", card: Card = CARD, **task: Any) -> State:

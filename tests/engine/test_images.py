@@ -6,13 +6,12 @@ import pytest
 import torch
 from conftest import zaq_here
 from torch import Tensor
-from zoo import CARD, build, images, quantized_net
+from zoo import CARD, quantized_net, saved
 
 from zaq.api import Quantized
 from zaq.config.card import Card
 from zaq.engine.images import IMAGES, images_in
 from zaq.errors import BitsError, SourceError
-from zaq.ir.capture import quiet
 from zaq.methods import ACIQ, DFQ, GDFQ, RTN, ZAQ, DeepInversion, Flagship, ZeroQ
 from zaq.methods.base import Method
 
@@ -86,19 +85,13 @@ def test_what_cannot_be_taken_is_refused(left: Path, tmp_path: Path) -> None:
 
 
 def test_by_the_command_line(tmp_path: Path) -> None:
-    path = tmp_path / "net.pt2"
-    with quiet():
-        program = torch.export.export(build("residual"), (images(2),), dynamic_shapes=({0: torch.export.Dim.AUTO},))
-        torch.export.save(program, path)
+    path = saved("residual", tmp_path / "net.pt2")
     few = ("--effort", "fast", "-s", "synthesis=2", "-s", "images=64", "-s", "refine=1", "-s", "reconstruct=1")
     assert zaq_here("quantize", path, *few, "-o", tmp_path / "a").exit_code == 0
     done = zaq_here("quantize", path, *few, "--samples", tmp_path / "a", "-o", tmp_path / "b")
     assert done.exit_code == 0 and f"it learns from the images of {tmp_path / 'a'}" in done.stdout
     parts = [(tmp_path / run / "samples.safetensors").read_bytes() for run in "ab"]
     assert parts[0] == parts[1]
-    other = tmp_path / "other.pt2"
-    with quiet():
-        program = torch.export.export(build("concat"), (images(2),), dynamic_shapes=({0: torch.export.Dim.AUTO},))
-        torch.export.save(program, other)
+    other = saved("concat", tmp_path / "other.pt2")
     done = zaq_here("quantize", other, *few, "--samples", tmp_path / "a", "-o", tmp_path / "c")
     assert done.exit_code == 2 and "drawn for another model" in done.output

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
+from zoo import quantized_like
 
 import zaq
 from zaq.api import Quantized
@@ -75,7 +76,7 @@ def run(path: Path, x: Tensor) -> list[Tensor]:
 
 
 def quantized(net: nn.Module, x: Tensor, path: Path) -> Quantized:
-    made = zaq.quantize(net.eval(), x[:1], "w8a8", RTN())
+    made = quantized_like(net.eval(), x[:1], "w8a8", RTN())
     made.export(path)
     return made
 

@@ -23,10 +23,11 @@ from zaq.synth.losses import relative_discrepancy
 
 QUICK = Flagship(synthesis=4, refine=2, images=64, reconstruct=3, polish=5, game=1)
 STAGES = [*SYNTHESIS, "calibrate", "squant", "reconstruct", "polish", "zaq", "bias correction"]
+UNLIKE = ("residual", "depthwise", "shared_weight", "transposed", "no_batch_norm", "tokens")
 WITH_8_BITS = [*STAGES[:5], "whole ranges", *STAGES[5:]]  # of activations
 
 
-@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize("name", [n if n in UNLIKE else pytest.param(n, marks=pytest.mark.slow) for n in ZOO])
 def test_every_structure_can_be_quantized(name: str) -> None:
     model, x = build(name), images(8)
     quantized = quantized_net(name, "w6a8", QUICK, card=CARD)

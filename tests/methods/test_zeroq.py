@@ -65,6 +65,7 @@ def test_sizes_that_cannot_be_and_methods_that_do_not_mix() -> None:
         quantized_net("residual", QConfig.parse("mixed", target_size=10000), ZAQ(), card=CARD)
 
 
+@pytest.mark.slow  # the method alone meets it above
 def test_the_command_meets_the_size(tmp_path: Path) -> None:
     size = ("--bits", "mixed", "--target-size", "0.2MB")
     done = command(
