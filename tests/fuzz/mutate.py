@@ -98,7 +98,7 @@ def other_archive(content: bytes, rng: random.Random) -> bytes:
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w", rng.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED))) as archive:
         for key, value in parts.items():
-            archive.writestr(key or "x", value)
+            archive.writestr(key.partition("\0")[0] or "x", value)  # zipfile ends a name there
     return stream.getvalue()
 
 
