@@ -143,7 +143,7 @@ def card_overrides(flags: dict[str, Any]) -> dict[str, Any]:
 
 def ends(text: str) -> int | str | None:
     """`--first-last`: bits, None for 'same', "" for what the placement has."""
-    if text and text != "same" and not text.isdecimal():
+    if not re.fullmatch(r"same|\d{0,9}", text):
         raise BitsError(f"--first-last {text}: a number of bits is expected, or 'same'.")
     return None if text == "same" else int(text) if text else ""
 
@@ -152,7 +152,7 @@ def size_in_bytes(text: str | None) -> int | None:
     """`0.3MB`, `300KB` or a number of bytes; MB and KB count in 1024."""
     if text is None:
         return None
-    match = re.fullmatch(r"(\d+\.?\d*|\.\d+)\s*([KM]?)I?B?", text.strip().upper())
+    match = re.fullmatch(r"(\d{1,18}(?:\.\d*)?|\.\d+)\s*([KM]?)I?B?", text.strip().upper())
     if not match:
         raise BitsError(f"--target-size {text}: a size is expected, as 0.3MB or 300KB.")
     return int(float(match[1]) * {"": 1, "K": 2**10, "M": 2**20}[match[2]])
