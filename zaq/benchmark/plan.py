@@ -110,13 +110,7 @@ def read_plan(path: Path, identify: Identify, limit: int | None = None) -> list[
         raise UserError(f"{path}: cannot be read (there is no such file).")
     try:
         plan = yaml.safe_load(plain_text(path))
-    except (
-        yaml.YAMLError,
-        ValueError,
-        RecursionError,
-        AttributeError,
-        LookupError,
-    ) as error:  # a tag's text may be none
+    except (yaml.YAMLError, ValueError, RecursionError, AttributeError, LookupError) as error:  # of a tag, the last two
         raise UserError(f"{path}: is not readable as YAML ({' '.join(str(error).split())}).") from error
     if not isinstance(plan, dict):
         raise UserError(f"{path}: a plan is a mapping with the key runs, not a {type(plan).__name__}.")

@@ -1,6 +1,7 @@
 """What verbs share: flags about source and input, `-s key=value` typed by a method's fields, the progress bar."""
 
 import dataclasses
+import math
 import re
 import sys
 import typing
@@ -15,6 +16,7 @@ from zaq.errors import BitsError, UserError, unknown
 __all__ = [
     "PATH",
     "MethodOption",
+    "Number",
     "Seconds",
     "card_options",
     "card_overrides",
@@ -164,6 +166,16 @@ def runs_code(text: str) -> bool:
 
     kind, colon, _ = text.rpartition("=")[2].partition(":")
     return bool(colon) and f"{kind}:" not in SOURCES
+
+
+class Number(click.FloatRange):
+    """A number in a range, which NaN and infinity are in none of."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        found = super().convert(value, param, ctx)
+        if not math.isfinite(found):
+            self.fail(f"{value!r} is no finite number.", param, ctx)
+        return found
 
 
 class Seconds(click.ParamType):  # type: ignore[type-arg]
