@@ -210,21 +210,25 @@ def words(folder: Path, rng: random.Random) -> None:
     """What stands on a command line: bits, grids, constants, sizes, shapes."""
     from mutate import other_text
 
+    from zaq.benchmark.plan import shard
     from zaq.cli.options import card_overrides, ends, method_of, size_in_bytes
     from zaq.config.bits import QConfig
     from zaq.config.card import Card
     from zaq.errors import ZaqError
     from zaq.methods import METHODS
 
-    def said(text: str) -> str:
-        return other_text(text, rng) if rng.random() < 0.7 else text
+    def said(text: str) -> str:  # seldom two at once: what is refused first hides the other
+        return other_text(text, rng) if rng.random() < 0.3 else text
 
-    kind = rng.randrange(4)
+    kind = rng.randrange(6)
     try:
         if kind == 0:
             QConfig.parse(said("w4a4"), ends(said("8")), said("integer"), said("per_channel"), target=said("openvino"))
-            size_in_bytes(said("0.3MB"))
         elif kind == 1:
+            QConfig.parse(said("mixeda6"), target_size=size_in_bytes(other_text("0.3MB", rng)))
+        elif kind == 2:
+            shard([], other_text("1/4", rng))
+        elif kind == 3:
             Card().override(**card_overrides({
                 "mean": said("0.5,0.5,0.5"), "std": said("0.2,0.2,0.2"), "input_shape": said("3,32,32"),
                 "resize": rng.choice((None, 0, -1, 32, 2**70)), "normalize": rng.choice((None, None, said("cifar10"))),
@@ -235,7 +239,7 @@ def words(folder: Path, rng: random.Random) -> None:
             keys = [f.name for f in fields(method)]
             keys += [f"{part.__name__.lower()}.{f.name}" for part in method.parts for f in fields(part)]
             value = rng.choice(("1", "0.5", "-1", "0", "true", "none", "mse", "0.5,0.5"))
-            method_of(name, (said(f"{rng.choice(keys)}={value}"),))
+            method_of(name, (other_text(f"{rng.choice(keys)}={value}", rng),))
     except ZaqError:
         pass
 
