@@ -132,6 +132,8 @@ def test_a_dry_run_lists_the_cells_and_writes_nothing(data: Path, tmp_path: Path
     (["zoo:resnet20_cifar10", "--data", "cifar10:DATA", "--bits", "w9a9"], "2 to 8 are supported"),
     (["zoo:resnet20_cifar10", "--data", "cifar10:DATA", "--shard", "5/4"], "I/N is expected"),
     (["zoo:resnet20_cifar10", "--data", "cifar10:DATA", "-o", "FILE"], "is a file; -o names a folder"),
+    (["zoo:resnet20_cifar10", "--data", "cifar10:DATA", "--timeout", "nan"], "no finite number"),
+    (["zoo:resnet20_cifar10", "--data", "cifar10:DATA", "--timeout", "1e9"], "is not in the range"),
     (["no/plan.yaml"], "cannot be read"),
     (["plan.yaml", "--bits", "w4a4"], "--bits beside it cannot"),
     (["--collect"], "is no folder of zaq benchmark"),

@@ -2,6 +2,7 @@
 
 import base64
 import re
+import warnings
 
 from test_table import detected, failed, row
 
@@ -31,6 +32,15 @@ def test_a_page_of_nothing_yet_and_of_failures() -> None:
     assert "0 cells" in render([], {})
     page = render([failed()], {})
     assert "exit code 1" in page and "<img" not in page and "real images" not in page
+
+
+def test_names_that_a_figure_cannot_show_as_they_are() -> None:
+    """A formula that is none, letters that no font has, and more of them than a picture can be wide."""
+    for name in ("$\\frac$", "\x00", "名", "a" * 20_000):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            page = render([row(bits=name, method=name, algorithm=name, placement=name)], ABOUT)
+        assert page.count("data:image/png") == 2
 
 
 def test_a_page_of_a_detector() -> None:

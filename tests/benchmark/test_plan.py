@@ -141,6 +141,10 @@ LAUGHS = (
     ("text", "message"),
     [
         ("runs: [", "is not readable as YAML"),
+        ("a: !!timestamp x", "is not readable as YAML"),
+        ("a: !!int ''", "is not readable as YAML"),
+        ("a: !!bool x", "is not readable as YAML"),
+        (f"{{models: a.pt2, data: 'x:y', first_last: '{'9' * 5000}'}}", "or 'same'"),
         ("- models", "a plan is a mapping with the key runs, not a list"),
         ("rums: []", "unknown key 'rums'. Did you mean 'runs'?"),
         ("runs: []", "runs is a list of mappings"),

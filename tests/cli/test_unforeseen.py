@@ -52,8 +52,12 @@ def out_of_memory(how: str) -> Exception:
 
 
 @pytest.mark.parametrize(
-    "error", [out_of_memory("torch"), out_of_memory("numpy"), MemoryError(), MemoryError("std::bad_alloc")]
-)
+    "error",
+    [
+        out_of_memory("torch"), out_of_memory("numpy"), MemoryError(), MemoryError("std::bad_alloc"),
+        ImportError("libtorch_cpu.so: failed to map segment from shared object"), OSError(12, "Cannot allocate memory"),
+    ],
+)  # fmt: skip
 def test_memory_that_is_not_there_is_no_fault_of_zaq(error: Exception) -> None:
     done = fail(error)
     assert done.exit_code == 1 and "there is not enough memory" in done.stderr and "report" not in done.stderr

@@ -78,6 +78,7 @@ def test_names_say_which_class_is_which(yolo: Path) -> None:
     ("cat 0.5 0.5 1 1", "is not of the form `class cx cy w h`"),
     ("0 0.1 0.1 0.2 0.1 0.2 0.2", "is not of the form `class cx cy w h`"),
     ("0.5 0.5 0.5 1 1", "is no class number"),
+    ("1e300 0.5 0.5 1 1", "is no class number"),
     ("0 60 40 20 20", "count in parts of its width and height"),
     ("3 0.5 0.5 1 1", r"class 3 is outside 0\.\.2"),
 ])  # fmt: skip

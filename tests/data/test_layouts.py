@@ -392,6 +392,7 @@ def write(folder: Path, rows: list[list[str]]) -> str:
     [
         ([["file", "label"], ["a.png", "10"]], r"a\.png: label 10 is outside 0\.\.9"),
         ([["file", "label"], ["a.png", "cat"]], r"labels\.csv, line 2: label 'cat'"),
+        ([["file", "label"], ["a.png", "9" * 5000]], r"labels\.csv, line 2: label '999"),
         ([["file", "label"], ["gone.png", "1"]], r"gone\.png: not found"),
         ([["file", "label"], ["broken.png", "1"]], r"broken\.png: cannot be read"),
         ([["name", "class"]], r"labels\.csv: the columns are"),

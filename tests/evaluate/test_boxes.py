@@ -92,6 +92,8 @@ def heads(*channels: int) -> list[np.ndarray[Any, np.dtype[np.float32]]]:
     (SSD, 3, [np.zeros((1, 4, 4), np.float32)] * 2, r"3 default boxes need the outputs \(N, 3, 4\) and \(N, 3, 1 "),
     (SSD, 2, [np.zeros((1, 3, 4), np.float32)] * 2, r"\(N, 3, 1 \+ 2\)"),
     ({"kind": "ssd", "heads": [{"boxes": [[1, 1]]}]}, 3, heads(8), r"heads\[0\]: grid must be pairs"),
+    ({"kind": "ssd", "heads": [{"grid": [0.5, 1], "boxes": [[1, 1]]}]}, 3, heads(8), "grid must be two whole numbers"),
+    ({"kind": "ssd", "heads": [{"grid": [9999, 9999], "boxes": [[1, 1]]}]}, 3, heads(8), "have room for, not .9999"),
 ])  # fmt: skip
 def test_constants_that_do_not_fit(constants: Any, classes: int | None, outputs: Any, message: str) -> None:
     with pytest.raises(DataError, match=message):

@@ -32,7 +32,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parents[1])]
 SECONDS, MEMORY = 10, 2 * 2**30
-CHUNK = 250  # cases a process
+CHUNK = 500  # cases a process
 SHAPE = (3, 16, 16)
 
 
@@ -139,24 +139,38 @@ def properties(folder: Path, rng: random.Random) -> None:
             )
             entry.value = text
     onnx.save(model, folder / "run" / "model.onnx")
-    run(folder, rng, change=False)
+    _read(folder, "model.onnx", rng)
 
 
-def run(folder: Path, rng: random.Random, change: bool = True) -> None:
-    """A run's folder, one of whose files is damaged, and every verb that reads one."""
-    place = folder / "run"
-    if change:
-        _change(
-            place / rng.choice(("options.json", "options.json", "samples.safetensors", "quantized.pt2", "model.onnx")),
-            rng,
-        )
-    verb = rng.choice(("verify", "verify", "export", "profile", "eval"))
+# The verbs that read a part of a run's folder. An export takes a second: of a sound checkpoint it is made seldom.
+READ_BY = {
+    "options.json": ("verify", "verify", "export", "profile", "eval", "eval"),
+    "samples.safetensors": ("verify",),
+    "quantized.pt2": ("verify", "verify", "export", "profile"),
+    "model.onnx": (*["verify", "eval", "eval of the file"] * 5, "profile"),
+}
+
+
+def run(folder: Path, rng: random.Random) -> None:
+    """A run's folder, one of whose files is damaged, and a verb that reads it; no hash gives half of them away."""
+    import onnx
+
+    if rng.random() < 0.5:
+        model = onnx.load(folder / "run" / "model.onnx")
+        onnx.helper.set_model_props(model, {p.key: p.value for p in model.metadata_props if p.key != "zaq.parts"})
+        onnx.save(model, folder / "run" / "model.onnx")
+    name = rng.choice(["options.json", *READ_BY])
+    _change(folder / "run" / name, rng)
+    _read(folder, name, rng)
+
+
+def _read(folder: Path, name: str, rng: random.Random) -> None:
+    verb, _, of_file = rng.choice(READ_BY[name]).partition(" ")
     rest = {
         "export": ["--overwrite", "--format", rng.choice(("qdq", "packed", "float", "qoperator"))],
         "eval": ["--data", f"npz:{folder / 'set.npz'}"],
     }.get(verb, [])
-    target = place / "model.onnx" if verb == "eval" and rng.random() < 0.5 else place
-    command(verb, target, *rest)
+    command(verb, folder / "run" / ("model.onnx" if of_file else ""), *rest)
 
 
 def plan(folder: Path, rng: random.Random) -> None:
@@ -202,21 +216,25 @@ def words(folder: Path, rng: random.Random) -> None:
     """What stands on a command line: bits, grids, constants, sizes, shapes."""
     from mutate import other_text
 
+    from zaq.benchmark.plan import shard
     from zaq.cli.options import card_overrides, ends, method_of, size_in_bytes
     from zaq.config.bits import QConfig
     from zaq.config.card import Card
     from zaq.errors import ZaqError
     from zaq.methods import METHODS
 
-    def said(text: str) -> str:
-        return other_text(text, rng) if rng.random() < 0.7 else text
+    def said(text: str) -> str:  # seldom two at once: what is refused first hides the other
+        return other_text(text, rng) if rng.random() < 0.3 else text
 
-    kind = rng.randrange(4)
+    kind = rng.randrange(6)
     try:
         if kind == 0:
             QConfig.parse(said("w4a4"), ends(said("8")), said("integer"), said("per_channel"), target=said("openvino"))
-            size_in_bytes(said("0.3MB"))
         elif kind == 1:
+            QConfig.parse(said("mixeda6"), target_size=size_in_bytes(other_text("0.3MB", rng)))
+        elif kind == 2:
+            shard([], other_text("1/4", rng))
+        elif kind == 3:
             Card().override(**card_overrides({
                 "mean": said("0.5,0.5,0.5"), "std": said("0.2,0.2,0.2"), "input_shape": said("3,32,32"),
                 "resize": rng.choice((None, 0, -1, 32, 2**70)), "normalize": rng.choice((None, None, said("cifar10"))),
@@ -227,7 +245,7 @@ def words(folder: Path, rng: random.Random) -> None:
             keys = [f.name for f in fields(method)]
             keys += [f"{part.__name__.lower()}.{f.name}" for part in method.parts for f in fields(part)]
             value = rng.choice(("1", "0.5", "-1", "0", "true", "none", "mse", "0.5,0.5"))
-            method_of(name, (said(f"{rng.choice(keys)}={value}"),))
+            method_of(name, (other_text(f"{rng.choice(keys)}={value}", rng),))
     except ZaqError:
         pass
 

@@ -1,13 +1,16 @@
 """A few cases of the fuzzing that `fuzz.py` does by the thousand, at every change; and that it would notice."""
 
+import io
 import random
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 import fuzz
+import mutate
 
 EACH = 5  # cases of every target
 QUICK = [t for t in fuzz.TARGETS if t not in ("run", "properties")]  # those that export take a second each
@@ -43,3 +46,11 @@ def test_a_fault_would_be_noticed(sound: Path, tmp_path: Path, monkeypatch: pyte
     for case, word in ((trace, "KeyError: 'q12'"), (outside, "files outside its folder"), (slow, "more than")):
         monkeypatch.setitem(fuzz.TARGETS, "words", case)
         assert word in str(fuzz.one(0, 0, sound, tmp_path, "words"))
+
+
+def test_an_archive_can_have_an_entry_of_any_name() -> None:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        archive.writestr("ab", b"x")
+    for seed in range(1000):
+        zipfile.ZipFile(io.BytesIO(mutate.other_archive(stream.getvalue(), random.Random(seed))))

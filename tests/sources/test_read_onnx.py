@@ -213,6 +213,11 @@ def tensor(kind: int, *shape: int, name: str = "x") -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(name, kind, shape)
 
 
+def latin(path: Path) -> None:
+    saved(path, helper.make_node("Relu", ["c"], ["latin"]), helper.make_node("Neg", ["latin"], ["y"]))
+    path.write_bytes(path.read_bytes().replace(b"latin", b"lat\xedn"))
+
+
 CASES: dict[str, tuple[Callable[[Path], object], str]] = {
     "flow": (lambda p: saved(p, helper.make_node("IsNaN", ["c"], ["b"]), branch()), r"holds control flow \(If\)"),
     "custom": (
@@ -270,6 +275,7 @@ CASES: dict[str, tuple[Callable[[Path], object], str]] = {
         ),
         "is no valid ONNX file: 'z' has 3.6e\\+11 elements, more than the 1.07e\\+09",
     ),
+    "latin": (latin, r"is no valid ONNX file: its output b'lat.xedn' is not in UTF-8"),
     "junk": (lambda p: p.write_bytes(b"junk"), "this is no ONNX file"),
     "empty": (lambda p: p.write_bytes(b""), "this is no ONNX file"),
 }

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from zaq.benchmark.plan import READS_IMAGES
 from zaq.benchmark.table import LEGEND, METRICS, Group, facts, heads, metrics, sections
-from zaq.report.page import image
+from zaq.report.page import image, plain
 
 __all__ = ["render"]
 
@@ -54,7 +54,7 @@ def _panels(found: list[Group], draw: Callable[[Axes, list[Group]], None]) -> st
         if f"float_{metric}" in shown[0].finished[0]:
             axes.axhline(shown[0].mean(f"float_{metric}"), color="black", linestyle="--", linewidth=1, label="float")
         draw(axes, [g for g in shown if g["placement"] == placement])
-        axes.set_title(placement, fontsize=9)
+        axes.set_title(plain(placement), fontsize=9)
         axes.set_ylabel(METRICS[metric] + (", dB" if metric == "psnr" else " %"))
         axes.grid(alpha=0.3)
         axes.legend(fontsize=7)
@@ -71,21 +71,21 @@ def _over_bits(axes: Axes, shown: list[Group]) -> None:
             at,
             [g.mean(f"onnx_{_metric(line)}") for g in line],
             spread,
-            label=name,
+            label=plain(name),
             marker="o",
             capsize=2,
             **_style(line[0]),
         )
-    axes.set_xticks(range(len(order)), order)
+    axes.set_xticks(range(len(order)), map(plain, order))
 
 
 def _over_minutes(axes: Axes, shown: list[Group]) -> None:
     """What a minute buys: a point a method and bits."""
     for name, line in _lines(shown).items():
         minutes, top1 = [g.mean("minutes") for g in line], [g.mean(f"onnx_{_metric(line)}") for g in line]
-        axes.plot(minutes, top1, marker="o", linestyle="", label=name, **_style(line[0]))
+        axes.plot(minutes, top1, marker="o", linestyle="", label=plain(name), **_style(line[0]))
         for x, y, group in zip(minutes, top1, line, strict=True):
-            axes.annotate(group["bits"], (x, y), fontsize=6, xytext=(3, 3), textcoords="offset points")
+            axes.annotate(plain(group["bits"]), (x, y), fontsize=6, xytext=(3, 3), textcoords="offset points")
     axes.set_xlim(left=0)
     axes.set_xlabel("minutes")
 

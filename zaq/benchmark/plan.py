@@ -110,7 +110,7 @@ def read_plan(path: Path, identify: Identify, limit: int | None = None) -> list[
         raise UserError(f"{path}: cannot be read (there is no such file).")
     try:
         plan = yaml.safe_load(plain_text(path))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError, AttributeError, LookupError) as error:  # of a tag, the last two
         raise UserError(f"{path}: is not readable as YAML ({' '.join(str(error).split())}).") from error
     if not isinstance(plan, dict):
         raise UserError(f"{path}: a plan is a mapping with the key runs, not a {type(plan).__name__}.")
@@ -181,7 +181,7 @@ def cells_of(block: dict[str, Any], folder: Path, where: str, identify: Identify
 
 def shard(cells: list[Cell], text: str) -> list[Cell]:
     """Every N-th cell for `I/N`, counted from 0; N/N is 0/N, so that job arrays that count from 1 miss none."""
-    match = re.fullmatch(r"(\d+)/(\d+)", text.strip())
+    match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text.strip())
     if not match or int(match[2]) < 1 or int(match[1]) > int(match[2]):
         raise UserError(f"--shard {text}: I/N is expected with I from 0 to N - 1, as in 0/4 (N/N counts as 0/N).")
     return cells[int(match[1]) % int(match[2]) :: int(match[2])]
@@ -233,7 +233,7 @@ def _spelled(settings: dict[str, Any], where: str) -> tuple[str, ...]:
 
 
 def _check_bits(bits: str, end: str | None, placement: str | None, weights: str | None, where: str) -> None:
-    if end is not None and end != "same" and not end.isdecimal():
+    if end is not None and not re.fullmatch(r"same|\d{1,9}", end):
         raise UserError(f"{where}: first_last {end}: a number of bits is expected, or 'same'.")
     first_last = "" if end is None else None if end == "same" else int(end)
     try:

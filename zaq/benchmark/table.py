@@ -4,6 +4,7 @@ import csv
 import io
 import itertools
 import math
+import re
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -85,6 +86,7 @@ METRICS = {
     "ssim": "SSIM",
 }
 MODELS = ("float", "onnx", "fake_quant")
+LARGEST = 1e12  # of a number in a row
 MEASURED = ("drop", "interval", "agreement", "minutes", "peak_mb", "file_kb", "images")  # numbers beside those
 DIGITS = {"peak_mb": 0, "file_kb": 0, "minutes": 3, "interval": 3}  # of numbers in the CSV file; 2 elsewhere
 
@@ -108,7 +110,7 @@ def whole(row: Any) -> bool:
     if not all(isinstance(row.get(k), str) for k in (*SAME, "source", "zaq", "machine", "date", "error")):
         return False
     numbers = {k: v for k, v in row.items() if k in MEASURED or k.startswith(tuple(f"{m}_" for m in MODELS))}
-    sound = all(isinstance(v, int | float) and math.isfinite(v) for v in numbers.values())
+    sound = all(isinstance(v, int | float) and abs(v) < LARGEST for v in numbers.values())
     finished = {"minutes", "peak_mb", "file_kb", "images"} <= set(numbers) and any(f"onnx_{m}" in row for m in METRICS)
     return sound and (bool(row["error"]) or finished)
 
@@ -208,7 +210,7 @@ def in_order(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """By model, placement and bits (most first), then method and seed."""
 
     def key(row: dict[str, Any]) -> tuple[Any, ...]:
-        bits = [-int(b) if b.isdigit() else 0 for b in row["bits"][1:].split("a")]
+        bits = [-int(b) if re.fullmatch(r"\d{1,9}", b) else 0 for b in row["bits"][1:].split("a")]
         return *(row[k] for k in SAME[:4]), bits, *(row[k] for k in SAME[4:]), row["seed"]
 
     return sorted(rows, key=key)

@@ -31,9 +31,9 @@ __all__ = ["main"]
 
 HERE = Path(__file__).resolve().parents[1]
 UNFORESEEN = 70  # EX_SOFTWARE of sysexits.h
-# What torch, numpy, onnxruntime and C++ say where memory is not to be had.
+# What torch, numpy, onnxruntime, C++ and who loads libraries say where memory is not to be had.
 NO_MEMORY = re.compile(
-    r"can't allocate memory|not enough memory|failed to allocate|bad_?alloc|unable to allocate", re.I
+    r"can(no|')t allocate memory|not enough memory|failed to (allocate|map segment)|bad_?alloc|unable to allocate", re.I
 )
 
 

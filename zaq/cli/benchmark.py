@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from zaq.cli.options import PATH, method_of, progress
+from zaq.cli.options import PATH, Number, method_of, progress
 from zaq.errors import UserError
 
 if TYPE_CHECKING:
@@ -36,7 +36,9 @@ PLANS = (".yaml", ".yml")
 @click.option("--collect", is_flag=True, help="Run nothing; gather what is finished in the folder into its tables.")
 @click.option("--retry", is_flag=True, help="Run cells that failed again.")
 @click.option(
-    "--timeout", type=click.FloatRange(0, min_open=True), help="Minutes after which a cell is stopped, and failed."
+    "--timeout",
+    type=Number(0, 30_000, min_open=True),  # a system waits no more milliseconds at once than 31 bits count
+    help="Minutes after which a cell is stopped, and failed.",
 )
 @click.option("--keep", is_flag=True, help="Keep every run's files, not its report alone.")
 @click.option("--dry-run", is_flag=True, help="List the cells, write nothing.")

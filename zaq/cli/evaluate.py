@@ -57,7 +57,8 @@ def evaluate(
     known = known.override(class_names=class_names(path))
     changed = known.override(**card_overrides(card), decode=read_decode(decode) if decode else None)
     if not takes(session(path), changed.input):
-        raise UserError(f"{path}: takes inputs of {known.input}; --input-shape says {changed.input}.")
+        shape = tuple(session(path).get_inputs()[0].shape[1:])
+        raise UserError(f"{path}: takes inputs of {shape}; --input-shape, or its card, says {changed.input}.")
     name = task_of(changed, task)
     for flag, given, needed in (("--decode", decode, "detection"), ("--teacher", teacher, "image")):
         if given and name != needed:

@@ -1,6 +1,7 @@
 """What verbs share: flags about source and input, `-s key=value` typed by a method's fields, the progress bar."""
 
 import dataclasses
+import math
 import re
 import sys
 import typing
@@ -15,6 +16,7 @@ from zaq.errors import BitsError, UserError, unknown
 __all__ = [
     "PATH",
     "MethodOption",
+    "Number",
     "Seconds",
     "card_options",
     "card_overrides",
@@ -143,7 +145,7 @@ def card_overrides(flags: dict[str, Any]) -> dict[str, Any]:
 
 def ends(text: str) -> int | str | None:
     """`--first-last`: bits, None for 'same', "" for what the placement has."""
-    if text and text != "same" and not text.isdecimal():
+    if not re.fullmatch(r"same|\d{0,9}", text):
         raise BitsError(f"--first-last {text}: a number of bits is expected, or 'same'.")
     return None if text == "same" else int(text) if text else ""
 
@@ -152,7 +154,7 @@ def size_in_bytes(text: str | None) -> int | None:
     """`0.3MB`, `300KB` or a number of bytes; MB and KB count in 1024."""
     if text is None:
         return None
-    match = re.fullmatch(r"(\d+\.?\d*|\.\d+)\s*([KM]?)I?B?", text.strip().upper())
+    match = re.fullmatch(r"(\d{1,18}(?:\.\d*)?|\.\d+)\s*([KM]?)I?B?", text.strip().upper())
     if not match:
         raise BitsError(f"--target-size {text}: a size is expected, as 0.3MB or 300KB.")
     return int(float(match[1]) * {"": 1, "K": 2**10, "M": 2**20}[match[2]])
@@ -164,6 +166,16 @@ def runs_code(text: str) -> bool:
 
     kind, colon, _ = text.rpartition("=")[2].partition(":")
     return bool(colon) and f"{kind}:" not in SOURCES
+
+
+class Number(click.FloatRange):
+    """A number in a range, which NaN and infinity are in none of."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        found = super().convert(value, param, ctx)
+        if not math.isfinite(found):
+            self.fail(f"{value!r} is no finite number.", param, ctx)
+        return found
 
 
 class Seconds(click.ParamType):  # type: ignore[type-arg]

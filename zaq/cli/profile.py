@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from zaq.cli.options import PATH, progress
+from zaq.cli.options import PATH, Number, progress
 from zaq.config.bounds import json_text
 
 __all__ = ["profile"]
@@ -19,7 +19,7 @@ __all__ = ["profile"]
 )
 @click.option(
     "--seconds",
-    type=click.FloatRange(min=0),
+    type=Number(min=0),
     default=5.0,
     show_default=True,
     help="How long each batch and number of threads is timed.",

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from zaq.cli.options import PATH, progress
+from zaq.cli.options import PATH, Number, progress
 from zaq.config.bounds import json_text
 from zaq.errors import RunError, UserError
 
@@ -25,7 +25,7 @@ __all__ = ["say", "verify"]
 @click.option("--layers", is_flag=True, help="Print every layer, not only the first that parts.")
 @click.option(
     "--min-agreement",
-    type=click.FloatRange(0, 100),
+    type=Number(0, 100),
     help="Exit with 1 where a file finds the checkpoint's class in fewer percent of the samples, as 99.5; where there "
     "are no classes: for fewer percent of elements within one step.",
 )

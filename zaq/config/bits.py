@@ -115,14 +115,14 @@ class QConfig:
             "activations": activations or runtime.activations[0],
             "target": target,
         }
-        mixed = re.fullmatch(r"mixed(?:a(\d+))?", text.strip().lower())
+        mixed = re.fullmatch(r"mixed(?:a(\d{1,9}))?", text.strip().lower())
         if mixed:
             if target_size is None:
                 raise BitsError("bits: 'mixed' needs a size to reach: --target-size 0.3MB.")
             return cls(8, int(mixed[1] or 8), end, placement, target_size=target_size, **grids)
         if target_size is not None:
             raise BitsError(f"target-size goes with --bits mixed, not with {text}.")
-        match = re.fullmatch(r"w(\d+)(\.\d+)?a(\d+)", text.strip().lower())
+        match = re.fullmatch(r"w(\d{1,9})(\.\d+)?a(\d{1,9})", text.strip().lower())
         if not match:
             raise BitsError(f"bits: {text!r} is not of the form w<bits>a<bits>, as in w4a4 or w8a8.")
         if match[2]:

@@ -1,5 +1,6 @@
 """What is known of a model's input: the `.json` beside a model file, or flags."""
 
+import math
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -9,7 +10,7 @@ from pydantic import Field, FiniteFloat, PositiveInt, ValidationError, model_val
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from zaq.config.bounds import plain_json, plain_text
+from zaq.config.bounds import ELEMENTS, plain_json, plain_text
 from zaq.errors import SourceError, unknown
 
 __all__ = ["BLUE_FIRST", "NORMALIZATIONS", "Card"]
@@ -36,6 +37,7 @@ OF_DATA = ((0.1, 0.7), (0.15, 1 / 3))
 
 _EXPECTED = {"tuple_type": "a list of numbers is expected", "greater_than": "it must be positive"}  # by pydantic's type
 Deviation = Annotated[FiniteFloat, Field(gt=0)]
+Side = Annotated[PositiveInt, Field(le=2**16)]  # pixels of an image
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,8 @@ class Card:
     input: tuple[PositiveInt, ...] = ()  # (C, H, W)
     mean: tuple[FiniteFloat, ...] | None = None  # of x/255, per channel
     std: tuple[Deviation, ...] | None = None
-    resize: PositiveInt | None = None  # pixels of the shorter side
-    crop: PositiveInt | None = None  # pixels a side, from the centre
+    resize: Side | None = None  # pixels of the shorter side
+    crop: Side | None = None  # pixels a side, from the centre
     interpolation: str = "bilinear"
     task: str | None = None
     classes: PositiveInt | None = None
@@ -73,6 +75,8 @@ class Card:
             ) from error
 
     def __post_init__(self) -> None:
+        if math.prod(self.input) > ELEMENTS or self.input[:1] > (2**16,):
+            raise SourceError(f"card: input is {self.input}; of so many values no model takes an image.")
         channels = self.input[0] if self.input else None
         if (self.mean is None) != (self.std is None):
             raise SourceError("card: mean and std come together; one of them is missing.")

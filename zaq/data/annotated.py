@@ -59,7 +59,7 @@ def _boxes(path: Path, numbers: dict[int, int] | None, card: Card) -> Boxes:
         except ValueError as error:
             raise DataError(f"{path}, line {line}: {words[:60]!r} is not of the form `class cx cy w h`.") from error
         corners = (cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2)
-        if not number.is_integer() or number < 0:
+        if not number.is_integer() or not 0 <= number < 1e9:
             raise DataError(f"{path}, line {line}: {number:g} is no class number.")
         if not (min(w, h) > 0 and min(corners) >= -SLACK and max(corners) <= 1 + SLACK):
             raise DataError(

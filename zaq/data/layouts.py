@@ -11,6 +11,7 @@ Evaluation reads the part `test`, or `val` where there is no `test`; `train` is 
 import csv
 import math
 import pickle
+import re
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -223,7 +224,7 @@ def _csv(root: Path, split: str, card: Card) -> list[Sample[int]]:
     parts: dict[str, list[Sample[int]]] = {"train": [], "val": [], "test": []}
     for line, row in enumerate(rows, 2):
         label, part = (row["label"] or "").strip(), (row.get("split") or "test").strip()
-        if not label.isdecimal():
+        if not re.fullmatch(r"\d{1,9}", label):
             raise DataError(f"{table}, line {line}: label {row['label']!r} is no class number.")
         if part not in parts:
             raise DataError(f"{table}, line {line}: split {part!r} is none of {', '.join(parts)}.")

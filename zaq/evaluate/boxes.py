@@ -107,8 +107,13 @@ def _yolov3(outputs: list[Values], constants: dict[str, Any], card: Card) -> tup
 def _ssd(outputs: list[Values], constants: dict[str, Any], card: Card) -> tuple[Any, Any, Any]:
     defaults = []
     for i, head in enumerate(_heads(constants)):
-        ((height, width),) = _pairs({"grid": [head.get("grid")]}, "grid", f"heads[{i}]").astype(int)
-        sizes = _pairs(head, "boxes", f"heads[{i}]")
+        grid, sizes = _pairs({"grid": [head.get("grid")]}, "grid", f"heads[{i}]"), _pairs(head, "boxes", f"heads[{i}]")
+        if (grid % 1).any() or grid.prod() * len(sizes) > max(o.size for o in outputs):
+            raise DataError(
+                f"decode: heads[{i}]: grid must be two whole numbers, of cells that the model's outputs "
+                f"{_shapes(outputs)} have room for, not {head.get('grid')!r}."
+            )
+        ((height, width),) = grid.astype(int)
         step = _number(head, "step", 0.0)
         rows, columns = (step / n for n in card.input[1:]) if step else (1 / height, 1 / width)
         y, x = np.meshgrid((np.arange(height) + 0.5) * rows, (np.arange(width) + 0.5) * columns, indexing="ij")

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from zaq.config.card import Card
 from zaq.cost.deployment import Deployment, table
 
-__all__ = ["image", "render"]
+__all__ = ["image", "plain", "render"]
 
 SAMPLES_SHOWN = 32
 # The bars of `_costs`: a title, and the parts of a bar with the fields they are read from.
@@ -45,10 +46,17 @@ def render(report: dict[str, Any], log: list[dict[str, Any]], samples: Tensor | 
     return page.render(report=report, pictures=pictures, activations=activations, weights=weights, costs=table(files))
 
 
+def plain(text: str) -> str:
+    """A name as a figure can show it: no formula begins at a `$`, and no picture becomes as wide as somebody likes."""
+    return text[:100].replace("$", r"\$")
+
+
 def image(figure: Figure) -> str:
     """A figure as a data URL, to lie inside a page."""
     stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=110, bbox_inches="tight")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # of a name in letters that the font lacks
+        figure.savefig(stream, format="png", dpi=110, bbox_inches="tight")
     return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
 
 
@@ -98,7 +106,7 @@ def _ranges(tensors: list[dict[str, Any]], title: str) -> str | None:
         rows, [t["high"] - t["low"] for t in tensors], left=[t["low"] for t in tensors], color="tab:blue", alpha=0.35
     )
     axes.hlines(rows, [t["seen_low"] for t in tensors], [t["seen_high"] for t in tensors], color="black", linewidth=1.5)
-    axes.set_yticks(rows, [f"{t['name']} ({t['bits']} bit)" for t in tensors], fontsize=6)
+    axes.set_yticks(rows, [f"{plain(t['name'])} ({t['bits']} bit)" for t in tensors], fontsize=6)
     axes.invert_yaxis()
     axes.set_title(title, fontsize=9)
     return image(figure)
@@ -114,7 +122,7 @@ def _weights(tensors: list[dict[str, Any]]) -> str | None:
         reach = np.array(tensor["scale"]) * tensor["integers"][1]
         axes.scatter(reach, np.full(len(reach), row), s=6, alpha=0.5, color="tab:orange")
         axes.scatter([max(-tensor["seen_low"], tensor["seen_high"])], [row], marker="|", s=60, color="black")
-    axes.set_yticks(range(len(tensors)), [f"{t['name']} ({t['bits']} bit)" for t in tensors], fontsize=6)
+    axes.set_yticks(range(len(tensors)), [f"{plain(t['name'])} ({t['bits']} bit)" for t in tensors], fontsize=6)
     axes.set_xscale("log")
     axes.invert_yaxis()
     axes.set_title("weights: reach of each channel's grid (dots) and the largest weight (bar)", fontsize=9)
@@ -145,7 +153,7 @@ def _sqnr(tensors: list[dict[str, Any]]) -> str | None:
     axes = figure.add_subplot()
     colors = ["tab:orange" if t["kind"] == "weight" else "tab:blue" for t in tensors]
     axes.barh(range(len(tensors)), [min(t["sqnr"], 60) for t in tensors], color=colors)
-    axes.set_yticks(range(len(tensors)), [t["name"] for t in tensors], fontsize=6)
+    axes.set_yticks(range(len(tensors)), [plain(t["name"]) for t in tensors], fontsize=6)
     axes.invert_yaxis()
     axes.set_title("SQNR on synthetic samples, dB: activations (blue), weights (orange)", fontsize=9)
     return image(figure)

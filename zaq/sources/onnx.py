@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import onnx
 import onnx.inliner
@@ -121,9 +122,21 @@ def _opened(path: Path) -> tuple[onnx.ModelProto, str]:
         ) from error
     except Exception as error:  # protobuf's DecodeError, from whichever protobuf is installed
         raise SourceError(f"{path}: this is no ONNX file ({first_line(error)}).") from error
+    _require_text(path, model)
     for tensor in outside:
         digest.update(tensor.raw_data)
     return onnx.inliner.inline_local_functions(model) if model.functions else model, digest.hexdigest()
+
+
+def _require_text(path: Path, message: Any) -> None:
+    """Raises SourceError for a name that is not in UTF-8: protobuf hands it on as bytes, which nobody takes for one."""
+    for field, value in message.ListFields():
+        if field.type in (field.TYPE_STRING, field.TYPE_MESSAGE):
+            for part in [value] if isinstance(value, str | bytes) or hasattr(value, "ListFields") else value:
+                if hasattr(part, "ListFields"):
+                    _require_text(path, part)
+                elif isinstance(part, bytes):
+                    raise SourceError(f"{path}: is no valid ONNX file: its {field.name} {part[:60]!r} is not in UTF-8.")
 
 
 def _require_readable(path: Path, model: onnx.ModelProto) -> None:
