@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import zaq, zaq_here
+from zoo import saved
 
 QUICK = (
     "--effort",
