@@ -26,8 +26,10 @@ from typing import NamedTuple
 import click
 import matplotlib
 import numpy as np
+import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
+from onnx import version_converter
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from PIL import Image, ImageDraw, ImageFont
@@ -36,6 +38,7 @@ Floats = NDArray[np.float32]
 Outputs = list[list[Floats]]  # of each image
 FONTS = ("DejaVuSans.ttf", "DejaVuSerif.ttf", "DejaVuSansMono.ttf")
 PHOTOGRAPHS, LINES, PAGES, NOISE = 128, 100, 20, 8
+OPSET = 13  # the first with a scale for each channel
 SCORE, OVERLAP, MATCH, MASK = 0.25, 0.45, 0.5, 0.3
 
 
@@ -320,7 +323,10 @@ def of_noise(float_file: Path, path: Path, shape: tuple[int, ...], scale: float,
     if path.is_file():
         return path
     ready = path.with_suffix(".ready.onnx")
-    quant_pre_process(str(float_file), str(ready), skip_symbolic_shape=True)
+    model = onnx.load(float_file)
+    if model.opset_import[0].version < OPSET:
+        model = version_converter.convert_version(model, OPSET)
+    quant_pre_process(model, str(ready), skip_symbolic_shape=True)
     name = ort.InferenceSession(str(ready), providers=["CPUExecutionProvider"]).get_inputs()[0].name
     quantize_static(
         str(ready), str(path), Noise(name, shape, scale, bound), quant_format=QuantFormat.QDQ, per_channel=True,

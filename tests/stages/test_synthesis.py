@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from toy import CARD as TOY_CARD
 from toy import gratings, trained
-from zoo import SHAPE, images, state_of
+from zoo import SHAPE, build, conv, images, state_of
 
 from zaq.engine.journal import Journal
 from zaq.engine.runner import run_stage, run_stages
@@ -162,9 +162,13 @@ def test_images_that_are_given_are_not_changed() -> None:
     assert torch.equal(kept, x) and not torch.equal(state.images, x)
 
 
-@pytest.mark.parametrize(("name", "share"), [("no_batch_norm", 0.5), ("residual", 0.0)])
-def test_where_nothing_is_known_what_is_judged_by_is_half_noise(name: str, share: float) -> None:
-    state = state_of(name)
+@pytest.mark.parametrize(
+    ("net", "share"),
+    [(nn.Conv2d(3, 4, 3), 0.5), (build("no_batch_norm"), 0.0), (nn.Sequential(conv(3, 4), nn.Conv2d(4, 4, 1)), 0.0)],
+    ids=["nothing is known", "classes", "batch norm"],
+)
+def test_where_nothing_is_known_what_is_judged_by_is_half_noise(net: nn.Module, share: float) -> None:
+    state = state_of(trace(net.eval(), images(2)))
     state.samples = before = torch.zeros(8, *SHAPE)
     run_stage(Mingle(), state, Journal())
     assert state.samples is not None and not before.any()

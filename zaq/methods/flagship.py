@@ -5,7 +5,7 @@
 Where activations have 8 bits, ranges become the whole of what is seen if that serves (`stages.calibrate.WholeRanges`).
 Images come from a generator and are refined (`stages.synthesis`); of those too large for that a part starts from noise.
 A second generator, of another seed, draws those that every stage is judged on, half of them moved to where student and
-teacher differ; of a teacher without batch norm every second one is noise. A stage after which the outputs differ more
+teacher differ; where nothing is known of images, every second one is noise. A stage after which the outputs differ more
 on them is taken back.
 """
 
