@@ -1,17 +1,13 @@
 """What a run drew to learn from, in a file, so that other bits, targets and methods of the same model can begin there.
 
-The file is written as a snapshot is: safetensors and JSON, nothing pickled. Images are kept in half precision, which is
-finer than the 8 bits of a pixel, and the run itself goes on with them as they are in the file: what is made of the file
-is what the run that wrote it would have made.
+The file is written as a snapshot is: safetensors and JSON, nothing pickled. Images are kept as they are, in float32, so
+that what is made of the file is what the run that wrote it would have made.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
-
-import torch
-from torch import Tensor
 
 from zaq.engine.journal import Journal
 from zaq.engine.snapshot import Unsaved, content_of, told_in
@@ -27,24 +23,17 @@ TAKEN = ("images", "samples", "held_out", "generator")  # fields of the state
 
 @dataclass(frozen=True, kw_only=True)
 class Keep(Stage):
-    """Round the images to half precision, and have them written, if anybody does."""
+    """Have the images written, and what drew them."""
 
     name: str = "keep images"
-    write: Callable[[bytes], object] | None = None
+    write: Callable[[bytes], object]
     told: Any = None  # of which model they are
 
     recorded: ClassVar[bool] = False
 
     def once(self, state: State, journal: Journal) -> None:
-        images, samples = state.images, state.samples
-        state.images = None if images is None else _half(images).float()
-        state.samples = state.images if samples is images else None if samples is None else _half(samples).float()
-        if self.write is None:
-            return
-        found = {name: getattr(state, name) for name in TAKEN}
-        found |= {n: _half(v) for n, v in found.items() if isinstance(v, Tensor)}
         try:
-            self.write(content_of({"model": self.told, "found": found}))
+            self.write(content_of({"model": self.told, "found": {name: getattr(state, name) for name in TAKEN}}))
         except Unsaved as error:
             journal.notes.append(f"{error}: no other run can take its images")
 
@@ -61,10 +50,10 @@ class Take(Stage):
 
     def once(self, state: State, journal: Journal) -> None:
         for name, value in self.found.items():
-            setattr(state, name, value.float() if isinstance(value, Tensor) else value)
+            setattr(state, name, value)
 
 
-def kept(stages: Sequence[Stage], write: Callable[[bytes], object] | None, told: Any) -> list[Stage]:
+def kept(stages: Sequence[Stage], write: Callable[[bytes], object], told: Any) -> list[Stage]:
     """The stages, with one that keeps what they draw behind those that draw it. Noise is not worth a file."""
     drawing = _drawing(stages)
     if not any(stages[i].recorded for i in drawing):
@@ -118,10 +107,6 @@ def _drawing(stages: Sequence[Stage]) -> list[int]:
     """The stages by number that draw from the teacher alone; none where those held out are all that is drawn so."""
     drawing = [i for i, stage in enumerate(stages) if stage.makes()]
     return drawing if any(set(stages[i].makes()) - {"samples"} for i in drawing) else []
-
-
-def _half(images: Tensor) -> Tensor:
-    return images.to(torch.float16)
 
 
 def _name(told: Any) -> str:
