@@ -180,7 +180,7 @@ def quantize_graph(
     if trial:
         with drawing(seed):
             rounded = Student(teacher, qconfig, card, search=False, unlike=task.unlike)
-            require_exportable(rounded, task.noise(TRIED), qconfig.runtime)
+            require_exportable(rounded, teacher, task.noise(TRIED), qconfig.runtime)
     with drawing(seed):
         stages = method.plan(task, real) if method.reads_data else method.plan(task)
         told = {**(source or MODULE), "card": card}

@@ -9,6 +9,8 @@ import re
 import onnxruntime as ort
 import torch
 from torch import Tensor
+from torch.fx import GraphModule
+from torch.utils import _pytree as pytree
 
 from zaq.config.targets import Target
 from zaq.errors import TraceError, TrainingError, ZaqError
@@ -24,13 +26,14 @@ __all__ = ["require_exportable"]
 LONGEST = 240  # characters of somebody else's message
 QUIET = ort.RunOptions()
 QUIET.log_severity_level = 4  # what fails is said in a sentence
+LITTLE = 1e-4  # of one element; what a detector says of noise, behind a sigmoid, is a thousandth
 APART = 0.5  # of an output's own size: a file that is wrong is farther off, rounding a tie the other way is not
 
 
 @torch.no_grad()
-def require_exportable(student: Student, images: Tensor, target: Target) -> None:
-    """Calibrate a student on images (N, C, H, W), export it in memory, and run it in onnxruntime on all of them and on
-    one.
+def require_exportable(student: Student, teacher: GraphModule, images: Tensor, target: Target) -> None:
+    """Calibrate a student of `teacher` on images (N, C, H, W), export it in memory, and run it in onnxruntime on all of
+    them and on one.
 
     Raises TraceError, with the operation that is at fault, where any of that fails or the file computes something else.
     """
@@ -66,22 +69,24 @@ def require_exportable(student: Student, images: Tensor, target: Target) -> None
                 f"onnxruntime does not run the model's file: {_where(student, error)}. Write that part in other "
                 "operations, or take it out of the model."
             ) from error
-        outputs = student.module(batch)
-        wanted = list(outputs) if isinstance(outputs, tuple) else [outputs]
-        for number, (ours, theirs) in enumerate(zip(wanted, map(torch.from_numpy, found), strict=True)):
-            if ours.shape != theirs.shape or not _alike(ours, theirs):
+        wanted, floats = (pytree.tree_leaves(m(batch)) for m in (student.module, teacher))
+        for number, (ours, theirs, exact) in enumerate(zip(wanted, map(torch.from_numpy, found), floats, strict=True)):
+            if ours.shape != theirs.shape or not _alike(ours, theirs, exact):
                 raise TraceError(
                     f"output {number} of the model's file is not what the model computes: torch's exporter, or "
                     "onnxruntime, reads an operation in another sense. Report it to zaq, with the model."
                 )
 
 
-def _alike(ours: Tensor, theirs: Tensor) -> bool:
+def _alike(ours: Tensor, theirs: Tensor, exact: Tensor) -> bool:
+    """Whether student and file differ by a part of an output's size, by no more than rounding moved it, or by next to
+    nothing: where a network sees nothing in noise, ties alone can do as much."""
     if not ours.is_floating_point():
         return True  # a label near a tie is either
     same = (ours == theirs) | (ours.isnan() & theirs.isnan())
     gap = torch.where(same, 0, ours - theirs).double().norm()
-    return float(gap) <= APART * float(ours.nan_to_num(0, 0, 0).double().norm()) + 1e-6
+    size, moved = (t.nan_to_num(0, 0, 0).double().norm() for t in (ours, ours - exact))
+    return float(gap) <= max(APART * float(size), float(moved), LITTLE * ours.numel() ** 0.5)
 
 
 def _where(student: Student, error: BaseException) -> str:
