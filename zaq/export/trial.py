@@ -4,6 +4,7 @@ What torch cannot export, what has no form in ONNX and what onnxruntime does not
 after a method's minutes.
 """
 
+import math
 import re
 
 import onnxruntime as ort
@@ -85,8 +86,8 @@ def _alike(ours: Tensor, theirs: Tensor, exact: Tensor) -> bool:
         return True  # a label near a tie is either
     same = (ours == theirs) | (ours.isnan() & theirs.isnan())
     gap = torch.where(same, 0, ours - theirs).double().norm()
-    size, moved = (t.nan_to_num(0, 0, 0).double().norm() for t in (ours, ours - exact))
-    return float(gap) <= max(APART * float(size), float(moved), LITTLE * ours.numel() ** 0.5)
+    size, moved = (float(t.nan_to_num(0, 0, 0).double().norm()) for t in (ours, ours - exact))
+    return float(gap) <= max(APART * size, moved, LITTLE * math.sqrt(ours.numel()))
 
 
 def _where(student: Student, error: BaseException) -> str:
