@@ -184,11 +184,11 @@ def quantize_graph(
     with drawing(seed):
         stages = method.plan(task, real) if method.reads_data else method.plan(task)
         told = {**(source or MODULE), "card": card}
-        if keep is not None and samples is None:
-            stages = kept(stages, keep, told)
         if samples is not None:
             stages = taken(stages, images_in(samples, told), method.name, samples)
             journal.notes.append(f"it learns from the images of {samples}")
+        elif keep is not None:
+            stages = kept(stages, keep, told)
         run_stages(stages, state, journal, snapshots)
         student = state.student
         student.settle()

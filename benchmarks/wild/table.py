@@ -100,7 +100,7 @@ def overlap(a: Floats, b: Floats) -> float:
     return inside / (float((a[2:4] - a[:2]).prod() + (b[2:4] - b[:2]).prod()) - inside)
 
 
-def detector(wanted: Outputs, found: Outputs, shared: Path) -> str:
+def detector(wanted: Outputs, found: Outputs, packages: Path) -> str:
     hits = total = 0
     for ours, theirs in zip(wanted, found, strict=True):
         left, other = list(boxes(ours[0])), boxes(theirs[0])
@@ -204,32 +204,32 @@ def edits(a: str, b: str) -> int:
     return row[-1]
 
 
-def recognizer(wanted: Outputs, found: Outputs, shared: Path) -> str:
-    read = reader(PACKAGES[0])
+def recognizer(wanted: Outputs, found: Outputs, packages: Path) -> str:
+    read = reader(packages)
     drawn, ours = [text for text, _ in texts()], [read(o[0]) for o in found]
     same = sum(read(a[0]) == b for a, b in zip(wanted, ours, strict=True))
     wrong = sum(edits(a, b) for a, b in zip(drawn, ours, strict=True)) / sum(map(len, drawn))
     return f"{same} of {LINES} the same; CER {100 * wrong:.1f} %"
 
 
-def masks(wanted: Outputs, found: Outputs, shared: Path) -> str:
+def masks(wanted: Outputs, found: Outputs, packages: Path) -> str:
     a, b = (np.stack([o[0] for o in outputs]) > MASK for outputs in (wanted, found))
     return f"IoU {(a & b).sum() / max((a | b).sum(), 1):.3f}"
 
 
-def same_class(wanted: Outputs, found: Outputs, shared: Path) -> str:
+def same_class(wanted: Outputs, found: Outputs, packages: Path) -> str:
     a, b = (np.stack([o[0] for o in outputs]).argmax(-1) for outputs in (wanted, found))
     return f"{100 * (a == b).mean():.1f} % as float"
 
 
-def landmarks(wanted: Outputs, found: Outputs, shared: Path) -> str:
+def landmarks(wanted: Outputs, found: Outputs, packages: Path) -> str:
     """Mean distance in pixels of ONet's five points, on what the float model takes for a face."""
     pairs = [(a, b) for a, b in zip(wanted, found, strict=True) if a[2][0, 1] > 0.5]
     off = [np.hypot(*(48 * (a[1] - b[1])).reshape(2, 5)).mean() for a, b in pairs]
     return f"{np.mean(off):.2f} pixels off on {len(pairs)} faces"
 
 
-def likeness(wanted: Outputs, found: Outputs, shared: Path) -> str:
+def likeness(wanted: Outputs, found: Outputs, packages: Path) -> str:
     a, b = (np.stack([o[0] for o in outputs]).clip(0, 1) for outputs in (wanted, found))
     return f"PSNR {-10 * np.log10(max(np.square(a - b).mean(), 1e-10)):.1f} dB"
 
@@ -276,7 +276,6 @@ CASES = {
         landmarks,
     ),
 }
-PACKAGES: list[Path] = []
 
 
 def onet(packages: Path) -> Path:
@@ -375,7 +374,6 @@ def main(
     names: tuple[str, ...], packages: Path, shared: Path, bits: str, settings: tuple[str, ...], output: Path
 ) -> None:
     """NAMES: parts of the names of the cases; all if none is given."""
-    PACKAGES[:] = [packages]
     output.mkdir(parents=True, exist_ok=True)
     log = (output / "table.jsonl").open("a", buffering=1)
     for name, case in CASES.items():
@@ -399,7 +397,7 @@ def main(
                          255.0 if "0-255" in case.flags else 1.0, bound)  # fmt: skip
         files = [floats, noise, run / "model.onnx"]
         outputs = [runs(file, images, bound) for file in files]
-        figures = [case.score(outputs[0], found, shared) for found in outputs]
+        figures = [case.score(outputs[0], found, packages) for found in outputs]
         row = {
             "model": name, "float": figures[0], "noise": figures[1], "zaq": figures[2], "reach": case.reach,
             "seconds": round(seconds), "ms": [round(m, 2) for m in milliseconds(files, images[0], bound)],

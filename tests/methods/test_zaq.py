@@ -10,6 +10,7 @@ from torch import nn
 from torch.fx import GraphModule
 from zoo import CARD, build, calibrated, images, quantized_like, quantized_net, traced
 
+import zaq
 from zaq.api import quantize_graph
 from zaq.config.bits import QConfig
 from zaq.engine.journal import Journal
@@ -55,7 +56,7 @@ def test_a_seed_repeats_bit_for_bit_and_another_does_not() -> None:
 def test_the_callers_random_state_and_model_are_left_alone() -> None:
     model = build("residual").train()
     before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
-    quantized_like(model, images(1), "w4a4", QUICK, card=CARD)
+    zaq.quantize(model, images(1), "w4a4", QUICK, card=CARD)
     assert torch.equal(state, torch.get_rng_state()) and model.training
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
