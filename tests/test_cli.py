@@ -2,10 +2,8 @@
 once; the rest in this one, which has paid for its imports."""
 
 import json
-import os
 import re
 import shutil
-import subprocess
 import zipfile
 from pathlib import Path
 
@@ -213,22 +211,6 @@ def test_mistakes_are_a_sentence_and_exit_code_2(
     done = zaq_here(*args)
     assert done.exit_code == 2 and message in done.stderr, done.output
     assert not list(tmp_path.iterdir())
-
-
-def test_no_space_on_the_disk(model: Path, tmp_path: Path) -> None:
-    """On a file system of its own that is too small, where the test may make one."""
-    small = tmp_path / "small"
-    small.mkdir()
-    if (
-        os.geteuid()
-        or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", small], capture_output=True).returncode
-    ):
-        pytest.skip("mounting a small file system needs root, and a kernel that lets it")
-    try:
-        done = zaq("quantize", model, *QUICK, "-o", small / "out")
-        assert done.returncode == 1 and "no space left on the disk" in done.stderr and "Traceback" not in done.stderr
-    finally:
-        subprocess.run(["umount", small], check=True)
 
 
 def test_a_folder_that_cannot_be_written(model: Path, tmp_path: Path) -> None:

@@ -170,7 +170,9 @@ class Run:
         path = self.path / "options.json"
         try:
             options: dict[str, Any] = plain_json(plain_text(path))
-            onnx_metadata(options), Card.from_dict(options["card"])
+            Card.from_dict(options["card"])
+            if not isinstance(target := onnx_metadata(options)["target"], str):
+                raise TypeError(f"its target is {target!r:.40}")
         except KeyError as error:
             raise SourceError(f"{path}: says nothing of {error}; it is not what zaq quantize wrote.") from error
         except (ValueError, TypeError, SourceError) as error:

@@ -90,6 +90,13 @@ def test_parts_of_a_run(name: str, content: Any, told: str, made: Path, tmp_path
     refused(*verb, tmp_path / "run", told=told)
 
 
+def test_options_of_another_kind(made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made / "run", tmp_path / "run")
+    path = tmp_path / "run" / "options.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"target": ["onnxruntime"]}))
+    refused("export", tmp_path / "run", "--overwrite", told="its target is ['onnxruntime']")
+
+
 @pytest.mark.parametrize("verb", ["verify", "eval"])
 @pytest.mark.parametrize("text", ["{", "[]", "3", '{"input": 3}', "²"])
 def test_properties_that_are_no_json(verb: str, text: str, made: Path, tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """`zaq profile`."""
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,7 @@ import click
 
 from zaq.cli.options import PATH, Number, progress
 from zaq.config.bounds import json_text
+from zaq.config.files import scratch
 
 __all__ = ["profile"]
 
@@ -39,8 +39,8 @@ def profile(run: Path, latency: bool, seconds: float, as_json: bool) -> None:
     found: dict[str, Any] = deployment.report(costs)
     tables = [deployment.table(costs)]
     if latency:
-        with tempfile.TemporaryDirectory() as folder:
-            files = timing.contenders(plain, opened / "model.onnx", opened.samples(), Path(folder))
+        with scratch() as folder:
+            files = timing.contenders(plain, opened / "model.onnx", opened.samples(), folder)
             rows = timing.measure(files, seconds=seconds, progress=progress(), image=opened.card().input)
         found["latency"] = [row.to_dict() for row in rows]
         tables.append(timing.table(rows))

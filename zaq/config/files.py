@@ -1,9 +1,17 @@
-"""Files that are whole, or not there."""
+"""Files that are whole, or not there; and those that are gone afterwards."""
 
 import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["write_whole"]
+from zaq.errors import RunError
+
+__all__ = ["scratch", "write_whole"]
+
+FULL = 2**16  # bytes: a disk with fewer left is what an error came from
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -19,3 +27,25 @@ def write_whole(path: Path, content: bytes) -> None:
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """A folder for files that nobody needs afterwards.
+
+    Raises RunError where there is no place for it, or that place is full: onnxruntime says then that a model is broken.
+    """
+    try:
+        made = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+    except OSError as error:
+        raise RunError(f"there is no folder for temporary files ({error.strerror}); set TMPDIR to one.") from error
+    with made as folder:
+        try:
+            yield Path(folder)
+        except Exception as error:
+            if shutil.disk_usage(folder).free < FULL:
+                raise RunError(
+                    f"{tempfile.gettempdir()}: no space left on the disk for temporary files; free some, or set TMPDIR "
+                    "to another folder."
+                ) from error
+            raise

@@ -25,7 +25,7 @@ import onnx
 import onnxruntime as ort
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from zaq.errors import SourceError
+from zaq.errors import RunError, SourceError
 from zaq.export.ends import declare
 from zaq.export.forms import optimized
 from zaq.sources.frame import network_of
@@ -197,6 +197,8 @@ def _optimized(content: bytes, image: tuple[int, ...], name: str) -> ModelProto:
         model = onnx.load_model_from_string(content)
         declare(model, 1, image)
         return onnx.load_model_from_string(optimized(model))
+    except RunError:  # of a full disk: the model is well
+        raise
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise SourceError(f"{name}: onnxruntime cannot load it: {reason}") from error

@@ -4,7 +4,6 @@ import collections
 import contextlib
 import itertools
 import logging
-import tempfile
 import time
 import warnings
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from zaq.config.files import scratch
 from zaq.cost.deployment import forms_of
 from zaq.engine.progress import Progress
 from zaq.export.ends import declare
@@ -152,8 +152,8 @@ def static_int8(float_model: Path, samples: Tensor, out: Path) -> None:
             batch = next(self.batches, None)
             return None if batch is None else {name: batch.contiguous().numpy()}
 
-    with tempfile.TemporaryDirectory() as folder, _quiet():
-        prepared = Path(folder) / "prepared.onnx"
+    with scratch() as folder, _quiet():
+        prepared = folder / "prepared.onnx"
         quant_pre_process(
             float_model, prepared, skip_symbolic_shape=True
         )  # which fails on detectors; convolutions need none

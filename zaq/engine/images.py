@@ -13,7 +13,7 @@ from zaq.engine.journal import Journal
 from zaq.engine.snapshot import Unsaved, content_of, told_in
 from zaq.engine.stage import Stage
 from zaq.engine.state import State
-from zaq.errors import BitsError, SourceError
+from zaq.errors import BitsError, OutputError, RunError, SourceError
 
 __all__ = ["IMAGES", "Keep", "Take", "images_in", "kept", "taken"]
 
@@ -34,8 +34,8 @@ class Keep(Stage):
     def once(self, state: State, journal: Journal) -> None:
         try:
             self.write(content_of({"model": self.told, "found": {name: getattr(state, name) for name in TAKEN}}))
-        except Unsaved as error:
-            journal.notes.append(f"{error}: no other run can take its images")
+        except (Unsaved, OutputError, RunError) as error:  # the run itself is well
+            journal.notes.append(f"its images are not kept, and no other run can take them ({error})")
 
 
 @dataclass(frozen=True, kw_only=True)

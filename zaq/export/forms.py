@@ -14,15 +14,14 @@ An INT4 DequantizeLinear straight into a convolution would run in float (a third
 Cast it is folded into an INT8 weight, and the kernels stay integer.
 """
 
-import tempfile
 from collections.abc import Iterable
-from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime as ort
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
+from zaq.config.files import scratch
 from zaq.errors import BitsError, SourceError, unknown
 from zaq.export.integers import drop_unread
 
@@ -99,8 +98,8 @@ def optimized(model: ModelProto, to_ort: bool = False) -> bytes:
 
     Only rewrites that hold on every processor: level "extended", not the layouts of this one.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model"
+    with scratch() as folder:
+        path = folder / "model"
         options = ort.SessionOptions()
         options.log_severity_level = 3
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED

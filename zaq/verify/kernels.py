@@ -1,13 +1,13 @@
 """Which kernels onnxruntime runs, after its own optimisation; which of them compute in float, and why."""
 
 import collections
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
 from onnx import GraphProto, NodeProto
 
+from zaq.config.files import scratch
 from zaq.export.session import session
 
 __all__ = ["FloatNode", "Kernels", "kernels"]
@@ -61,8 +61,8 @@ class Kernels:
 
 def kernels(model: Path | bytes) -> Kernels:
     """Load a file and look at the graph that is run. Raises SourceError for a file that cannot be read."""
-    with tempfile.TemporaryDirectory() as folder:
-        optimized = Path(folder) / "optimized.onnx"
+    with scratch() as folder:
+        optimized = folder / "optimized.onnx"
         session(model, optimized=optimized)
         graph = onnx.load(optimized).graph
     counts = collections.Counter(n.op_type for n in graph.node)
