@@ -6,6 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
+from zaq.errors import SourceError
+
 __all__ = ["Constants", "avoid_overflow", "constants_of", "drop_unread", "store_integers", "to_integers"]
 
 INT16_MAX = 32767
@@ -70,7 +72,13 @@ def _store_biases(
         scale = (dequantized[node.input[0]][0] * dequantized[node.input[1]][0]).astype(np.float32)
         bias = constants[node.input[2]]
         name = f"{node.input[2]}_int32"
-        added[name] = np.rint(bias / scale).astype(np.int32)
+        with np.errstate(all="ignore"):
+            steps = np.rint(bias / scale)
+        if not (np.abs(steps) < 2**31).all():  # NaN is not, either
+            raise SourceError(
+                f"the bias {node.input[2]} is no 32-bit number in steps of its scales; the checkpoint is damaged."
+            )
+        added[name] = steps.astype(np.int32)
         added[f"{name}_scale"] = scale
         output = f"{name}_dequantized"
         new = helper.make_node("DequantizeLinear", [name, f"{name}_scale"], [output], output)

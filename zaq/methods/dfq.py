@@ -6,7 +6,6 @@ norm's statistics, beta +- 6 gamma, and the bias that rounding puts into each la
 weight: `--weights per_tensor_affine` is the paper's own setting.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
@@ -15,7 +14,7 @@ from torch.fx import GraphModule
 
 from zaq.config.constants import Amount, Count, named
 from zaq.engine.journal import Journal
-from zaq.engine.stage import Loop, Stage
+from zaq.engine.stage import Stage
 from zaq.engine.state import State
 from zaq.engine.task import Task
 from zaq.methods.base import Method
@@ -24,28 +23,12 @@ from zaq.passes.absorb import absorb, absorb_constants
 from zaq.passes.equalize import equalize, relax_relu6
 from zaq.stages.bias import CorrectBiases
 from zaq.stages.calibrate import Noise
+from zaq.stages.rewrite import Rewrite
 from zaq.stats.moments import moments
 
 __all__ = ["DFQ"]
 
 Correction = Annotated[str, named("bias_correction", ("analytic", "empirical", "none"))]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rewrite(Stage):
-    """Go on with a teacher that a pass has rewritten; `rewrite` returns it, how much it did, and what it left alone."""
-
-    rewrite: Callable[[GraphModule], tuple[GraphModule, int, list[str]]]
-
-    def start(self, state: State, journal: Journal) -> Loop:
-        def one(_: int) -> None:
-            graph, count, skipped = self.rewrite(state.task.teacher)
-            state.rewrite(graph)
-            journal.notes.extend(skipped)
-            counted.append(count)
-
-        counted: list[int] = []
-        return Loop(one, finish=lambda: setattr(journal.records[-1], "steps", sum(counted)))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,7 @@
 """The recipe `zaq quantize` follows unless told otherwise: the best known parts, each kept only if it serves.
 
-    synthesis -> ranges -> SQuant -> block reconstruction -> distillation -> the adversarial game -> bias correction
+    even channels -> synthesis -> ranges -> SQuant -> block reconstruction -> distillation -> the adversarial game
+    -> bias correction
 
 Where activations have 8 bits, ranges become the whole of what is seen if that serves (`stages.calibrate.WholeRanges`).
 Images come from a generator and are refined (`stages.synthesis`); of those too large for that a part starts from noise.
@@ -23,6 +24,7 @@ from zaq.stages.calibrate import Calibrate, HoldOut, WholeRanges
 from zaq.stages.mix import ChooseBits
 from zaq.stages.polish import Polish
 from zaq.stages.reconstruct import Reconstruct
+from zaq.stages.rewrite import Even
 from zaq.stages.rounding import SQuant
 from zaq.stages.synthesis import Draw, FromNoise, Mingle, Refine, Synthesize, refines
 
@@ -75,8 +77,8 @@ class Flagship(Method):
     name: ClassVar[str] = "flagship"
     mixes: ClassVar[bool] = True
     parts: ClassVar[tuple[type[Stage], ...]] = (
-        Synthesize, Refine, Mingle, ChooseBits, Calibrate, HoldOut, WholeRanges, SQuant, Reconstruct, Polish, Game,
-        CorrectBiases,
+        Even, Synthesize, Refine, Mingle, ChooseBits, Calibrate, HoldOut, WholeRanges, SQuant, Reconstruct, Polish,
+        Game, CorrectBiases,
     )  # fmt: skip
 
     def stages(self, task: Task) -> list[Stage]:
@@ -85,6 +87,7 @@ class Flagship(Method):
         n = replace(LENGTHS[task.effort], **given)
         sparse = self.images is None and n.refine > 0 and refines(task) and n.images < A_CLASS * (task.classes or 0)
         return [
+            Even(),
             Synthesize(steps=n.synthesis),
             Synthesize(name="held-out synthesis", steps=n.synthesis // 2, held_out=True),
             Draw(count=n.images * (2 if sparse else 1)),

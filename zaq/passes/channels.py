@@ -4,7 +4,8 @@ What a positive scale per channel passes through unchanged (ReLU, additions, poo
 writes a channel by s and multiplying what reads it by s leaves the function as it is. Channels that are added or
 multiplied with one another share a scale: they are found by union-find over (tensor, channel), so that residual,
 depthwise, grouped and concatenated structures need no rules of their own. A clip moves with its channel: min(x, 6)
-becomes min(x, 6 / s_i).
+becomes min(x, 6 / s_i). A product with a constant behind an operation that lets no scale through can give each channel
+one anew, as a convolution can.
 
 Where a tensor leaves the network, enters it, or goes through an operation that is not homogeneous, its scale is 1.
 """
@@ -32,8 +33,9 @@ from zaq.ir.nodes import (
     shape_of,
 )
 from zaq.ir.ops import CLAMPS, CONVS, LINEARS, MOVES, PADS, POOLS
+from zaq.passes.fold import Affine, affine
 
-__all__ = ["Channels", "Region", "carriers", "columns", "layers", "regions", "rescale", "rows"]
+__all__ = ["Channels", "Region", "carriers", "columns", "layers", "regions", "rescale", "rows", "scaled"]
 
 aten = torch.ops.aten
 HOMOGENEOUS = {aten.relu.default, aten.leaky_relu.default, aten.prelu.default, aten.clone.default, aten.alias.default}
@@ -118,6 +120,10 @@ def _join(gm: GraphModule, channels: Channels, node: Node, sources: list[Node]) 
         for source in sources:
             channels.join(channels.of[node], channels.of[source])
         return None
+    if (found := scaled(gm, node)) is not None:
+        if node.target is aten.add.Tensor or any(channels.root(c) for c in channels.of[found.source]):
+            channels.join(channels.of[node], channels.of[found.source])
+        return None
     if node.target is aten.mul.Tensor and len(sources) == 2:
         return _join_product(channels, node, sources)
     if node.target is aten.cat.default and node.args[1:] == (1,):
@@ -151,6 +157,18 @@ def _join_product(channels: Channels, node: Node, sources: list[Node]) -> str | 
     return "two tensors with scales of their own are multiplied"
 
 
+def scaled(gm: GraphModule, node: Node) -> Affine | None:
+    """A product or a sum with a constant that is one number, or one for each channel of (N, C, ...)."""
+    if node.target not in (aten.mul.Tensor, aten.add.Tensor):
+        return None
+    found = affine(gm, node)
+    if found is None or shape_of(found.source) != shape_of(node):
+        return None
+    channel = 1 - node.meta["val"].dim()  # from behind
+    wide = [i - found.constant.dim() for i, size in enumerate(found.constant.shape) if size > 1]
+    return found if wide in ([], [channel]) else None
+
+
 def layers(gm: GraphModule, channels: Channels) -> list[Node]:
     """The layers between channels whose weight and bias are their own, in the order of execution."""
     return [
@@ -173,6 +191,8 @@ def rescale(gm: GraphModule, channels: Channels, scale: Tensor) -> None:
     for node in list(activations(gm)):
         if node.target in CLAMPS and node in channels.of and bool((scale[channels.roots(node)] != 1).any()):
             _rescale_clamp(gm, node, scale[channels.roots(node)])
+        elif node in channels.of and (found := scaled(gm, node)) is not None:
+            _rescale_constant(gm, node, found, scale[channels.roots(found.source)], scale[channels.roots(node)])
     gm.recompile()
 
 
@@ -219,6 +239,20 @@ def _rescale_clamp(gm: GraphModule, node: Node, s: Tensor) -> None:
     low, high = (v.double() / s for v in channel_limits(node))
     if node.target is not aten.relu.default:
         set_limits(gm, node, low, high)
+
+
+def _rescale_constant(gm: GraphModule, node: Node, found: Affine, s_in: Tensor, s_out: Tensor) -> None:
+    """A product takes the difference between the scales before and behind it; a summand its channels' scale."""
+    factor = s_in / s_out if node.target is aten.mul.Tensor else 1 / s_out
+    if bool((factor == 1).all()):
+        return
+    name = f"{node.name}_scaled"
+    new = (found.constant.flatten() * factor).view(1, -1, *[1] * (node.meta["val"].dim() - 2))
+    gm.register_buffer(name, new.to(node.meta["val"].dtype))
+    with gm.graph.inserting_before(node):
+        constant = gm.graph.get_attr(name)
+    constant.meta["val"] = attribute(gm, name)
+    node.args = (found.source, constant)
 
 
 def _name(argument: object) -> str:

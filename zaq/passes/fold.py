@@ -20,7 +20,7 @@ from zaq.errors import SourceError
 from zaq.ir.nodes import attribute, groups_of, has_bias, not_its_own, set_parameter, source_line
 from zaq.ir.ops import BATCH_NORMS, LINEARS, TRANSPOSED, WEIGHTED
 
-__all__ = ["BatchNormStats", "fold"]
+__all__ = ["Affine", "BatchNormStats", "affine", "fold"]
 
 aten = torch.ops.aten
 AFFINE = {aten.mul.Tensor, aten.div.Tensor, aten.add.Tensor, aten.sub.Tensor}
@@ -43,10 +43,12 @@ def fold(gm: GraphModule) -> tuple[GraphModule, list[str]]:
     gm = copy.deepcopy(gm)
     skipped = []
     for node in list(gm.graph.nodes):
-        affine = _affine(gm, node)
-        layer = _layer_before(gm, *affine) if affine is not None else None
-        if affine is not None and layer is not None:
-            _fold_affine(gm, node, layer, affine)
+        found = affine(gm, node)
+        layer = _layer_before(gm, *found) if found is not None else None
+        if found is not None and _changes_nothing(node, found):
+            node.replace_all_uses_with(found.source)
+        elif found is not None and layer is not None:
+            _fold_affine(gm, node, layer, found)
         if node.target in BATCH_NORMS:
             _require_deviations(gm, node)
             reason = _obstacle(gm, node)
@@ -112,7 +114,7 @@ def _fold_one(gm: GraphModule, bn: Node) -> None:
     gm.graph.erase_node(bn)
 
 
-class _Affine(NamedTuple):
+class Affine(NamedTuple):
     """What a node makes of one tensor: gain times it, plus shift; of every value the same, or of every channel."""
 
     source: Node
@@ -121,7 +123,7 @@ class _Affine(NamedTuple):
     shift: Tensor
 
 
-def _affine(gm: GraphModule, node: Node) -> _Affine | None:
+def affine(gm: GraphModule, node: Node) -> Affine | None:
     """A product, quotient, sum or difference with a constant; None for any other node."""
     if node.target not in AFFINE or len(node.args) != 2 or node.kwargs:
         return None
@@ -138,16 +140,20 @@ def _affine(gm: GraphModule, node: Node) -> _Affine | None:
         return None
     one, none = torch.ones_like(constant), torch.zeros_like(constant)
     if node.target is aten.mul.Tensor:
-        return _Affine(source, constant, constant, none)
+        return Affine(source, constant, constant, none)
     if node.target is aten.add.Tensor:
-        return _Affine(source, constant, one, constant)
+        return Affine(source, constant, one, constant)
     if node.target is aten.sub.Tensor:
-        return (
-            _Affine(source, constant, one, -constant) if source is first else _Affine(source, constant, -one, constant)
-        )
+        return Affine(source, constant, one, -constant) if source is first else Affine(source, constant, -one, constant)
     if source is first and bool((constant != 0).all()):
-        return _Affine(source, constant, 1 / constant, none)
+        return Affine(source, constant, 1 / constant, none)
     return None
+
+
+def _changes_nothing(node: Node, found: Affine) -> bool:
+    """Whether a product with 1 or a sum with 0: a swish of Paddle's multiplies by its beta."""
+    same = bool((found.gain == 1).all() and (found.shift == 0).all())
+    return same and node.meta["val"].shape == found.source.meta["val"].shape
 
 
 def _layer_before(gm: GraphModule, source: Node, constant: Tensor, *_: Tensor) -> Node | None:
@@ -176,11 +182,11 @@ def _layer_before(gm: GraphModule, source: Node, constant: Tensor, *_: Tensor) -
     return source if axis is None or (axis == channels and constant.numel() == count) else None
 
 
-def _fold_affine(gm: GraphModule, node: Node, layer: Node, affine: _Affine) -> None:
+def _fold_affine(gm: GraphModule, node: Node, layer: Node, found: Affine) -> None:
     """Scale a layer's weight and bias and shift its bias, and drop the node that did."""
     channels = -1 if layer.target in LINEARS else 1 - layer.meta["val"].dim()
     count = int(layer.meta["val"].shape[channels])
-    gain, shift = (v.flatten().expand(count) for v in (affine.gain, affine.shift))
+    gain, shift = (v.flatten().expand(count) for v in (found.gain, found.shift))
     weight = layer.args[1]
     assert isinstance(weight, Node)
     dtype = attribute(gm, str(weight.target)).dtype
@@ -188,7 +194,7 @@ def _fold_affine(gm: GraphModule, node: Node, layer: Node, affine: _Affine) -> N
         _set_weight(gm, layer, gain)
     if has_bias(layer) or bool((shift != 0).any()):
         _set_bias(gm, layer, (_bias(gm, layer, gain) * gain + shift).to(dtype))
-    node.replace_all_uses_with(affine.source)
+    node.replace_all_uses_with(found.source)
     gm.graph.erase_node(node)
     if "bn" in layer.meta:
         s, t, stats = gain.float(), shift.float(), layer.meta["bn"]

@@ -46,7 +46,7 @@ class FakeQuantize(FakeQuantizeBase):
         self.quant_min, self.quant_max = quant_range(bits, signed)
         self.scale = nn.Parameter(torch.ones(channels))
         self.register_buffer("zero_point", torch.zeros(channels, dtype=torch.int32))
-        self.known = limits  # no value lies outside, whatever was observed
+        self.known = limits  # no value outside needs a number of its own, whatever was observed
         self.pairs = False  # of 8 bits, read beside 8-bit activations: see `step`
         # Of a weight: for each bias added in steps of its grid, the quantizer of what that layer reads. A tuple, so
         # that

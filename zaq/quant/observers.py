@@ -18,7 +18,7 @@ KEPT_PER_BATCH = 4096  # values of a batch that the search looks at
 
 
 class RangeObserver(ObserverBase):
-    """The least and the greatest value seen, kept inside `limits`: what the graph itself guarantees."""
+    """The least and the greatest value seen, where all outside of `limits` counts as their end: see `quant.ranges`."""
 
     low: Tensor
     high: Tensor
@@ -32,8 +32,11 @@ class RangeObserver(ObserverBase):
         self.register_buffer("low", torch.tensor(torch.inf))
         self.register_buffer("high", torch.tensor(-torch.inf))
 
+    def inside(self, x: Tensor) -> Tensor:
+        return x.detach().clamp(*self.limits)  # a NaN stays one
+
     def forward(self, x: Tensor) -> Tensor:
-        low, high = torch.aminmax(x.detach())
+        low, high = torch.aminmax(self.inside(x))
         self.low, self.high = torch.minimum(self.low, low.float()), torch.maximum(self.high, high.float())
         return x
 
@@ -46,7 +49,7 @@ class RangeObserver(ObserverBase):
                 f"a range is to be read from values that are NaN or infinite (from {float(self.low):g} to "
                 f"{float(self.high):g}): the images, or what the network makes of them, are no numbers."
             )
-        return self.low.clamp(*self.limits), self.high.clamp(*self.limits)
+        return self.low, self.high
 
     def calculate_qparams(self, **_: Any) -> tuple[Tensor, Tensor]:
         return grid_of(self.quant_min)(*self.range(), self.quant_min, self.quant_max)
@@ -60,7 +63,7 @@ class MSEObserver(RangeObserver):
         self.seen: list[Tensor] = []
 
     def forward(self, x: Tensor) -> Tensor:
-        values = x.detach().flatten()
+        values = self.inside(x).flatten()
         index = torch.randint(len(values), (min(len(values), KEPT_PER_BATCH),))
         self.seen.append(values[index])
         return super().forward(x)
@@ -80,7 +83,7 @@ class EMAObserver(RangeObserver):
     DECAY = 0.9
 
     def forward(self, x: Tensor) -> Tensor:
-        low, high = (v.float() for v in torch.aminmax(x.detach()))
+        low, high = (v.float() for v in torch.aminmax(self.inside(x)))
         first = self.low > self.high
         self.low = low if first else self.DECAY * self.low + (1 - self.DECAY) * low
         self.high = high if first else self.DECAY * self.high + (1 - self.DECAY) * high
@@ -97,8 +100,9 @@ class LaplaceObserver(RangeObserver):
         self.sums = torch.zeros(3, dtype=torch.double)  # batches, their mean, their deviation
 
     def forward(self, x: Tensor) -> Tensor:
-        mean, std = x.detach().mean(), x.detach().std()
-        deviation = (x.detach() - mean).abs().mean() if self.DISTRIBUTION == "laplace" else std
+        seen = self.inside(x)
+        mean, std = seen.mean(), seen.std()
+        deviation = (seen - mean).abs().mean() if self.DISTRIBUTION == "laplace" else std
         self.sums += torch.stack([torch.ones(()), mean, deviation]).double()
         return super().forward(x)
 

@@ -13,7 +13,7 @@ from zaq.ir.nodes import activations, attribute, groups_of, input_node, moves
 from zaq.ir.ops import LINEARS, TRANSPOSED
 from zaq.quant.edges import HIGH, activation_bits, ends, is_product, joins_a_convolution, left_in_float, weighted_layers
 from zaq.quant.fake_quantize import BiasQuantize, FakeQuantize
-from zaq.quant.ranges import Bounds, bounds
+from zaq.quant.ranges import Bounds, bounds, told_apart
 
 __all__ = ["Placement", "place"]
 
@@ -40,20 +40,22 @@ def place(
 
     `search`: see `FakeQuantize.fit_weight`. `unlike`: see `edges.activation_bits`.
 
-    Ranges that the graph guarantees are fixed at 8 bits, and limit the search at fewer (see `ranges.bounds`).
+    Ranges that the graph guarantees are fixed at 8 bits, and limit the search at fewer (`ranges.bounds`); so do
+    the ends beyond which no reader tells values apart (`ranges.told_apart`).
     """
     gm = copy.deepcopy(gm)
     placed = Placement()
     gm.add_module("quant", quantizers := nn.ModuleDict())
     placed.in_float, known = left_in_float(gm, unlike), bounds(gm, card)
     bits, coarser = activation_bits(gm, qconfig, unlike)
+    useful = {node: told_apart(node) for node in bits}
     live = {input_node(gm), *activations(gm)}
     kernels = {*weighted_layers(gm), *(n for n in live if is_product(n, live))}
     for node, width in bits.items():
         for name, here in ((node.name, width), (f"{node.name}{READ}", coarser.get(node))):
             if here is not None:
                 quantizer = _activation_quantizer(
-                    here, known.get(node.name, Bounds()), qconfig.activations == "symmetric"
+                    here, known.get(node.name, Bounds()), useful[node], qconfig.activations == "symmetric"
                 )
                 quantizers[name] = placed.activations[name] = quantizer
                 placed.tensors[name] = node.name
@@ -79,8 +81,9 @@ def _leave_room(gm: GraphModule, placed: Placement) -> None:
                 node.args = (node.args[0], *(gm.graph.get_attr(bias) for bias in biases))
 
 
-def _activation_quantizer(bits: int, known: Bounds, signed: bool) -> FakeQuantize:
-    quantizer = FakeQuantize(bits, signed=signed, limits=(known.low, known.high))
+def _activation_quantizer(bits: int, known: Bounds, useful: tuple[float, float], signed: bool) -> FakeQuantize:
+    limits = max(known.low, useful[0]), min(known.high, useful[1])
+    quantizer = FakeQuantize(bits, signed=signed, limits=limits)
     if bits >= HIGH and known.tight:
         quantizer.set_range(known.low, known.high)
         quantizer.guaranteed, quantizer.doubted = True, known.clamped

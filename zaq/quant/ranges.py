@@ -1,22 +1,32 @@
 """What the graph itself knows of a tensor's range, without any data: ReLU6 ends at 6, a sigmoid at 1,
-a pixel at 255."""
+a pixel at 255; and below -3 a hard swish gives 0, whatever it reads."""
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch.fx import GraphModule, Node
 
 from zaq.config.card import Card
-from zaq.ir.nodes import activations, clamp_limits, input_node, pad_value
+from zaq.ir.nodes import activations, clamp_limits, input_node, moves, pad_value
 from zaq.ir.opening import opening
 from zaq.ir.ops import CLAMPS, MOVES, PADS, POOLS
 
-__all__ = ["Bounds", "bounds"]
+__all__ = ["Bounds", "bounds", "told_apart"]
 
 aten = torch.ops.aten
 INF = math.inf
-GATES = {aten.sigmoid.default, aten.hardsigmoid.default}
+# Between which values a function tells what it reads apart: beyond, it gives what it gives at the end, to 5e-4.
+TOLD_APART: dict[Any, tuple[float, float]] = {
+    aten.hardswish.default: (-3.0, INF),
+    aten.hardsigmoid.default: (-3.0, 3.0),
+    aten.silu.default: (-10.0, INF),
+    aten.gelu.default: (-4.0, INF),
+    aten.sigmoid.default: (-8.0, 8.0),
+    aten.tanh.default: (-4.5, 4.5),
+}
+GATES: dict[Any, Any] = {aten.sigmoid.default: aten.silu.default, aten.hardsigmoid.default: aten.hardswish.default}
 SOFTMAXES = {aten.softmax.int, aten._softmax.default}
 
 
@@ -75,3 +85,22 @@ def _bounds_of(node: Node, parts: list[Bounds]) -> Bounds:
     if node.target is aten.add.Tensor and len(parts) == 2:
         return Bounds(parts[0].low + parts[1].low, parts[0].high + parts[1].high)
     return Bounds()
+
+
+def told_apart(node: Node) -> tuple[float, float]:
+    """Between which values what reads a tensor tells them apart: a range has no use beyond. Batch norm leaves much
+    there, and with the half below -3 goes half of the numbers that a hard swish reads.
+    """
+    ends = [_ends_of(reader, node) for reader in node.users]
+    return (min(low for low, _ in ends), max(high for _, high in ends)) if ends else (-INF, INF)
+
+
+def _ends_of(reader: Node, node: Node) -> tuple[float, float]:
+    if moves(reader):
+        return told_apart(reader)
+    if reader.target in CLAMPS:
+        return clamp_limits(reader)
+    if reader.target is aten.mul.Tensor:  # x times a gate of x: a swish in two pieces
+        gates = [n.target for n in reader.all_input_nodes if n.target in GATES and n.args[0] is node]
+        return TOLD_APART[GATES[gates[0]]] if gates and node in reader.all_input_nodes else (-INF, INF)
+    return TOLD_APART.get(reader.target, (-INF, INF))

@@ -98,7 +98,11 @@ def _tensors(state: State) -> list[dict[str, Any]]:
         }
         if values is not None and tensors[name] in inner:
             p, q = (v[inner.index(tensors[name])] for v in values)
-            row |= {"seen_low": float(p.min()), "seen_high": float(p.max()), "sqnr": sqnr(p, quantizer(q))}
+            row |= {
+                "seen_low": float(p.min()),
+                "seen_high": float(p.max()),
+                "sqnr": sqnr(p.clamp(*quantizer.known), quantizer(q)),
+            }
         rows.append(row)
     for name, quantizer in state.student.placement.weights.items():
         weight = state.student.weight(name)

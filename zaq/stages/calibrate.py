@@ -50,13 +50,17 @@ class Calibrate(Stage):
 
     after_ctrl_c: ClassVar[str] = "run"
 
+    def shown(self, state: State) -> Tensor:
+        """The images that cause the values whose ranges are frozen."""
+        assert state.images is not None
+        return state.images
+
     def length(self, state: State) -> int:
         assert state.images is not None
         return -(-len(state.images) // state.task.batch)
 
     def start(self, state: State, journal: Journal) -> Loop:
-        assert state.images is not None
-        parts, student = state.images.split(state.task.batch), state.student
+        parts, student = self.shown(state).split(state.task.batch), state.student
         student.watch(self.observer)
 
         @torch.no_grad()
@@ -79,6 +83,16 @@ class WholeRanges(Calibrate):
 
     def judge(self, state: State) -> Callable[[], float] | None:
         return state.judge
+
+    def shown(self, state: State) -> Tensor:
+        """Drawings beside the images, where no batch norm has told these what the teacher's own were like."""
+        return torch.cat([super().shown(state), state.task.drawings(self._drawings(state))])
+
+    def length(self, state: State) -> int:
+        return super().length(state) - (-self._drawings(state) // state.task.batch)
+
+    def _drawings(self, state: State) -> int:
+        return 0 if state.task.batch_norms() else state.task.few
 
 
 @dataclass(frozen=True, kw_only=True)

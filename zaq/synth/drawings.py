@@ -1,0 +1,50 @@
+"""Images of strokes on paper, as letters and signs are: thin, sharp and of full contrast, which no photograph is and no
+painted image. What reads text sees values there that neither causes.
+"""
+
+import torch
+from torch import Tensor
+
+__all__ = ["drawings"]
+
+CELLS = (8, 32)  # pixels a side: a cell holds a sign
+STROKES = 3  # of a sign, straight or round
+WIDTHS = (0.06, 0.2)  # of a stroke, half of it, in parts of half a cell
+BLANK = 0.3  # part of the cells that hold nothing
+PLAIN = 0.7  # part of the images whose paper is black or white, with ink of the other
+
+
+def drawings(n: int, shape: tuple[int, ...]) -> Tensor:
+    """n images (n, C, H, W), pixels from 0 to 1: a grid of signs, each of a few strokes, in one ink on one paper."""
+    channels, height, width = shape
+    low, high = CELLS
+    side = low * (high / low) ** torch.rand(n, 1)
+
+    def places(count: int) -> tuple[Tensor, Tensor]:
+        """Of each pixel along one side: which cell it is in, and where there, from -1 to 1; both (n, count)."""
+        at = (torch.arange(count) + 0.5 + side * torch.rand(n, 1)) / side
+        return at.floor().long(), 2 * at.frac() - 1
+
+    (row, down), (column, right) = places(height), places(width)
+    down, right = down[:, :, None], right[:, None]
+    columns = int(column.max()) + 1
+    cell = (row[:, :, None] * columns + column[:, None]).flatten(1)  # (n, H W)
+
+    def some() -> Tensor:
+        """A number for each cell, from 0 to 1, where its pixels are: (n, H, W)."""
+        return torch.rand(n, int(cell.max()) + 1).gather(1, cell).view(n, height, width)
+
+    inked = torch.zeros(n, height, width, dtype=torch.bool)
+    thick = WIDTHS[0] + (WIDTHS[1] - WIDTHS[0]) * torch.rand(n, 1, 1)
+    for _ in range(STROKES):
+        x, y, angle = right - some() + 0.5, down - some() + 0.5, 2 * torch.pi * some()
+        along, across = x * angle.cos() + y * angle.sin(), y * angle.cos() - x * angle.sin()
+        straight = (across.abs() < thick) & (along.abs() < 0.7)
+        ring = ((x**2 + y**2).sqrt() - 0.2 - 0.4 * some()).abs() < thick
+        inked |= torch.where(some() < 0.6, straight, ring)
+    inked &= some() >= BLANK
+    paper, ink = torch.rand(2, n, channels, 1, 1)
+    white = (torch.rand(n, 1, 1, 1) < 0.5).float()
+    plain = torch.rand(n, 1, 1, 1) < PLAIN
+    paper, ink = torch.where(plain, white, paper), torch.where(plain, 1 - white, ink)
+    return torch.where(inked[:, None], ink, paper).contiguous(memory_format=torch.channels_last)
