@@ -37,91 +37,13 @@ from PIL import Image, ImageDraw, ImageFont
 Floats = NDArray[np.float32]
 Outputs = list[list[Floats]]  # of each image
 FONTS = ("DejaVuSans.ttf", "DejaVuSerif.ttf", "DejaVuSansMono.ttf")
-WORDS = [
-    "Beautiful",
-    "is",
-    "better",
-    "than",
-    "ugly.",
-    "Explicit",
-    "implicit.",
-    "Simple",
-    "complex.",
-    "Complex",
-    "complicated.",
-    "Flat",
-    "nested.",
-    "Sparse",
-    "dense.",
-    "Readability",
-    "counts.",
-    "Special",
-    "cases",
-    "aren't",
-    "enough",
-    "to",
-    "break",
-    "the",
-    "rules.",
-    "Although",
-    "practicality",
-    "beats",
-    "purity.",
-    "Errors",
-    "should",
-    "never",
-    "pass",
-    "silently.",
-    "Unless",
-    "explicitly",
-    "silenced.",
-    "In",
-    "face",
-    "of",
-    "ambiguity,",
-    "refuse",
-    "temptation",
-    "guess.",
-    "There",
-    "one",
-    "and",
-    "preferably",
-    "only",
-    "obvious",
-    "way",
-    "do",
-    "it.",
-    "may",
-    "not",
-    "be",
-    "at",
-    "first",
-    "unless",
-    "you're",
-    "Dutch.",
-    "Now",
-    "often",
-    "right",
-    "now.",
-    "If",
-    "implementation",
-    "hard",
-    "explain,",
-    "it's",
-    "a",
-    "bad",
-    "idea.",
-    "easy",
-    "good",
-    "Namespaces",
-    "are",
-    "honking",
-    "great",
-    "--",
-    "let's",
-    "more",
-    "those!",
-]  # of PEP 20
+WORDS = """
+Beautiful is better than ugly. Explicit implicit. Simple complex. Complex complicated. Flat nested. Sparse dense.
+Readability counts. Special cases aren't enough to break the rules. Although practicality beats purity. Errors should
+never pass silently. Unless explicitly silenced. In face of ambiguity, refuse temptation guess. There one and preferably
+only obvious way do it. may not be at first unless you're Dutch. Now often right now. If implementation hard explain,
+it's a bad idea. easy good Namespaces are honking great -- let's more those!
+"""  # of PEP 20
 PHOTOGRAPHS, LINES, PAGES, NOISE = 128, 100, 20, 8
 OPSET = 13  # the first with a scale for each channel
 SCORE, OVERLAP, MATCH, MASK = 0.25, 0.45, 0.5, 0.3
@@ -200,7 +122,7 @@ def detector(wanted: Outputs, found: Outputs, packages: Path) -> str:
 
 def text_of(draw: random.Random) -> str:
     """Two words and a number."""
-    return f"{' '.join(draw.choices(WORDS, k=2))} {draw.randrange(1000)}"
+    return f"{' '.join(draw.choices(WORDS.split(), k=2))} {draw.randrange(1000)}"
 
 
 def line(text: str, draw: random.Random) -> Image.Image:

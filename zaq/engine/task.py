@@ -14,7 +14,6 @@ from zaq.ir.nodes import output_nodes, shape_of
 from zaq.ir.taps import taps
 from zaq.passes.fold import BatchNormStats
 from zaq.quant.alike import unlike_channels
-from zaq.synth.drawings import drawings
 
 __all__ = ["NO_BATCH_NORM", "Task"]
 
@@ -80,11 +79,6 @@ class Task:
     def batch_norms(self) -> dict[str, BatchNormStats]:
         """What folded batch norms knew: layer name -> statistics of its output on the training data."""
         return {n.name: n.meta["bn"] for n in self.teacher.graph.nodes if "bn" in n.meta}
-
-    def drawings(self, count: int) -> Tensor:
-        """Strokes on paper (`synth.drawings`) as the model reads them, (`count`, C, H, W)."""
-        low, high = self.card.bounds()
-        return low + (high - low) * drawings(count, self.card.input)
 
     def noise(self, count: int | None = None) -> Tensor:
         """Normal images with the mean and deviation of photographs, (`count` or a batch, C, H, W): what tools that ask

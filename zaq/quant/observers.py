@@ -49,7 +49,7 @@ class RangeObserver(ObserverBase):
                 f"a range is to be read from values that are NaN or infinite (from {float(self.low):g} to "
                 f"{float(self.high):g}): the images, or what the network makes of them, are no numbers."
             )
-        return self.low, self.high
+        return self.low.clamp(*self.limits), self.high.clamp(*self.limits)
 
     def calculate_qparams(self, **_: Any) -> tuple[Tensor, Tensor]:
         return grid_of(self.quant_min)(*self.range(), self.quant_min, self.quant_max)
@@ -83,7 +83,7 @@ class EMAObserver(RangeObserver):
     DECAY = 0.9
 
     def forward(self, x: Tensor) -> Tensor:
-        low, high = (v.float() for v in torch.aminmax(self.inside(x)))
+        low, high = (v.float() for v in torch.aminmax(x.detach()))
         first = self.low > self.high
         self.low = low if first else self.DECAY * self.low + (1 - self.DECAY) * low
         self.high = high if first else self.DECAY * self.high + (1 - self.DECAY) * high

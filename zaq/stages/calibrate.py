@@ -14,6 +14,7 @@ from zaq.engine.state import HeldOut, State
 from zaq.ir.taps import with_taps
 from zaq.quant.observers import Observer
 from zaq.stages.training import frozen
+from zaq.synth.drawings import drawings
 from zaq.synth.losses import output_discrepancy, relative_discrepancy
 
 __all__ = ["Calibrate", "HoldOut", "Noise", "WholeRanges"]
@@ -86,7 +87,7 @@ class WholeRanges(Calibrate):
 
     def shown(self, state: State) -> Tensor:
         """Drawings beside the images, where no batch norm has told these what the teacher's own were like."""
-        return torch.cat([super().shown(state), state.task.drawings(self._drawings(state))])
+        return torch.cat([super().shown(state), drawings(self._drawings(state), state.task.card)])
 
     def length(self, state: State) -> int:
         return super().length(state) - (-self._drawings(state) // state.task.batch)

@@ -11,6 +11,7 @@ from zaq.engine.journal import Journal
 from zaq.engine.stage import Loop, Stage
 from zaq.engine.state import State
 from zaq.passes.even import even
+from zaq.synth.drawings import drawings
 from zaq.synth.leaves import dead_leaves
 
 __all__ = ["Even", "Rewrite"]
@@ -41,6 +42,7 @@ class Even(Stage):
 
     name: str = "even channels"
 
+    recorded: ClassVar[bool] = False
     after_ctrl_c: ClassVar[str] = "run"
 
     def applies(self, state: State) -> bool:
@@ -49,7 +51,9 @@ class Even(Stage):
     def once(self, state: State, journal: Journal) -> None:
         task = state.task
         leaves = task.card.in_bounds(task.card.images(dead_leaves(task.batch // 2, task.card.input)))
-        graph, count = even(task.teacher, torch.cat([leaves, task.drawings(task.batch // 2)]))
-        journal.records[-1].steps = count
+        graph, count = even(task.teacher, torch.cat([leaves, drawings(task.batch // 2, task.card)]))
         if count:
+            journal.notes.append(
+                f"{count} tensors in front of depthwise convolutions have channels of alike ranges now"
+            )
             state.rewrite(graph)

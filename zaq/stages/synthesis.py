@@ -28,6 +28,7 @@ from zaq.errors import TrainingError
 from zaq.ir.taps import with_taps
 from zaq.stages.pixels import Pixels
 from zaq.stages.training import cosine, step, varied
+from zaq.synth.drawings import drawings
 from zaq.synth.generators import alike
 from zaq.synth.leaves import Painter
 from zaq.synth.losses import activation_loss, batch_norm_loss
@@ -289,5 +290,5 @@ class Mingle(Stage):
         assert state.samples is not None
         mixed = state.samples.clone()
         mixed[::3] = state.task.noise(len(mixed[::3]))
-        mixed[1::3] = state.task.drawings(len(mixed[1::3]))
+        mixed[1::3] = drawings(len(mixed[1::3]), state.task.card)
         state.samples = mixed

@@ -5,6 +5,8 @@ painted image. What reads text sees values there that neither causes.
 import torch
 from torch import Tensor
 
+from zaq.config.card import Card
+
 __all__ = ["drawings"]
 
 CELLS = (8, 32)  # pixels a side: a cell holds a sign
@@ -14,9 +16,9 @@ BLANK = 0.3  # part of the cells that hold nothing
 PLAIN = 0.7  # part of the images whose paper is black or white, with ink of the other
 
 
-def drawings(n: int, shape: tuple[int, ...]) -> Tensor:
-    """n images (n, C, H, W), pixels from 0 to 1: a grid of signs, each of a few strokes, in one ink on one paper."""
-    channels, height, width = shape
+def drawings(n: int, card: Card) -> Tensor:
+    """n images (n, C, H, W) as the model reads them: a grid of signs of a few strokes each, in one ink on one paper."""
+    channels, height, width = card.input
     low, high = CELLS
     side = low * (high / low) ** torch.rand(n, 1)
 
@@ -47,4 +49,6 @@ def drawings(n: int, shape: tuple[int, ...]) -> Tensor:
     white = (torch.rand(n, 1, 1, 1) < 0.5).float()
     plain = torch.rand(n, 1, 1, 1) < PLAIN
     paper, ink = torch.where(plain, white, paper), torch.where(plain, 1 - white, ink)
-    return torch.where(inked[:, None], ink, paper).contiguous(memory_format=torch.channels_last)
+    darkest, lightest = card.bounds()
+    images = darkest + (lightest - darkest) * torch.where(inked[:, None], ink, paper)
+    return images.contiguous(memory_format=torch.channels_last)
