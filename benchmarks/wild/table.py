@@ -332,7 +332,8 @@ def of_noise(float_file: Path, path: Path, shape: tuple[int, ...], scale: float,
     model = onnx.load(float_file)
     if model.opset_import[0].version < OPSET:
         model = version_converter.convert_version(model, OPSET)
-    quant_pre_process(model, str(ready), skip_symbolic_shape=True)
+    onnx.save(model, ready)
+    quant_pre_process(str(ready), str(ready), skip_symbolic_shape=True)
     name = ort.InferenceSession(str(ready), providers=["CPUExecutionProvider"]).get_inputs()[0].name
     quantize_static(
         str(ready), str(path), Noise(name, shape, scale, bound), quant_format=QuantFormat.QDQ, per_channel=True,

@@ -87,7 +87,8 @@ class WholeRanges(Calibrate):
 
     def shown(self, state: State) -> Tensor:
         """Drawings beside the images, where no batch norm has told these what the teacher's own were like."""
-        return torch.cat([super().shown(state), drawings(self._drawings(state), state.task.card)])
+        images, count = super().shown(state), self._drawings(state)
+        return torch.cat([images, drawings(count, state.task.card)]) if count else images
 
     def length(self, state: State) -> int:
         return super().length(state) - (-self._drawings(state) // state.task.batch)
