@@ -11,9 +11,11 @@ from torch.fx import GraphModule
 from zaq.config.bits import QConfig
 from zaq.config.card import Card
 from zaq.ir.nodes import output_nodes, shape_of
+from zaq.ir.ops import CONVS
 from zaq.ir.taps import taps
 from zaq.passes.fold import BatchNormStats
 from zaq.quant.alike import unlike_channels
+from zaq.quant.edges import weighted_layers
 
 __all__ = ["NO_BATCH_NORM", "Task"]
 
@@ -79,6 +81,14 @@ class Task:
     def batch_norms(self) -> dict[str, BatchNormStats]:
         """What folded batch norms knew: layer name -> statistics of its output on the training data."""
         return {n.name: n.meta["bn"] for n in self.teacher.graph.nodes if "bn" in n.meta}
+
+    @cached_property
+    def remembers(self) -> bool:
+        """Whether batch norms tell what the teacher's own images were like: those of half of its convolutions. What
+        was folded before, as into most ONNX files, tells nothing.
+        """
+        known, there = self.batch_norms(), [n for n in weighted_layers(self.teacher) if n.target in CONVS]
+        return 2 * sum(n.name in known for n in there) >= max(len(there), 1)
 
     def noise(self, count: int | None = None) -> Tensor:
         """Normal images with the mean and deviation of photographs, (`count` or a batch, C, H, W): what tools that ask

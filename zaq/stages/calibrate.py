@@ -86,7 +86,7 @@ class WholeRanges(Calibrate):
         return state.judge
 
     def shown(self, state: State) -> Tensor:
-        """Drawings beside the images, where no batch norm has told these what the teacher's own were like."""
+        """Drawings beside the images, where batch norm has not told these what the teacher's own were like."""
         images, count = super().shown(state), self._drawings(state)
         return torch.cat([images, drawings(count, state.task.card)]) if count else images
 
@@ -94,7 +94,7 @@ class WholeRanges(Calibrate):
         return super().length(state) - (-self._drawings(state) // state.task.batch)
 
     def _drawings(self, state: State) -> int:
-        return 0 if state.task.batch_norms() else state.task.few
+        return 0 if state.task.remembers else state.task.few
 
 
 @dataclass(frozen=True, kw_only=True)

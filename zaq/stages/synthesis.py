@@ -268,8 +268,8 @@ class FromNoise(Refine):
 
 @dataclass(frozen=True, kw_only=True)
 class Mingle(Stage):
-    """Of a teacher with neither batch norm nor classes, put noise in the place of every third image that is judged by,
-    and a drawing in that of the next.
+    """Of a teacher with neither classes nor batch norm that remembers its images, put noise in the place of every third
+    image that is judged by, and a drawing in that of the next.
 
     Nothing tells what its own images were like. What serves the painted ones alone is not to be kept: at 8 bits, biases
     corrected on them brought a detector's held-out loss down by a sixth, and took half of its scores.
@@ -284,7 +284,7 @@ class Mingle(Stage):
         return ("samples",)
 
     def applies(self, state: State) -> bool:
-        return self.steps > 0 and not moves(state.task) and state.task.classes is None
+        return self.steps > 0 and not state.task.remembers and state.task.classes is None
 
     def once(self, state: State, journal: Journal) -> None:
         assert state.samples is not None
