@@ -149,11 +149,9 @@ def lines(shared: Path) -> list[Floats]:
 
 
 def directions(shared: Path) -> list[Floats]:
-    small = [image.resize((192, 29)) for _, image in texts()]
-    tall = [Image.new("RGB", (192, 48), "white") for _ in small]
-    for page, image in zip(tall, small, strict=True):
-        page.paste(image, (0, 9))
-    return [chw(i.rotate(turn), 0.5, 0.5) for i in tall for turn in (0, 180)]
+    """Lines, upright and upside down, squeezed to 192 pixels as the package does it."""
+    small = [image.resize((192, 48)) for _, image in texts()]
+    return [chw(i.rotate(turn), 0.5, 0.5) for i in small for turn in (0, 180)]
 
 
 def pages(shared: Path) -> list[Floats]:

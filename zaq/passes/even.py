@@ -17,7 +17,7 @@ from zaq.ir.ops import CLAMPS, CONVS
 from zaq.ir.taps import with_taps
 from zaq.passes.channels import Channels, carriers, layers, rescale, scaled
 
-__all__ = ["even"]
+__all__ = ["even", "is_depthwise"]
 
 LEAST = 1 / 32  # of the largest range: what seems to be still on the images may not be so on others
 
@@ -31,7 +31,7 @@ def even(gm: GraphModule, images: Tensor) -> tuple[GraphModule, int]:
     gm = copy.deepcopy(gm)
     channels, _ = carriers(gm)
     free = _free(gm, channels)
-    read = {n.all_input_nodes[0] for n in layers(gm, channels) if _is_depthwise(n)}
+    read = {n.all_input_nodes[0] for n in layers(gm, channels) if is_depthwise(n)}
     tensors = [n for n in activations(gm) if n in read and set(channels.roots(n).tolist()) <= free]
     if not tensors:
         return gm, 0
@@ -52,7 +52,7 @@ def _free(gm: GraphModule, channels: Channels) -> set[int]:
     written, taken = set[int](), {0}
     for node in layers(gm, channels):
         written |= set(channels.roots(node).tolist())
-        if not _is_depthwise(node):
+        if not is_depthwise(node):
             taken |= set(channels.roots(node.all_input_nodes[0]).tolist())
     for node in activations(gm):
         if node not in channels.of:
@@ -65,5 +65,6 @@ def _free(gm: GraphModule, channels: Channels) -> set[int]:
     return written - taken
 
 
-def _is_depthwise(node: Node) -> bool:
+def is_depthwise(node: Node) -> bool:
+    """Whether a node is a convolution that reads each channel by itself."""
     return node.target in CONVS and groups_of(node) == node.all_input_nodes[0].meta["val"].shape[1]

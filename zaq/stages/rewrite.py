@@ -10,7 +10,7 @@ from torch.fx import GraphModule
 from zaq.engine.journal import Journal
 from zaq.engine.stage import Loop, Stage
 from zaq.engine.state import State
-from zaq.passes.even import even
+from zaq.passes.even import even, is_depthwise
 from zaq.synth.drawings import drawings
 from zaq.synth.leaves import dead_leaves
 
@@ -46,7 +46,10 @@ class Even(Stage):
     after_ctrl_c: ClassVar[str] = "run"
 
     def applies(self, state: State) -> bool:
-        return self.steps > 0 and "tensor" not in state.task.qconfig.weights
+        task = state.task
+        return (
+            self.steps > 0 and "tensor" not in task.qconfig.weights and any(map(is_depthwise, task.teacher.graph.nodes))
+        )
 
     def once(self, state: State, journal: Journal) -> None:
         task = state.task
