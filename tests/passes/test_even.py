@@ -7,7 +7,7 @@ from zoo import ZOO, build, images
 
 from zaq.ir.capture import trace
 from zaq.ir.taps import with_taps
-from zaq.passes.even import LEAST, even
+from zaq.passes.even import LEAST, even, free_to_scale
 from zaq.passes.fold import fold
 
 
@@ -59,15 +59,21 @@ def test_the_function_stays(name: str) -> None:
         torch.testing.assert_close(other(x), expected, atol=2e-6 * float(expected.abs().max()), rtol=0)
 
 
-@pytest.mark.parametrize("behind", ["nothing", "relu", "constants"])
-def test_channels_reach_as_far_as_each_other(behind: str) -> None:
+@pytest.mark.parametrize(
+    ("behind", "reader"),
+    [
+        ("nothing", depthwise()), ("relu", depthwise()), ("constants", depthwise()), ("nothing", nn.InstanceNorm2d(8)),
+        ("relu", nn.Sequential(nn.ReflectionPad2d(1), depthwise())),
+    ],
+)  # fmt: skip
+def test_channels_reach_as_far_as_each_other(behind: str, reader: nn.Module) -> None:
     torch.manual_seed(0)
-    graph, x = folded(Net(behind, depthwise()).eval()), images(8)
+    graph, x = folded(Net(behind, reader).eval()), images(8)
     other, count = even(graph, x)
     assert count == 1
     with torch.no_grad():
         torch.testing.assert_close(other(x), graph(x), atol=1e-5, rtol=1e-5)
-    read = next(n for n in other.graph.nodes if n.name == "conv2d_1").all_input_nodes[0].name
+    read = next(n for n in other.graph.nodes if free_to_scale(n)).all_input_nodes[0].name
     before, after = reach(graph, read, x), reach(other, read, x)
     assert float(before.max() / before.min()) > 4
     torch.testing.assert_close(after / after.max(), (after / after.max()).clamp(min=0.99), atol=0, rtol=0)

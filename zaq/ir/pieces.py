@@ -104,7 +104,7 @@ def as_one_norm(value: Value) -> Callable[[Graph, Node], Node | None]:
         return float(argument) if isinstance(argument, int | float) else None
 
     def rule(graph: Graph, node: Node) -> Node | None:
-        centred, deviation = _quotient(node)
+        centred, deviation = _quotient(node, number)
         total = _squared_root(deviation)
         if total is not None and isinstance(centred, Node):
             terms = [(total.args[0], number(total.args[1])), (total.args[1], number(total.args[0]))]
@@ -119,13 +119,15 @@ def as_one_norm(value: Value) -> Callable[[Graph, Node], Node | None]:
     return rule
 
 
-def _quotient(node: Node) -> tuple[Any, Any]:
+def _quotient(node: Node, number: Callable[[Any], float | None]) -> tuple[Any, Any]:
     """What is divided by which root: x / sqrt(v), or x * rsqrt(v), or x * (1 / sqrt(v))."""
     if node.target is aten.div.Tensor:
         return node.args[0], node.args[1]
     for a, b in (node.args[:2], node.args[1::-1]) if node.target is aten.mul.Tensor else ():
         if isinstance(b, Node) and b.target is aten.reciprocal.default:
             return a, b.args[0]
+        if isinstance(b, Node) and b.target is aten.div.Tensor and number(b.args[0]) == 1:
+            return a, b.args[1]
         if isinstance(b, Node) and b.target is aten.rsqrt.default:
             return a, b
     return None, None

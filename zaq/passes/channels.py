@@ -35,7 +35,9 @@ from zaq.ir.nodes import (
 from zaq.ir.ops import CLAMPS, CONVS, LINEARS, MOVES, PADS, POOLS
 from zaq.passes.fold import Affine, affine
 
-__all__ = ["Channels", "Region", "carriers", "columns", "layers", "regions", "rescale", "rows", "scaled"]
+__all__ = [
+    "Channels", "Region", "carriers", "columns", "layers", "regions", "rescale", "rows", "scaled", "takes_any_scale",
+]  # fmt: skip
 
 aten = torch.ops.aten
 HOMOGENEOUS = {aten.relu.default, aten.leaky_relu.default, aten.prelu.default, aten.clone.default, aten.alias.default}
@@ -120,6 +122,9 @@ def _join(gm: GraphModule, channels: Channels, node: Node, sources: list[Node]) 
         for source in sources:
             channels.join(channels.of[node], channels.of[source])
         return None
+    if takes_any_scale(node):
+        channels.fix(node)
+        return None
     if (found := scaled(gm, node)) is not None:
         if node.target is aten.add.Tensor or any(channels.root(c) for c in channels.of[found.source]):
             channels.join(channels.of[node], channels.of[found.source])
@@ -155,6 +160,11 @@ def _join_product(channels: Channels, node: Node, sources: list[Node]) -> str | 
             channels.join(channels.of[node], channels.of[x])
             return None
     return "two tensors with scales of their own are multiplied"
+
+
+def takes_any_scale(node: Node) -> bool:
+    """Whether a node gives the same whatever its channels are multiplied by: an instance norm, but for its eps."""
+    return node.target is aten.instance_norm.default and not any(isinstance(a, Node) for a in node.args[1:])
 
 
 def scaled(gm: GraphModule, node: Node) -> Affine | None:

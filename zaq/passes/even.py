@@ -1,9 +1,9 @@
-"""Channels of alike ranges where that costs nothing: in front of depthwise convolutions.
+"""Channels of alike ranges where that costs nothing: in front of depthwise convolutions and instance norms.
 
 A tensor has one scale for all of its channels, and a channel that reaches a thirtieth of what another does has five
 bits fewer. Equalization (`equalize`) weighs that against the weights that read the channel, which it costs some of
 theirs. A depthwise convolution reads each channel with weights that have a scale of their own, as those have that write
-it: so there the ranges of the activations alone can decide.
+it: so there the ranges of the activations alone can decide. An instance norm takes every scale away again.
 """
 
 import copy
@@ -15,9 +15,9 @@ from torch.fx import GraphModule, Node
 from zaq.ir.nodes import activations, channel_limits, groups_of
 from zaq.ir.ops import CLAMPS, CONVS
 from zaq.ir.taps import with_taps
-from zaq.passes.channels import Channels, carriers, layers, rescale, scaled
+from zaq.passes.channels import Channels, carriers, layers, rescale, scaled, takes_any_scale
 
-__all__ = ["even", "is_depthwise"]
+__all__ = ["even", "free_to_scale"]
 
 LEAST = 1 / 32  # of the largest range: what seems to be still on the images may not be so on others
 
@@ -31,7 +31,7 @@ def even(gm: GraphModule, images: Tensor) -> tuple[GraphModule, int]:
     gm = copy.deepcopy(gm)
     channels, _ = carriers(gm)
     free = _free(gm, channels)
-    read = {n.all_input_nodes[0] for n in layers(gm, channels) if is_depthwise(n)}
+    read = {n.all_input_nodes[0] for n in channels.of if free_to_scale(n)}
     tensors = [n for n in activations(gm) if n in read and set(channels.roots(n).tolist()) <= free]
     if not tensors:
         return gm, 0
@@ -46,13 +46,13 @@ def even(gm: GraphModule, images: Tensor) -> tuple[GraphModule, int]:
 
 
 def _free(gm: GraphModule, channels: Channels) -> set[int]:
-    """The channels, by number, that depthwise convolutions alone read, that something writes which takes a scale, and
-    that no clamp limits but ReLU: another one would need limits for each channel.
+    """The channels, by number, that nothing reads but what is free to scale, that something writes which takes a scale,
+    and that no clamp limits but ReLU: another one would need limits for each channel.
     """
     written, taken = set[int](), {0}
     for node in layers(gm, channels):
         written |= set(channels.roots(node).tolist())
-        if not is_depthwise(node):
+        if not _is_depthwise(node):
             taken |= set(channels.roots(node.all_input_nodes[0]).tolist())
     for node in activations(gm):
         if node not in channels.of:
@@ -65,6 +65,12 @@ def _free(gm: GraphModule, channels: Channels) -> set[int]:
     return written - taken
 
 
-def is_depthwise(node: Node) -> bool:
-    """Whether a node is a convolution that reads each channel by itself."""
+def free_to_scale(node: Node) -> bool:
+    """Whether a node reads each channel by itself, so that any scale will do: a depthwise convolution, whose weights take
+    it, or an instance norm.
+    """
+    return _is_depthwise(node) or takes_any_scale(node)
+
+
+def _is_depthwise(node: Node) -> bool:
     return node.target in CONVS and groups_of(node) == node.all_input_nodes[0].meta["val"].shape[1]

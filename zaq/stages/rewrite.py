@@ -10,7 +10,7 @@ from torch.fx import GraphModule
 from zaq.engine.journal import Journal
 from zaq.engine.stage import Loop, Stage
 from zaq.engine.state import State
-from zaq.passes.even import even, is_depthwise
+from zaq.passes.even import even, free_to_scale
 from zaq.synth.drawings import drawings
 from zaq.synth.leaves import dead_leaves
 
@@ -36,8 +36,8 @@ class Rewrite(Stage):
 
 @dataclass(frozen=True, kw_only=True)
 class Even(Stage):
-    """Give the channels in front of depthwise convolutions alike ranges (`passes.even`), as dead leaves and drawings
-    show them; of a target with one scale for a whole weight nothing, as that is not free there.
+    """Give channels alike ranges where that costs nothing (`passes.even`), as dead leaves and drawings show them. It is
+    not free where a whole weight has one scale.
     """
 
     name: str = "even channels"
@@ -46,10 +46,8 @@ class Even(Stage):
     after_ctrl_c: ClassVar[str] = "run"
 
     def applies(self, state: State) -> bool:
-        task = state.task
-        return (
-            self.steps > 0 and "tensor" not in task.qconfig.weights and any(map(is_depthwise, task.teacher.graph.nodes))
-        )
+        own_scales = "tensor" not in state.task.qconfig.weights
+        return self.steps > 0 and own_scales and any(map(free_to_scale, state.task.teacher.graph.nodes))
 
     def once(self, state: State, journal: Journal) -> None:
         task = state.task
@@ -57,6 +55,6 @@ class Even(Stage):
         graph, count = even(task.teacher, torch.cat([leaves, drawings(task.batch // 2, task.card)]))
         if count:
             journal.notes.append(
-                f"{count} tensors in front of depthwise convolutions have channels of alike ranges now"
+                f"the channels of {count} tensors have alike ranges now, which cost no weight anything"
             )
             state.rewrite(graph)
