@@ -98,9 +98,9 @@ class Flagship(Method):
             FromNoise(name="held-out refine", steps=n.refine, every=2, held_out=True),
             Mingle(),
             ChooseBits(),
-            Calibrate(),
+            Calibrate(drawn=True),
             HoldOut(attack=self.attack, steps=self.attack_steps),
-            WholeRanges(steps=int(task.qconfig.act_bits >= HIGH)),
+            WholeRanges(steps=int(task.qconfig.act_bits >= HIGH), drawn=True),
             SQuant(steps=int(self.squant)),
             Reconstruct(steps=n.reconstruct, drop=self.drop, correct=self.correct),
             Polish(

@@ -66,8 +66,8 @@ def _free(gm: GraphModule, channels: Channels) -> set[int]:
 
 
 def free_to_scale(node: Node) -> bool:
-    """Whether a node reads each channel by itself, so that any scale will do: a depthwise convolution, whose weights take
-    it, or an instance norm.
+    """Whether a node reads each channel by itself, so that any scale will do: a depthwise convolution, whose weights
+    take it, or an instance norm.
     """
     return _is_depthwise(node) or takes_any_scale(node)
 

@@ -48,20 +48,22 @@ class Calibrate(Stage):
 
     name: str = "calibrate"
     observer: Observer = "mse"  # one of OBSERVERS
+    drawn: bool = (
+        False  # at what drawings cause, too, where batch norm has not told what the teacher's images were like
+    )
 
     after_ctrl_c: ClassVar[str] = "run"
 
-    def shown(self, state: State) -> Tensor:
-        """The images that cause the values whose ranges are frozen."""
-        assert state.images is not None
-        return state.images
-
     def length(self, state: State) -> int:
         assert state.images is not None
-        return -(-len(state.images) // state.task.batch)
+        return -(-(len(state.images) + self._drawings(state)) // state.task.batch)
 
     def start(self, state: State, journal: Journal) -> Loop:
-        parts, student = self.shown(state).split(state.task.batch), state.student
+        assert state.images is not None
+        images, task, student = state.images, state.task, state.student
+        if count := self._drawings(state):
+            images = torch.cat([images, drawings(count, task.card)])
+        parts = images.split(task.batch)
         student.watch(self.observer)
 
         @torch.no_grad()
@@ -69,6 +71,9 @@ class Calibrate(Stage):
             student(parts[i])
 
         return Loop(one, finish=student.freeze)
+
+    def _drawings(self, state: State) -> int:
+        return state.task.few if self.drawn and not state.task.remembers else 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,17 +89,6 @@ class WholeRanges(Calibrate):
 
     def judge(self, state: State) -> Callable[[], float] | None:
         return state.judge
-
-    def shown(self, state: State) -> Tensor:
-        """Drawings beside the images, where batch norm has not told these what the teacher's own were like."""
-        images, count = super().shown(state), self._drawings(state)
-        return torch.cat([images, drawings(count, state.task.card)]) if count else images
-
-    def length(self, state: State) -> int:
-        return super().length(state) - (-self._drawings(state) // state.task.batch)
-
-    def _drawings(self, state: State) -> int:
-        return 0 if state.task.remembers else state.task.few
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -54,7 +54,5 @@ class Even(Stage):
         leaves = task.card.in_bounds(task.card.images(dead_leaves(task.batch // 2, task.card.input)))
         graph, count = even(task.teacher, torch.cat([leaves, drawings(task.batch // 2, task.card)]))
         if count:
-            journal.notes.append(
-                f"the channels of {count} tensors have alike ranges now, which cost no weight anything"
-            )
+            journal.notes.append(f"the channels of {count} tensors have alike ranges now, which costs no weight")
             state.rewrite(graph)
