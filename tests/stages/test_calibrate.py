@@ -53,3 +53,19 @@ def test_ranges_are_what_images_cause_a_batch_a_step() -> None:
     with torch.no_grad():
         seen = with_taps(state.task.teacher, ["relu"])(images(130))[1][0]
     assert float(ranges["minmax"][0]) == pytest.approx(float(seen.max()) / 255, rel=0.02)
+
+
+@pytest.mark.parametrize(("name", "shown"), [("no_batch_norm", True), ("residual", False)])
+def test_drawings_stand_beside_where_batch_norm_remembers_nothing(name: str, shown: bool) -> None:
+    """Their ranges are never narrower; the network with batch norm has those of its images."""
+    ranges, steps = [], []
+    for drawn in (False, True):
+        state, journal = state_of(name, "w8a8"), Journal()
+        state.images = 0.2 * images(64)
+        run_stages([Calibrate(observer="minmax", drawn=drawn)], state, journal)
+        learned = [q for q in state.student.placement.activations.values() if not q.guaranteed]
+        ranges.append(torch.stack([q.scale.detach() for q in learned]))
+        steps.append(journal.records[0].steps)
+    assert state.task.remembers != shown
+    assert torch.equal(ranges[0], ranges[1]) != shown and bool((ranges[1] >= ranges[0]).all())
+    assert (steps[1] > steps[0]) == shown
