@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from zoo import images, state_of
 
 from zaq.ir.capture import trace
+from zaq.quant.fake_quantize import FakeQuantize
 from zaq.quant.ranges import told_apart
 
 F = nn.functional
@@ -69,3 +70,17 @@ def test_a_range_ends_there_whatever_observes(observer: str) -> None:
     assert -3.2 < low <= -2.8 and 5 < high < 40
     kept = F.hardswish(quantizer(x)) - F.hardswish(x.clamp(max=high))
     assert float(kept.detach().abs().max()) < 1.1 * quantizer.scale.item()
+
+
+@pytest.mark.parametrize("observer", ["minmax", "mse", "laplace"])
+def test_how_far_beyond_a_value_lies_counts_for_nothing(observer: str) -> None:
+    x = torch.randn(1000, generator=torch.Generator().manual_seed(0)) * 10 - 5
+    limits = []
+    for values in (x, x.clamp(min=-3)):
+        quantizer = FakeQuantize(4, limits=(-3.0, math.inf))
+        quantizer.watch(observer)
+        torch.manual_seed(0)
+        quantizer(values)
+        quantizer.calibrate()
+        limits.append(quantizer.limits())
+    assert limits[0] == limits[1]
