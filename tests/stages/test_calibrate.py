@@ -2,13 +2,20 @@
 
 import pytest
 import torch
+from torch import nn
+from torch.fx import GraphModule
 from zoo import calibrated, images, state_of
 
+from zaq.config.card import Card
 from zaq.engine.journal import Journal
 from zaq.engine.runner import run_stages
 from zaq.engine.state import HeldOut
+from zaq.ir.capture import trace
 from zaq.ir.taps import with_taps
 from zaq.stages.calibrate import Calibrate, HoldOut, Noise
+from zaq.stages.synthesis import Mingle
+from zaq.synth.drawings import drawings, reads_drawings
+from zaq.synth.leaves import dead_leaves
 from zaq.synth.losses import output_discrepancy
 
 
@@ -55,17 +62,40 @@ def test_ranges_are_what_images_cause_a_batch_a_step() -> None:
     assert float(ranges["minmax"][0]) == pytest.approx(float(seen.max()) / 255, rel=0.02)
 
 
-@pytest.mark.parametrize(("name", "shown"), [("no_batch_norm", True), ("residual", False)])
-def test_drawings_stand_beside_where_batch_norm_remembers_nothing(name: str, shown: bool) -> None:
-    """Their ranges are never narrower; the network with batch norm has those of its images."""
+def made_for(card: Card, drawn: bool) -> GraphModule:
+    """A network of three convolutions whose one batch norm remembers drawings, or dead leaves."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, momentum=1.0), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 4, 3))
+    some = drawings(256, card) if drawn else card.in_bounds(card.images(dead_leaves(256, card.input)))
+    with torch.no_grad():
+        net.train()(some)
+        norm = net[1]
+        norm.weight.copy_(norm.running_var.sqrt())
+        norm.bias.copy_(norm.running_mean)
+    return trace(net.eval(), some[:1])
+
+
+@pytest.mark.parametrize("drawn", [True, False])
+def test_drawings_are_shown_to_a_network_that_remembers_them(drawn: bool) -> None:
+    card = Card(input=(3, 32, 32), mean=(0.5,) * 3, std=(0.5,) * 3)
     ranges, steps = [], []
-    for drawn in (False, True):
-        state, journal = state_of(name, "w8a8"), Journal()
-        state.images = 0.2 * images(64)
-        run_stages([Calibrate(observer="minmax", drawn=drawn)], state, journal)
+    for asked in (False, True):
+        state, journal = state_of(made_for(card, drawn), "w8a8", card), Journal()
+        assert reads_drawings(state.task) == drawn and not state.task.remembers
+        torch.manual_seed(1)
+        state.images = 0.2 * torch.randn(64, 3, 32, 32)
+        run_stages([Calibrate(observer="minmax", drawn=asked)], state, journal)
         learned = [q for q in state.student.placement.activations.values() if not q.guaranteed]
         ranges.append(torch.stack([q.scale.detach() for q in learned]))
         steps.append(journal.records[0].steps)
-    assert state.task.remembers != shown
-    assert torch.equal(ranges[0], ranges[1]) != shown and bool((ranges[1] >= ranges[0]).all())
-    assert (steps[1] > steps[0]) == shown
+    assert torch.equal(ranges[0], ranges[1]) != drawn and bool((ranges[1] >= ranges[0]).all())
+    assert (steps[1] > steps[0]) == drawn
+
+
+def test_what_judges_a_reader_of_drawings_is_a_third_drawings() -> None:
+    card = Card(input=(3, 32, 32), mean=(0.5,) * 3, std=(0.5,) * 3)
+    state = state_of(made_for(card, True), "w8a8", card)
+    state.samples = torch.full((30, 3, 32, 32), 0.25)
+    run_stages([Mingle()], state, Journal())
+    kinds = [image.flatten(1).unique(dim=1).shape[1] for image in state.samples]
+    assert [sum(low <= k <= high for k in kinds) for low, high in ((1, 1), (2, 2), (3, 9999))] == [10, 10, 10]

@@ -14,7 +14,7 @@ from zaq.engine.state import HeldOut, State
 from zaq.ir.taps import with_taps
 from zaq.quant.observers import Observer
 from zaq.stages.training import frozen
-from zaq.synth.drawings import drawings
+from zaq.synth.drawings import drawings, reads_drawings
 from zaq.synth.losses import output_discrepancy, relative_discrepancy
 
 __all__ = ["Calibrate", "HoldOut", "Noise", "WholeRanges"]
@@ -73,7 +73,7 @@ class Calibrate(Stage):
         return Loop(one, finish=student.freeze)
 
     def _drawings(self, state: State) -> int:
-        return state.task.few if self.drawn and not state.task.remembers else 0
+        return state.task.few if self.drawn and reads_drawings(state.task) else 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,7 +28,7 @@ from zaq.errors import TrainingError
 from zaq.ir.taps import with_taps
 from zaq.stages.pixels import Pixels
 from zaq.stages.training import cosine, step, varied
-from zaq.synth.drawings import drawings
+from zaq.synth.drawings import drawings, reads_drawings
 from zaq.synth.generators import alike
 from zaq.synth.leaves import Painter
 from zaq.synth.losses import activation_loss, batch_norm_loss
@@ -268,8 +268,8 @@ class FromNoise(Refine):
 
 @dataclass(frozen=True, kw_only=True)
 class Mingle(Stage):
-    """Of a teacher with neither classes nor batch norm that remembers its images, put noise in the place of every third
-    image that is judged by, and a drawing in that of the next.
+    """Of a teacher with neither classes nor batch norm that remembers its images, put noise in the place of every
+    second image that is judged by; of one that may be for drawings, noise and drawings in that of two of three.
 
     Nothing tells what its own images were like. What serves the painted ones alone is not to be kept: at 8 bits, biases
     corrected on them brought a detector's held-out loss down by a sixth, and took half of its scores.
@@ -289,6 +289,8 @@ class Mingle(Stage):
     def once(self, state: State, journal: Journal) -> None:
         assert state.samples is not None
         mixed = state.samples.clone()
-        mixed[::3] = state.task.noise(len(mixed[::3]))
-        mixed[1::3] = drawings(len(mixed[1::3]), state.task.card)
+        kinds = 3 if reads_drawings(state.task) else 2
+        mixed[::kinds] = state.task.noise(len(mixed[::kinds]))
+        if kinds == 3:
+            mixed[1::3] = drawings(len(mixed[1::3]), state.task.card)
         state.samples = mixed

@@ -6,13 +6,19 @@ import torch
 from torch import Tensor
 
 from zaq.config.card import Card
+from zaq.engine.task import Task
+from zaq.ir.taps import with_taps
+from zaq.synth.leaves import dead_leaves
+from zaq.synth.losses import batch_norm_loss
 
-__all__ = ["drawings"]
+__all__ = ["drawings", "reads_drawings"]
 
+SHOWN = 16  # images of each kind, to be compared
 CELLS = (8, 32)  # pixels a side: a cell holds a sign
 STROKES = 3  # of a sign, straight or round
 WIDTHS = (0.06, 0.2)  # of a stroke, half of it, in parts of half a cell
 BLANK = 0.3  # part of the cells that hold nothing
+LIKE = 2.25  # times the leaves' distance: readers of text have 0.8 to 2.1, networks for photographs 2.5 to 8.5
 PLAIN = 0.7  # part of the images whose paper is black or white, with ink of the other
 
 
@@ -52,3 +58,19 @@ def drawings(n: int, card: Card) -> Tensor:
     darkest, lightest = card.bounds()
     images = darkest + (lightest - darkest) * torch.where(inked[:, None], ink, paper)
     return images.contiguous(memory_format=torch.channels_last)
+
+
+@torch.no_grad()
+def reads_drawings(task: Task) -> bool:
+    """Whether what batch norms remember, be it few of them, is about as like drawings as it is like dead leaves; the
+    same for every seed. A network without any is taken for one of photographs.
+    """
+    card, known = task.card, task.batch_norms()
+    if not known:
+        return False
+    tapped = with_taps(task.teacher, list(known))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        leaves = card.in_bounds(card.images(dead_leaves(SHOWN, card.input)))
+        far = [float(batch_norm_loss(tapped(x)[1], list(known.values()))) for x in (leaves, drawings(SHOWN, card))]
+    return far[1] < LIKE * far[0]
