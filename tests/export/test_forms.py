@@ -119,3 +119,21 @@ def test_properties_survive_every_form(forms: dict[str, Path]) -> None:
         properties = session(path).get_modelmeta().custom_metadata_map
         assert json.loads(properties["zaq.bits"]) == "w3a4", form
         assert b"site-packages" not in path.read_bytes() and str(Path.home()).encode() + b"/" not in path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"), [("bias", "is no number"), ("weight", "is no number"), ("far", "no 32-bit number")]
+)
+def test_a_damaged_checkpoint_is_no_file(kind: str, said: str) -> None:
+    """Nothing is rounded out of what is no number, nor cut off where it does not fit."""
+    quantized = quantized_net("residual", "w8a8", RTN(), card=Card(input=SHAPE))
+    placed = quantized.student.placement
+    _, weight = next(iter(placed.layers.values()))
+    bias = placed.biases[weight][0]
+    with torch.no_grad():
+        quantized.module.get_parameter(weight if kind == "weight" else bias).fill_(float("nan"))
+        if kind == "far":
+            quantized.module.get_parameter(bias).fill_(1e30)
+            placed.weights[weight].inputs = ()  # which leaves room for it else
+    with pytest.raises(SourceError, match=said):
+        in_form(translate(program_of(quantized.module)), onnx_metadata(quantized.report["options"]), "qdq")

@@ -72,9 +72,8 @@ def _store_biases(
         scale = (dequantized[node.input[0]][0] * dequantized[node.input[1]][0]).astype(np.float32)
         bias = constants[node.input[2]]
         name = f"{node.input[2]}_int32"
-        with np.errstate(all="ignore"):
-            steps = np.rint(bias / scale)
-        if not (np.abs(steps) < 2**31).all():  # NaN is not, either
+        steps = _steps(bias, scale)
+        if not (np.abs(steps) < 2**31).all():
             raise SourceError(
                 f"the bias {node.input[2]} is no 32-bit number in steps of its scales; the checkpoint is damaged."
             )
@@ -143,11 +142,20 @@ def _along(values: NDArray[Any], axis: int, dims: int) -> NDArray[Any]:
     return values.reshape([-1 if d == axis else 1 for d in range(dims)]) if values.ndim else values
 
 
+def _steps(x: NDArray[Any], scale: NDArray[Any]) -> NDArray[Any]:
+    """x in whole steps of a grid. Raises SourceError where that is no number."""
+    with np.errstate(all="ignore"):
+        steps: NDArray[Any] = np.rint(x / scale)
+    if np.isnan(steps).any():
+        raise SourceError("a weight, a bias or a scale is no number; the checkpoint is damaged.")
+    return steps
+
+
 def to_integers(x: NDArray[Any], scale: NDArray[Any], zero: NDArray[Any], axis: int) -> NDArray[Any]:
     """What QuantizeLinear computes."""
     scale, zero = _along(scale, axis, x.ndim), _along(zero, axis, x.ndim)
     info = np.iinfo(zero.dtype)
-    q = np.rint(x / scale) + zero
+    q = _steps(x, scale) + zero
     integers: NDArray[Any] = q.clip(info.min, info.max).astype(zero.dtype)
     return integers
 
