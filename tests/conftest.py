@@ -80,6 +80,16 @@ SYNTHESIS = ["synthesis", "held-out synthesis", "refine", "held-out refine"]  # 
 # Steps of the default method, enough to pass through every stage of it.
 LENGTHS = {"synthesis": 4, "refine": 2, "images": 128, "reconstruct": 2, "polish": 5, "game": 1}
 FEW = ("--effort", "fast", *(part for name, steps in LENGTHS.items() for part in ("-s", f"{name}={steps}")))
+# Fewer still, for the toy below.
+QUICK = ("--effort", "fast", "-s", "synthesis=2", "-s", "refine=1", "-s", "images=64", "-s", "reconstruct=1")
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A residual toy as a .pt2."""
+    from zoo import saved
+
+    return saved("residual", tmp_path_factory.mktemp("models") / "net.pt2")
 
 
 @pytest.fixture(scope="session")

@@ -11,20 +11,11 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from conftest import ROOT, SYNTHESIS, zaq, zaq_here
-from zoo import saved
+from conftest import QUICK, ROOT, SYNTHESIS, zaq, zaq_here
 
 from zaq.engine.images import IMAGES
 from zaq.export.session import run_session, session
 from zaq.run import FILES, Run
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return saved("residual", tmp_path_factory.mktemp("models") / "net.pt2")
-
-
-QUICK = ("--effort", "fast", "-s", "synthesis=2", "-s", "refine=1", "-s", "images=64", "-s", "reconstruct=1")
 
 
 def test_a_run_explains_itself(run: Path) -> None:

@@ -8,23 +8,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import zaq_here
+from conftest import QUICK, zaq_here
 from test_resume import begun, wait_for
-from zoo import CARD, quantized_net, saved
+from zoo import CARD, quantized_net
 
 from zaq.methods import Flagship
 from zaq.run import write_file
 
-QUICK = ("--effort", "fast", "-s", "synthesis=2", "-s", "refine=1", "-s", "images=64", "-s", "reconstruct=1")
-LONG = ("--effort", "fast", "-s", "synthesis=2", "-s", "refine=1", "-s", "images=64", "-s", "polish=100000")
+LONG = (*QUICK, "-s", "polish=100000")
 OURS = Flagship(synthesis=2, refine=1, images=64, reconstruct=1, polish=0, game=0)
 
 Disk = Callable[..., Path]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return saved("residual", tmp_path_factory.mktemp("models") / "net.pt2")
 
 
 @pytest.fixture(scope="module")

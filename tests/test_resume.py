@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import zaq, zaq_here
-from zoo import saved
 
 QUICK = (
     "--effort",
@@ -28,11 +27,6 @@ QUICK = (
     "-s",
     "polish=60",
 )
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return saved("residual", tmp_path_factory.mktemp("models") / "net.pt2")
 
 
 @pytest.fixture(scope="module")

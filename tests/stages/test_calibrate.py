@@ -15,7 +15,7 @@ from zaq.ir.taps import with_taps
 from zaq.stages.calibrate import Calibrate, HoldOut, Noise
 from zaq.stages.synthesis import Mingle
 from zaq.synth.drawings import drawings, reads_drawings
-from zaq.synth.leaves import dead_leaves
+from zaq.synth.leaves import leaves
 from zaq.synth.losses import output_discrepancy
 
 
@@ -66,7 +66,7 @@ def made_for(card: Card, drawn: bool) -> GraphModule:
     """A network of three convolutions whose one batch norm remembers drawings, or dead leaves."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, momentum=1.0), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 4, 3))
-    some = drawings(256, card) if drawn else card.in_bounds(card.images(dead_leaves(256, card.input)))
+    some = drawings(256, card) if drawn else leaves(256, card)
     with torch.no_grad():
         net.train()(some)
         norm = net[1]

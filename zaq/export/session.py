@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from zaq.errors import RunError, SourceError
+from zaq.errors import SourceError
 from zaq.sources.frame import network_of
 from zaq.sources.interface import KINDS
 
@@ -40,8 +40,6 @@ def session(model: Path | bytes, threads: int = 0, optimized: Path | None = None
         inner = network_of(content)
         given = inner if isinstance(model, bytes) or inner is not content else str(model)
         return ort.InferenceSession(given, options, providers=["CPUExecutionProvider"])
-    except RunError:  # of a full disk: the model is well
-        raise
     except Exception as error:
         reason = str(error).strip().splitlines()[0]
         raise SourceError(

@@ -102,5 +102,5 @@ def _ends_of(reader: Node, node: Node) -> tuple[float, float]:
         return clamp_limits(reader)
     if reader.target is aten.mul.Tensor:  # x times a gate of x: a swish in two pieces
         gates = [n.target for n in reader.all_input_nodes if n.target in GATES and n.args[0] is node]
-        return TOLD_APART[GATES[gates[0]]] if gates and node in reader.all_input_nodes else (-INF, INF)
+        return TOLD_APART[GATES[gates[0]]] if gates else (-INF, INF)
     return TOLD_APART.get(reader.target, (-INF, INF))

@@ -48,9 +48,7 @@ class Calibrate(Stage):
 
     name: str = "calibrate"
     observer: Observer = "mse"  # one of OBSERVERS
-    drawn: bool = (
-        False  # at what drawings cause, too, where batch norm has not told what the teacher's images were like
-    )
+    drawn: bool = False  # at what drawings cause, too, where the teacher may have been made for such
 
     after_ctrl_c: ClassVar[str] = "run"
 

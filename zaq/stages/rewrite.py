@@ -12,7 +12,7 @@ from zaq.engine.stage import Loop, Stage
 from zaq.engine.state import State
 from zaq.passes.even import even, free_to_scale
 from zaq.synth.drawings import drawings
-from zaq.synth.leaves import dead_leaves
+from zaq.synth.leaves import leaves
 
 __all__ = ["Even", "Rewrite"]
 
@@ -50,9 +50,8 @@ class Even(Stage):
         return self.steps > 0 and own_scales and any(map(free_to_scale, state.task.teacher.graph.nodes))
 
     def once(self, state: State, journal: Journal) -> None:
-        task = state.task
-        leaves = task.card.in_bounds(task.card.images(dead_leaves(task.batch // 2, task.card.input)))
-        graph, count = even(task.teacher, torch.cat([leaves, drawings(task.batch // 2, task.card)]))
+        task, half = state.task, state.task.batch // 2
+        graph, count = even(task.teacher, torch.cat([leaves(half, task.card), drawings(half, task.card)]))
         if count:
             journal.notes.append(f"the channels of {count} tensors have alike ranges now, which costs no weight")
             state.rewrite(graph)

@@ -8,11 +8,12 @@ from torch import Tensor
 from zaq.config.card import Card
 from zaq.engine.task import Task
 from zaq.ir.taps import with_taps
-from zaq.synth.leaves import dead_leaves
+from zaq.synth.leaves import leaves
 from zaq.synth.losses import batch_norm_loss
 
 __all__ = ["drawings", "reads_drawings"]
 
+READS = "reads drawings"  # where a teacher's graph keeps the answer
 SHOWN = 16  # images of each kind, to be compared
 CELLS = (8, 32)  # pixels a side: a cell holds a sign
 STROKES = 3  # of a sign, straight or round
@@ -60,17 +61,26 @@ def drawings(n: int, card: Card) -> Tensor:
     return images.contiguous(memory_format=torch.channels_last)
 
 
-@torch.no_grad()
 def reads_drawings(task: Task) -> bool:
     """Whether what batch norms remember, be it few of them, is about as like drawings as it is like dead leaves; the
-    same for every seed. A network without any is taken for one of photographs.
+    same for every seed. A network without any is taken for one of photographs. Looked at once a teacher: several stages
+    ask.
     """
+    meta = task.teacher.meta
+    if READS not in meta:
+        meta[READS] = _reads_drawings(task)
+    found: bool = meta[READS]
+    return found
+
+
+@torch.no_grad()
+def _reads_drawings(task: Task) -> bool:
     card, known = task.card, task.batch_norms()
     if not known:
         return False
     tapped = with_taps(task.teacher, list(known))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        leaves = card.in_bounds(card.images(dead_leaves(SHOWN, card.input)))
-        far = [float(batch_norm_loss(tapped(x)[1], list(known.values()))) for x in (leaves, drawings(SHOWN, card))]
+        shown = leaves(SHOWN, card), drawings(SHOWN, card)
+        far = [float(batch_norm_loss(tapped(x)[1], list(known.values()))) for x in shown]
     return far[1] < LIKE * far[0]

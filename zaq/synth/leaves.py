@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from zaq.config.card import Card
 from zaq.synth.generators import Generator
 
-__all__ = ["Painter", "dead_leaves"]
+__all__ = ["Painter", "dead_leaves", "leaves"]
 
 LEAVES = 30
 SMOOTHED = 0.6  # part of the images that is blurred by a pixel
@@ -56,6 +56,11 @@ def dead_leaves(n: int, shape: tuple[int, ...], leaves: int = LEAVES) -> Tensor:
     return ((images - GRAY) / SPREAD).contiguous(memory_format=torch.channels_last)
 
 
+def leaves(n: int, card: Card) -> Tensor:
+    """n images of dead leaves (n, C, H, W) as the model reads them, in the range of pixels."""
+    return card.in_bounds(card.images(dead_leaves(n, card.input)))
+
+
 class ConditionalBatchNorm2d(nn.BatchNorm2d):
     """Batch norm whose scale and shift are learned for each class (Dumoulin et al. 2017): ten times as soon as an
     embedding that the latent is multiplied by.
@@ -84,7 +89,6 @@ class Painter(Generator):
 
     def __init__(self, card: Card, width: int, classes: int | None = None) -> None:
         super().__init__(card, classes)
-        self.shape = card.input
         channels = card.input[0]
         self.shrunk = 2 ** max(int(math.log2(min(card.input[1:]) / SIDE)), 0)
         self.convs, self.norms = nn.ModuleList(), nn.ModuleList()
@@ -100,7 +104,7 @@ class Painter(Generator):
         nn.Module.to(self, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def source(self, n: int) -> Tensor:
-        return self.card.in_bounds(self.card.images(dead_leaves(n, self.shape)))
+        return leaves(n, self.card)
 
     @torch.no_grad()
     def draw(self, n: int, unpainted: float = 0.0) -> Tensor:
