@@ -24,10 +24,11 @@ from torch import Tensor, nn
 from zaq import QConfig, sources
 from zaq.engine.state import State
 from zaq.engine.task import Task
+from zaq.engine.work import Work
 from zaq.ir.taps import with_taps
 from zaq.passes.fold import fold
 from zaq.quant.fake_quantize import FakeQuantize
-from zaq.stages.training import step, student_optimizer
+from zaq.stages.training import student_optimizer
 from zaq.synth.losses import output_discrepancy, relation_gaps
 
 BATCH, REPEATS = 64, 15
@@ -83,7 +84,7 @@ def steps(kernels: bool, channels_last: bool, teacher_without_graph: bool, relat
         with torch.set_grad_enabled(not teacher_without_graph):
             p, wanted = teacher(images)
         q, found = student(images)
-        step(optimizer, output_discrepancy(p, q) + relation_gaps(wanted, found, relation).sum())
+        Work().step(optimizer, output_discrepancy(p, q) + relation_gaps(wanted, found, relation).sum())
 
     return one
 

@@ -1,9 +1,10 @@
 """The pipeline: graph in, fold, run the method's stages on a student, and what comes out as one object."""
 
+import copy
 import dataclasses
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,22 @@ from torch.fx import GraphModule
 
 from zaq.config.bits import EFFORTS, QConfig
 from zaq.config.card import Card
+from zaq.config.devices import AUTO, CPU, device_named
 from zaq.engine.images import images_in, kept, taken
 from zaq.engine.journal import Journal, Log
 from zaq.engine.progress import Progress
-from zaq.engine.runner import drawing, run_stages
+from zaq.engine.random import drawing
+from zaq.engine.runner import run_stages
 from zaq.engine.snapshot import Snapshots
+from zaq.engine.stage import Stage
 from zaq.engine.state import State
 from zaq.engine.task import NO_BATCH_NORM, Task
+from zaq.engine.work import Work
 from zaq.errors import BitsError, TrainingError, UserError, unknown
 from zaq.export.onnx import write_onnx
 from zaq.export.trial import require_exportable
 from zaq.ir.capture import trace
+from zaq.ir.move import device_of, moved, onto
 from zaq.ir.nodes import image_sizes, input_node
 from zaq.ir.opening import read_opening
 from zaq.ir.sizes import dimensions, open_up
@@ -97,6 +103,8 @@ def quantize(
     seed: int = 0,
     progress: Progress | None = None,
     dynamic: str = "",
+    device: str | torch.device = AUTO,
+    precision: str = "32-true",
 ) -> Quantized:
     """Quantize a trained network without data. The model is not changed.
 
@@ -110,11 +118,20 @@ def quantize(
         seed: of all random numbers; torch's own random state is left as it was.
         dynamic: `H,W`, or one of them: sizes that stay open in the file, where nothing in the network depends on them;
             the report's notes say where something does.
+        device: where the student learns: `cpu`, `cuda:1`, `mps`, ...; by default that of the model, where it is not the
+            CPU, else the accelerator that torch finds. The student that comes back is where the model is.
+        precision: of the products of both networks while the student learns: `32-true`, `bf16-mixed`, `16-mixed`.
 
     Raises:
         TraceError: for a model that cannot be captured.
         BitsError: for bits, an effort or a method that do not exist.
+        UserError: for a device that is not there, and for a precision that it lacks.
     """
+    home = device_of(model)
+    work = Work(home if str(device) == AUTO and home != CPU else device_named(device), precision)
+    if home != CPU:  # it is read, checked and exported there
+        model = onto(copy.deepcopy(model), CPU)
+    example_input = moved(example_input, CPU)
     qconfig = QConfig.parse(bits) if isinstance(bits, str) else bits
     fixed: tuple[str, ...] = ()
     if dims := dimensions(dynamic):
@@ -127,10 +144,20 @@ def quantize(
         graph, fixed = open_up(read, tuple(x.shape[1:]), dims)
     else:
         graph = trace(model, example_input)
-    method, card, notes = method or Flagship(), card or Card(), (*graph.meta["notes"], *fixed)
-    return quantize_graph(
-        graph, qconfig, method, card=card, effort=effort, seed=seed, progress=progress, notes=notes, trial=True
+    quantized = quantize_graph(
+        graph,
+        qconfig,
+        method or Flagship(),
+        card=card or Card(),
+        effort=effort,
+        seed=seed,
+        progress=progress,
+        notes=(*graph.meta["notes"], *fixed),
+        trial=True,
+        work=work,
     )
+    onto(quantized.module, home)
+    return quantized
 
 
 def quantize_graph(
@@ -150,6 +177,7 @@ def quantize_graph(
     trial: bool = False,
     keep: Callable[[bytes], object] | None = None,
     samples: Path | None = None,
+    work: Work | None = None,
 ) -> Quantized:
     """Quantize a traced graph; what `quantize` and the command line share.
 
@@ -158,6 +186,7 @@ def quantize_graph(
     `snapshots`: where to go on from, if there is anything, and where to leave more.
     `keep`: is handed the file of what the method draws from the model alone (`engine.images`).
     `samples`: a run of the same model, whose images are taken instead.
+    `work`: where and how the student learns; the graph is on the CPU, and so is what comes back.
     `trial`: export a rounded copy before the method works, so that what has no form in ONNX is refused at once.
     """
     _check(method, qconfig, effort, seed)
@@ -174,46 +203,75 @@ def quantize_graph(
     teacher, unfolded = fold(graph)
     if not weighted_layers(teacher):
         raise BitsError("the model has no convolution or linear layer with a weight of its own; nothing to quantize.")
-    task = Task(teacher, qconfig, card, effort, seed, getattr(method, "search", method.searches))
-    state, journal = State(task), Journal(progress or Progress(), log or Log())
+    work, search = work or Work(), getattr(method, "search", method.searches)
+    task = Task(teacher, qconfig, card, effort, seed, search, work)
+    journal = Journal(progress or Progress(), log or Log())
     journal.notes += [*notes, *said, *unfolded, *_notes(task)]
     if trial:
         with drawing(seed):
             rounded = Student(teacher, qconfig, card, search=False, unlike=task.unlike)
             require_exportable(rounded, teacher, task.noise(TRIED), qconfig.runtime)
-    with drawing(seed):
+    told = {**(source or MODULE), "card": card}
+    found = images_in(samples, told) if samples is not None else None
+
+    def stages_of(task: Task) -> list[Stage]:
         stages = method.plan(task, real) if method.reads_data else method.plan(task)
-        told = {**(source or MODULE), "card": card}
-        if samples is not None:
-            stages = taken(stages, images_in(samples, told), method.name, samples)
+        if found is not None and samples is not None:
             journal.notes.append(f"it learns from the images of {samples}")
-        elif keep is not None:
-            stages = kept(stages, keep, told)
-        run_stages(stages, state, journal, snapshots)
-        student = state.student
-        student.settle()
-        student.module.requires_grad_(False)
-        if broken := student.broken():
-            raise TrainingError(
-                f"{broken} of the student is NaN, or a scale that is not positive, after training; "
-                "try a smaller step, e.g. -s lr_student=1e-5."
-            )
-        options = {
-            "bits": str(qconfig),
-            "target": qconfig.target,
-            "qconfig": dataclasses.asdict(qconfig),
-            "method": facts.method_dict(method),
-            "effort": effort,
-            "seed": seed,
-            "threads": torch.get_num_threads(),  # sums are added up in another order by another number
-            "card": card.to_dict(),
-            "data": None,
-            "samples": str(samples) if samples else None,
-            "source": source or MODULE,
-        }
-        seconds = snapshots.seconds if snapshots else time.monotonic() - started
-        report = facts.describe(state, journal, options, minutes=seconds / 60)
-    return Quantized(state, journal, report)
+            return taken(stages, moved(found, task.device), method.name, samples)
+        return kept(stages, keep, told) if keep is not None else stages
+
+    state = _learned(task, stages_of, journal, snapshots)
+    options = {
+        "bits": str(qconfig),
+        "target": qconfig.target,
+        "qconfig": dataclasses.asdict(qconfig),
+        "method": facts.method_dict(method),
+        "effort": effort,
+        "seed": seed,
+        "device": str(work.device),
+        "precision": work.precision,
+        "threads": torch.get_num_threads(),  # sums are added up in another order by another number
+        "card": card.to_dict(),
+        "data": None,
+        "samples": str(samples) if samples else None,
+        "source": source or MODULE,
+    }
+    seconds = snapshots.seconds if snapshots else time.monotonic() - started
+    return Quantized(state, journal, facts.describe(state, journal, options, minutes=seconds / 60))
+
+
+def _learned(
+    task: Task, stages_of: Callable[[Task], list[Stage]], journal: Journal, snapshots: Snapshots | None
+) -> State:
+    """What the stages leave, on the CPU. Where the device has no memory for a batch, half of it is tried once."""
+    notes = list(journal.notes)
+    onto(task.teacher, task.work.device)
+    state = State(task)
+    with drawing(task.seed, task.device):
+        try:
+            run_stages(stages_of(task), state, journal, snapshots)
+        except torch.OutOfMemoryError:
+            half = replace(task, batch=task.batch // 2)
+            if half.batch < 1:
+                raise
+            said = f"{task.device} has no memory for batches of {task.batch}: it began anew with {half.batch}"
+            journal.progress.say(said)
+            journal.begin_anew([*notes, said])
+            state = None  # type: ignore[assignment]  # what it holds on the device is to be free
+        if state is None:
+            getattr(torch.get_device_module(half.device.type), "empty_cache", lambda: None)()
+            state = State(half)
+            run_stages(stages_of(half), state, journal, snapshots and snapshots.begin_anew())
+    state.to(CPU)
+    state.student.settle()
+    state.student.module.requires_grad_(False)
+    if broken := state.student.broken():
+        raise TrainingError(
+            f"{broken} of the student is NaN, or a scale that is not positive, after training; "
+            "try a smaller step, e.g. -s lr_student=1e-5."
+        )
+    return state
 
 
 def _check(method: Method, qconfig: QConfig, effort: str, seed: int) -> None:

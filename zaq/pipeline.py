@@ -17,6 +17,7 @@ from zaq.engine.interruption import ctrl_c_waits
 from zaq.engine.journal import Log
 from zaq.engine.progress import Progress
 from zaq.engine.snapshot import Snapshots, run_of
+from zaq.engine.work import Work
 from zaq.errors import BitsError, Interrupted
 from zaq.export.onnx import in_form, translate
 from zaq.export.program import program_of
@@ -58,11 +59,12 @@ def quantize_run(
     data: str | None = None,
     keeping: Keeping | None = None,
     samples: Path | None = None,
+    work: Work | None = None,
 ) -> dict[str, Any]:
     """Quantize a loaded model into a run directory and return the report. See `zaq.run` for what lies there after.
 
     `data` is for a method that reads real images, which is `ft` alone; the report says so. `samples` is a run of the
-    same model, whose images are learned from.
+    same model, whose images are learned from. `work` says where and how the student learns.
     The run is kept in snapshots, so that nothing computed is lost if a later step fails or the process is killed.
 
     Raises:
@@ -75,7 +77,9 @@ def quantize_run(
     progress, keeping = progress or Progress(), keeping or Keeping()
     with Run.building(folder, overwrite, keeping.resume) as run:
         log = Log(run / "log.jsonl")
-        quantized = _trained(model, qconfig, method, effort, seed, run, log, progress, data, keeping, samples)
+        quantized = _trained(
+            model, qconfig, method, effort, seed, run, log, progress, data, keeping, samples, work or Work()
+        )
         quantized.report["options"] |= {"data": data, "interface": model.interface.to_dict()}
         with ctrl_c_waits(progress.say) as came:
             report = _saved(run, quantized, model, log, progress)
@@ -98,6 +102,7 @@ def _trained(
     data: str | None,
     keeping: Keeping,
     samples: Path | None,
+    work: Work,
 ) -> Quantized:
     """The quantized model, which goes on from the run's snapshots and leaves more."""
     source = {"name": model.name, "sha256": model.sha256}
@@ -114,6 +119,7 @@ def _trained(
             "effort": effort,
             "seed": seed,
             "card": model.card,
+            "precision": work.precision,
             "threads": torch.get_num_threads(),
             "version": [__version__, torch.__version__],
             "samples": str(samples) if samples else None,
@@ -138,6 +144,7 @@ def _trained(
             trial=True,
             keep=lambda content: run.write(IMAGES, content),
             samples=samples,
+            work=work,
         )
 
 

@@ -17,7 +17,8 @@ from zoo import CARD, SHAPE, traced
 
 from zaq.config.bits import QConfig
 from zaq.engine.journal import Journal
-from zaq.engine.runner import drawing, run_stages
+from zaq.engine.random import drawing
+from zaq.engine.runner import run_stages
 from zaq.engine.stage import Loop, Stage
 from zaq.engine.state import State
 from zaq.engine.task import Task

@@ -15,7 +15,7 @@ from zaq.api import quantize_graph
 from zaq.config.bits import QConfig
 from zaq.engine.journal import Journal
 from zaq.engine.progress import Progress
-from zaq.engine.runner import drawing
+from zaq.engine.random import drawing
 from zaq.engine.state import State
 from zaq.methods import zaq as zaq_method
 from zaq.methods.zaq import ZAQ, Game, _Play
@@ -174,7 +174,7 @@ def test_the_activation_loss_is_gone_down_and_only_by_the_generator() -> None:
         rules.start(state, Journal()).step(0, 1)
         assert all(torch.equal(v, before[k]) for k, v in state.student.snapshot().items())
         with torch.no_grad(), drawing(1):
-            features = state.tapped(student=False)(state.generator.draw(64))[1]
+            features = state.task.teacher_at(state.task.taps)(state.generator.draw(64))[1]
             found[beta] = float(activation_loss(features[-1]))
     assert found[50.0] < found[0.0] - 0.05 * abs(found[0.0])
 

@@ -11,7 +11,8 @@ from zaq.api import quantize_graph
 from zaq.config.bits import QConfig
 from zaq.config.card import NORMALIZATIONS, Card
 from zaq.engine.journal import Journal
-from zaq.engine.runner import drawing, run_stages
+from zaq.engine.random import drawing
+from zaq.engine.runner import run_stages
 from zaq.engine.state import State
 from zaq.engine.task import Task
 from zaq.ir.capture import trace

@@ -18,6 +18,7 @@ from zaq.engine.runner import run_stages
 from zaq.engine.stage import Loop, Stage
 from zaq.engine.state import State
 from zaq.engine.task import Task
+from zaq.engine.work import Work
 from zaq.ir.taps import with_taps
 from zaq.passes.fold import fold
 from zaq.stages.pixels import Pixels
@@ -49,7 +50,7 @@ def distil(
     journal: Journal | None = None,
     **more: Any,
 ) -> Tensor:
-    loop = Pixels(start, lambda count: losses, *given, **more)
+    loop = Pixels(start, lambda count: losses, *given, Work(), **more)
     state = State(Task(fold(traced("no_batch_norm"))[0], QConfig.parse("w4a4"), Card(input=SHAPE)))
     run_stages([Distil(loop=loop)], state, journal or Journal())
     return torch.cat(loop.images)

@@ -33,7 +33,7 @@ def test_the_loss_is_that_of_outputs_and_feature_maps(feature: float) -> None:
     state.generator = Source()
     with torch.no_grad():
         part = x[: state.task.batch]
-        (p, a), (q, b) = state.tapped(student=False)(part), state.tapped(student=True)(part)
+        (p, a), (q, b) = state.task.teacher_at(state.task.taps)(part), state.student_at(state.task.taps)(part)
         gaps = [float((v - u).pow(2).mean() / u.var()) for u, v in zip(a, b, strict=True)]
         expected = float(relative_discrepancy(p, q)) + feature * sum(gaps)
     run_stages([Polish(steps=1, drawn=True, feature=feature)], state, journal)

@@ -33,7 +33,9 @@ HERE = Path(__file__).resolve().parents[1]
 UNFORESEEN = 70  # EX_SOFTWARE of sysexits.h
 # What torch, numpy, onnxruntime, C++ and who loads libraries say where memory is not to be had.
 NO_MEMORY = re.compile(
-    r"can(no|')t allocate memory|not enough memory|failed to (allocate|map segment)|bad_?alloc|unable to allocate", re.I
+    r"can(no|')t allocate memory|not enough memory|out of memory|failed to (allocate|map segment)|bad_?alloc|"
+    r"unable to allocate",
+    re.I,
 )
 
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from zaq.cli.options import PATH, card_options, card_overrides, progress
+from zaq.cli.options import DEVICE, PATH, card_options, card_overrides, progress
 from zaq.config.bounds import json_text
 from zaq.errors import UserError
 
@@ -31,6 +31,7 @@ __all__ = ["evaluate"]
 )
 @click.option("--teacher", help="The float model that --task image compares with.")
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first images.")
+@DEVICE
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
 @card_options
 def evaluate(
@@ -40,6 +41,7 @@ def evaluate(
     decode: Path | None,
     teacher: str | None,
     limit: int | None,
+    device: str,
     as_json: bool,
     **card: Any,
 ) -> None:
@@ -48,9 +50,13 @@ def evaluate(
 
     How images are prepared is stored with the run; the flags say it otherwise.
     """
+    from zaq.config.devices import device_named
     from zaq.evaluate import TASKS, class_names, read_decode, stored_card, task_of
     from zaq.export.session import session, takes
+    from zaq.ir.move import onto
     from zaq.run import Run
+
+    where = device_named(device)
 
     path = run if run.is_file() else Run.open(run) / "model.onnx"
     known = stored_card(path) if run.is_file() else Run.open(run).card()
@@ -63,7 +69,9 @@ def evaluate(
     for flag, given, needed in (("--decode", decode, "detection"), ("--teacher", teacher, "image")):
         if given and name != needed:
             raise UserError(f"{flag} goes with --task {needed}; the task is {name}.")
-    score = TASKS[name](session(path), data, changed, limit, progress(), teacher and _teacher(teacher, path))
+    score = TASKS[name](
+        session(path), data, changed, limit, progress(), teacher and onto(_teacher(teacher, path), where)
+    )
     click.echo(json_text(score.fields()) if as_json else str(score))
 
 

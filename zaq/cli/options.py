@@ -14,6 +14,7 @@ from zaq.config.bounds import plain_json
 from zaq.errors import BitsError, UserError, unknown
 
 __all__ = [
+    "DEVICE",
     "PATH",
     "MethodOption",
     "Number",
@@ -30,6 +31,9 @@ __all__ = [
 ]
 
 PATH = click.Path(path_type=Path)
+DEVICE = click.option(
+    "--device", default="auto", show_default=True, help="Where torch computes: auto, cpu, cuda, cuda:1, mps, ..."
+)
 
 
 def card_options(command: Any) -> Any:

@@ -1,12 +1,13 @@
 """`zaq quantize`."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
 from zaq.cli.options import (
+    DEVICE,
     PATH,
     MethodOption,
     Seconds,
@@ -21,9 +22,13 @@ from zaq.cli.options import (
 from zaq.config.bounds import json_text
 from zaq.errors import BitsError, Interrupted, RunError, UserError, unknown
 
+if TYPE_CHECKING:
+    from zaq.engine.work import Work
+
 __all__ = ["quantize"]
 
 NOT_ASKED = ("output", "overwrite", "resume", "every", "dry_run", "as_json")  # they do not change what comes out
+MOVABLE = ("device",)  # a run may go on with another
 NAMES_CODE = ("source", "arch", "method", "settings")
 AGAIN = "zaq.resumed"  # whether options were read from the run that is resumed
 
@@ -69,6 +74,13 @@ AGAIN = "zaq.resumed"  # whether options were read from the run that is resumed
     show_default=True,
     help="The same seed repeats a CPU run bit for bit, with the same number of threads.",
 )
+@DEVICE
+@click.option(
+    "--precision",
+    default="32-true",
+    show_default=True,
+    help="Of the networks' products while the student learns: 32-true, bf16-mixed, 16-mixed.",
+)
 @click.option("--threads", type=click.IntRange(1, 1024), help="Of torch; another number gives another student.")
 @click.option("--samples", metavar="RUN", help="Learn from the images of a run of the same model, which draws none.")
 @click.option("-o", "--output", type=PATH, help="Folder for the run; <model>-<bits> by default.")
@@ -80,7 +92,8 @@ AGAIN = "zaq.resumed"  # whether options were read from the run that is resumed
 @source_options
 def quantize(source: str, bits: str, target_size: str | None, placement: str, weights: str | None,
              activations: str | None, target: str, first_last: str, method: str,
-             settings: tuple[str, ...], effort: str, data: str | None, seed: int, threads: int | None,
+             settings: tuple[str, ...], effort: str, data: str | None, seed: int, device: str,
+             precision: str, threads: int | None,
              samples: str | None,
              output: Path | None, overwrite: bool, resume: Path | None, every: float, dry_run: bool, as_json: bool,
              **flags: Any) -> None:  # fmt: skip
@@ -92,6 +105,8 @@ def quantize(source: str, bits: str, target_size: str | None, placement: str, we
     import torch
 
     from zaq.config.bits import EFFORTS, QConfig
+    from zaq.config.devices import device_named
+    from zaq.engine.work import Work
     from zaq.pipeline import Keeping, quantize_run
 
     if resume and output not in (None, resume):
@@ -108,6 +123,7 @@ def quantize(source: str, bits: str, target_size: str | None, placement: str, we
             f"--method {method} "
             + ("reads real images: name them with --data." if data is None else "reads no data; only ft does.")
         )
+    work = Work(device_named(device), precision)
     if threads is not None:
         torch.set_num_threads(threads)
     model = load_source(source, flags)
@@ -116,12 +132,16 @@ def quantize(source: str, bits: str, target_size: str | None, placement: str, we
         from zaq.report.inspect import describe_model
 
         click.echo(describe_model(model, qconfig))
-        click.echo(f"\nwould run {algorithm}\nwith effort {effort}, seed {seed}, into {folder}{'/'}")
+        click.echo(f"\nwould run {algorithm}\nwith effort {effort}, seed {seed}, {_where(work)}, into {folder}{'/'}")
         return
     call = {k: v for k, v in click.get_current_context().params.items() if k not in NOT_ASKED}
     keeping = Keeping(every, resume is not None, call | {"threads": torch.get_num_threads()})
     images = Path(samples) if samples else None
-    report = quantize_run(model, qconfig, algorithm, effort, seed, folder, overwrite, progress(), data, keeping, images)
+    shown = progress()
+    shown.say(f"{model.name} to {qconfig}, {_where(work)}")
+    report = quantize_run(
+        model, qconfig, algorithm, effort, seed, folder, overwrite, shown, data, keeping, images, work
+    )
     click.echo(json_text(report, indent=1) if as_json else _summary(folder, report))
     if report.get("fault"):
         raise RunError(report["fault"])
@@ -132,7 +152,8 @@ def quantize(source: str, bits: str, target_size: str | None, placement: str, we
 
 
 def _as_begun(context: click.Context, folder: Path) -> dict[str, Any]:
-    """The parameters of the call that began a run. What this one says beside them has to be the same.
+    """The parameters of the call that began a run. What this one says beside them has to be the same; but a run may go
+    on elsewhere.
 
     A folder that one was sent names nothing that is called: code is named on the command line alone.
     """
@@ -143,7 +164,7 @@ def _as_begun(context: click.Context, folder: Path) -> dict[str, Any]:
     for name in begun.keys() & now.keys():
         flag = "SOURCE" if name == "source" else f"--{name.replace('_', '-')}"
         said = context.get_parameter_source(name) is not ParameterSource.DEFAULT
-        if said and now[name] != begun[name]:
+        if said and now[name] != begun[name] and name not in MOVABLE:
             raise UserError(f"--resume {folder}: was begun with {flag} {begun[name]}, not {now[name]}.")
         code = [text for text in _texts(begun[name]) if name in NAMES_CODE and runs_code(text)]
         if not said and code:
@@ -151,7 +172,13 @@ def _as_begun(context: click.Context, folder: Path) -> dict[str, Any]:
                 f"--resume {folder}: was begun with {flag} {code[0]}, which is code; a folder has none run that the "
                 "command line does not name as well: say it again."
             )
-    return now | {name: value for name, value in begun.items() if name in now}
+    kept = {n for n in MOVABLE if context.get_parameter_source(n) is not ParameterSource.DEFAULT}
+    return now | {name: value for name, value in begun.items() if name in now and name not in kept}
+
+
+def _where(work: "Work") -> str:
+    precision = "" if work.precision == "32-true" else f", {work.precision}"
+    return f"on {work.device}{precision}"
 
 
 def _texts(value: Any) -> list[str]:
@@ -174,7 +201,10 @@ def _mixture(report: dict[str, Any]) -> str:
 
 def _summary(folder: Path, report: dict[str, Any]) -> str:
     options, agreement, sizes = report["options"], report["agreement"], report["sizes"]
-    lines = [f"{options['source']['name']} at {options['bits']}, {report['minutes']:.1f} min, " + _data_read(report)]
+    lines = [
+        f"{options['source']['name']} at {options['bits']} on {options['device']}, "
+        f"{report['minutes']:.1f} min, " + _data_read(report)
+    ]
     lines += [f"  note: {note}" for note in report["notes"]]
     lines += [f"  note: {s['name']}: {s['note']}" for s in report["stages"] if s["note"]]
     if "top1_agreement" in agreement:

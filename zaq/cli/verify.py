@@ -1,12 +1,13 @@
 """`zaq verify`."""
 
+import copy
 import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from zaq.cli.options import PATH, Number, progress
+from zaq.cli.options import DEVICE, PATH, Number, progress
 from zaq.config.bounds import json_text
 from zaq.errors import RunError, UserError
 
@@ -29,14 +30,19 @@ __all__ = ["say", "verify"]
     help="Exit with 1 where a file finds the checkpoint's class in fewer percent of the samples, as 99.5; where there "
     "are no classes: for fewer percent of elements within one step.",
 )
+@DEVICE
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
-def verify(run: Path, data: str | None, limit: int, layers: bool, min_agreement: float | None, as_json: bool) -> None:
+def verify(
+    run: Path, data: str | None, limit: int, layers: bool, min_agreement: float | None, device: str, as_json: bool
+) -> None:
     """RUN's ONNX files against its quantized checkpoint, and both against integer arithmetic, layer by layer.
 
     Exit code 1 where a file is not the checkpoint: where their outputs differ by more than rounding can explain.
     """
+    from zaq.config.devices import device_named
     from zaq.cost.deployment import forms_of
     from zaq.data import ANY, listed, loaded
+    from zaq.ir.move import onto
     from zaq.ir.nodes import open_sizes
     from zaq.run import Run
     from zaq.verify.layers import SAMPLES, compare_layers, fault, summary
@@ -44,19 +50,20 @@ def verify(run: Path, data: str | None, limit: int, layers: bool, min_agreement:
 
     if min_agreement is not None and 0 < min_agreement <= 1:
         raise UserError(f"--min-agreement {min_agreement:g}: counts in percent; is {100 * min_agreement:g} meant?")
-    opened = Run.open(run)
+    where, opened = device_named(device), Run.open(run)
     forms = forms_of(opened / "model.onnx")
     for form in forms:
         opened.require_parts(form.name)
     student, samples = opened.student(), opened.samples()
     progress().say("comparing, layer by layer first")
     found, _ = compare_layers(opened / "model.onnx", student, samples[:SAMPLES])
-    parity = {p.name: compare(p, student, samples) for p in forms}
-    sizes = compare_sizes(opened / "model.onnx", student, samples, open_sizes(student))
+    there = onto(copy.deepcopy(student), where)
+    parity = {p.name: compare(p, there, samples) for p in forms}
+    sizes = compare_sizes(opened / "model.onnx", there, samples, open_sizes(student))
     parity |= {f"model.onnx at {size}": one for size, one in sizes.items()}
     if data:
         real = loaded(listed(data, opened.card(), ANY)[:limit], opened.card(), BATCH)
-        parity[f"model.onnx on {data}"] = compare(opened / "model.onnx", student, (images for images, _ in real))
+        parity[f"model.onnx on {data}"] = compare(opened / "model.onnx", there, (images for images, _ in real))
     if as_json:
         fields: dict[str, Any] = {name: p.to_dict() for name, p in parity.items()}
         click.echo(

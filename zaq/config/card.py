@@ -11,6 +11,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from zaq.config.bounds import ELEMENTS, plain_json, plain_text
+from zaq.config.devices import CPU
 from zaq.errors import SourceError, unknown
 
 __all__ = ["BLUE_FIRST", "NORMALIZATIONS", "Card"]
@@ -137,15 +138,15 @@ class Card:
         """Whether mean and std are known, which say where pixels lie; else the input counts as already normalised."""
         return self.mean is not None
 
-    def bounds(self) -> tuple[Tensor, Tensor]:
+    def bounds(self, device: torch.device = CPU) -> tuple[Tensor, Tensor]:
         """The least and the greatest value a pixel can take at the model's input, each (C, 1, 1), and with as many
         dimensions as the input has.
         """
         if self.mean is None or self.std is None:
             reach = torch.full(self._channels, NORMALIZED_REACH)
-            return -reach, reach
+            return (-reach).to(device), reach.to(device)
         mean, std = torch.tensor(self.mean).view(self._channels), torch.tensor(self.std).view(self._channels)
-        return (0 - mean) / std, (1 - mean) / std
+        return ((0 - mean) / std).to(device), ((1 - mean) / std).to(device)
 
     @property
     def _channels(self) -> tuple[int, ...]:
@@ -174,14 +175,18 @@ class Card:
         """Images (N, C, H, W) as the model reads them out of such of mean 0 and deviation 1. All that is drawn or moved
         is so in the units of z, whatever pixels a model reads."""
         scale, shift = self.spread()
-        return z if bool((scale == 1).all() & (shift == 0).all()) else z * scale + shift
+        return z if bool((scale == 1).all() & (shift == 0).all()) else z * scale.to(z.device) + shift.to(z.device)
 
     def standard(self, images: Tensor) -> Tensor:
         """The inverse: images (N, C, H, W) as the model reads them, of mean 0 and deviation 1."""
         scale, shift = self.spread()
-        return images if bool((scale == 1).all() & (shift == 0).all()) else (images - shift) / scale
+        return (
+            images
+            if bool((scale == 1).all() & (shift == 0).all())
+            else (images - shift.to(images.device)) / scale.to(images.device)
+        )
 
     def in_bounds(self, images: Tensor) -> Tensor:
         """Images as a file stores them: no pixel beyond what one can be."""
-        low, high = self.bounds()
+        low, high = self.bounds(images.device)
         return images.maximum(low).minimum(high)

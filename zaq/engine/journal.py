@@ -62,3 +62,9 @@ class Journal:
     records: list[Record] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     interrupted: bool = False
+
+    def begin_anew(self, notes: list[str]) -> None:
+        """Forget what the stages said, but for these notes."""
+        self.records.clear()
+        self.notes[:] = notes
+        self.log.go_on([])

@@ -2,8 +2,7 @@
 
 import math
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -12,12 +11,13 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from zaq.engine.journal import Journal, Record
+from zaq.engine.random import drawing, random_state, set_random_state, set_seed
 from zaq.engine.saver import Saver
 from zaq.engine.snapshot import Snapshots
 from zaq.engine.stage import Diverged, Loop, Stage
 from zaq.engine.state import State
 
-__all__ = ["drawing", "run_stage", "run_stages", "seed_of"]
+__all__ = ["run_stage", "run_stages", "seed_of"]
 
 LIVES = 2  # times a stage may go wrong before it stops
 SMALLER = 0.1  # the factor on every learning rate each time
@@ -32,14 +32,6 @@ def seed_of(seed: int, name: str, again: int = 0) -> int:
     `again`: how many stages of that name ran before. What is called "noise" has the seed itself.
     """
     return seed if name == "noise" else seed + zlib.crc32(f"{name} {again}".encode()) * 2**20
-
-
-@contextmanager
-def drawing(seed: int) -> Iterator[None]:
-    """Inside, torch's random numbers are those of a seed; afterwards they go on as if nothing had been drawn."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed % 2**63)
-        yield
 
 
 def run_stages(stages: Sequence[Stage], state: State, journal: Journal, snapshots: Snapshots | None = None) -> None:
@@ -88,7 +80,7 @@ def run_stage(
     record = Record(stage.name)
     if stage.recorded:
         journal.records.append(record)
-    with drawing(seed := seed_of(state.task.seed, stage.name, again)):
+    with drawing(seed := seed_of(state.task.seed, stage.name, again), state.task.device):
         judge = _undisturbed(stage.judge(state), journal)
         record.loss_before = judge() if judge else None
         before = state.student.snapshot() if judge else None
@@ -99,7 +91,7 @@ def run_stage(
             record.say("interrupted before its first step")
             return
         if not stopped or stage.after_ctrl_c == "run":
-            _Steps(stage, loop, record, journal, judge, seed, saver).run(stage.length(state), point)
+            _Steps(stage, loop, record, journal, judge, seed, state.task.device, saver).run(stage.length(state), point)
         loop.finish()
         state.require_finite()
         if judge and before is not None:
@@ -142,10 +134,11 @@ class _Steps:
         journal: Journal,
         judge: Callable[[], float] | None,
         seed: int,
+        device: torch.device,
         saver: Saver | None,
     ) -> None:
         self.stage, self.loop, self.record, self.journal = stage, loop, record, journal
-        self.judge, self.seed, self.saver = judge, seed, saver
+        self.judge, self.seed, self.device, self.saver = judge, seed, device, saver
         self.faults: list[str] = []  # what was gone back from
         self.good: tuple[int, Any] = (0, loop.save())  # the last state that was saved with all of it finite
         self.best: tuple[float, int, Any] | None = None  # held-out loss, step, state
@@ -185,7 +178,7 @@ class _Steps:
             if len(faults) > LIVES:
                 self.record.say(f"stopped at step {i + 1} of {steps}: {why} {len(faults)} times")
                 break
-            torch.manual_seed((self.seed + i + 1) % 2**63)  # other numbers than those that led there
+            set_seed(self.seed + i + 1, self.device)  # other numbers than those that led there
         if 0 < len(faults) <= LIVES:
             times = "once" if len(faults) == 1 else "twice"
             self.record.say(
@@ -245,7 +238,7 @@ class _Steps:
             "faults": list(self.faults),
             "usual": (self.chapter, dict(self.usual), self.seen),
             "slower": self.loop.slower,
-            "random": torch.get_rng_state(),
+            "random": random_state(self.device),
         }
 
     def _go_on(self, point: dict[str, Any]) -> None:
@@ -257,7 +250,7 @@ class _Steps:
         self.loop.slower = point["slower"]
         for name, value in point["record"].items():
             setattr(self.record, name, value)
-        torch.set_rng_state(point["random"])
+        set_random_state(point["random"], self.device)
 
     def _back(self) -> None:
         self.record.steps = self.good[0]

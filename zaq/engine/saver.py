@@ -7,6 +7,7 @@ from typing import Any
 from zaq.engine.journal import Journal, Record
 from zaq.engine.snapshot import Snapshots, Unsaved
 from zaq.engine.state import State
+from zaq.ir.move import moved
 
 __all__ = ["Saver"]
 
@@ -29,6 +30,7 @@ class Saver:
             return 0, None
         for number in range(found["rewritten"]):
             run(number)
+        found = moved(found, self.state.task.device)
         self.teacher, self.rewritten = self.state.task.teacher, found["rewritten"]
         self.state.load(found["state"])
         self.journal.records[:] = [Record(**r) for r in found["records"]]

@@ -143,7 +143,7 @@ def content_of(told: dict[str, Any]) -> bytes:
     """A safetensors file of values by name. Raises Unsaved for what `pack` cannot hold."""
     tensors: dict[str, Tensor] = {}
     head = {name: json_text(pack(value, tensors)) for name, value in told.items()}
-    plain = {k: t.detach().clone(memory_format=torch.contiguous_format) for k, t in tensors.items()}
+    plain = {k: t.detach().cpu().clone(memory_format=torch.contiguous_format) for k, t in tensors.items()}
     return save(plain, head)
 
 
@@ -188,6 +188,12 @@ class Snapshots:
     def seconds(self) -> float:
         """What the run has taken until now, in all processes."""
         return self.before + time.monotonic() - self._started
+
+    def begin_anew(self) -> "Snapshots":
+        """Remove those that are there; none of them is gone on from."""
+        for _, path in self.there():
+            path.unlink(missing_ok=True)
+        return self
 
     def offer(self, make: Callable[[], Any], stage_ended: bool = False) -> None:
         """Take note of where the run is, as what `make` returns, and write it if it is time to."""

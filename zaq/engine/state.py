@@ -1,7 +1,7 @@
 """What stages hand on to each other: the student and the images it learns from and is judged by."""
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,7 +12,9 @@ from torch.fx import GraphModule
 from zaq.config.bits import QConfig
 from zaq.engine.snapshot import Unsaved
 from zaq.engine.task import Task
+from zaq.engine.work import Network
 from zaq.errors import SourceError
+from zaq.ir.move import moved, onto
 from zaq.ir.taps import with_taps
 from zaq.quant.student import Student
 
@@ -50,6 +52,15 @@ class State:
         self.task = replace(self.task, teacher=teacher or self.task.teacher, qconfig=qconfig or self.task.qconfig)
         self._student, self.judge = None, None
 
+    def to(self, device: torch.device) -> None:
+        """Move all of it, but for the judge and the optimizer, which are of what they were made with."""
+        onto(self.task.teacher, device)
+        if self._student is not None:
+            onto(self._student.module, device)
+        for name in ("images", "samples", "generator", "other"):
+            setattr(self, name, moved(getattr(self, name), device))
+        self.judge = self.optimizer = None
+
     def save(self) -> dict[str, Any]:
         """What a snapshot keeps of it: all but the teacher, and an optimizer other than Adam."""
         if self.optimizer is not None and type(self.optimizer) is not torch.optim.Adam:
@@ -83,14 +94,14 @@ class State:
     def require_finite(self) -> None:
         """Raise SourceError where the teacher's outputs on samples are not finite, as soon as there are samples."""
         if self.samples is not None and not self._sound:
-            outputs = (with_taps(self.task.teacher, [])(x)[0] for x in self.samples.split(self.task.batch))
+            outputs = (self.task.teacher_at()(x)[0] for x in self.samples.split(self.task.batch))
             if broken := broken_images(outputs):
                 raise SourceError(NOT_FINITE.format(broken, len(self.samples)))
             self._sound = True
 
-    def tapped(self, student: bool) -> GraphModule:
-        """Teacher or student as a module that returns ([outputs], [tapped features])."""
-        return with_taps(self.student.module if student else self.task.teacher, self.task.taps)
+    def student_at(self, names: Sequence[str] = ()) -> Network:
+        """The student as a network that returns ([outputs], [features at these nodes])."""
+        return self.task.work.network(with_taps(self.student.module, list(names)))
 
 
 NOT_FINITE = (
@@ -119,9 +130,9 @@ class HeldOut:
     ) -> None:
         task = state.task
         self.samples, self.discrepancy = samples, discrepancy
-        self.student, self.parts = with_taps(state.student.module, []), samples.split(task.batch)
+        self.student, self.parts = state.student_at(), samples.split(task.batch)
         with torch.no_grad():
-            self.wanted = [with_taps(task.teacher, [])(x)[0] for x in self.parts]
+            self.wanted = [task.teacher_at()(x)[0] for x in self.parts]
         if broken := broken_images(self.wanted):
             raise SourceError(NOT_FINITE.format(broken, len(samples)))
 

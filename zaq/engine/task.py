@@ -1,6 +1,7 @@
 """What is asked of a method: one network to quantize, at these bits, with this effort and seed."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -10,9 +11,12 @@ from torch.fx import GraphModule
 
 from zaq.config.bits import QConfig
 from zaq.config.card import Card
+from zaq.engine.random import drawing
+from zaq.engine.work import Network, Work
+from zaq.ir.move import device_of
 from zaq.ir.nodes import output_nodes, shape_of
 from zaq.ir.ops import CONVS
-from zaq.ir.taps import taps
+from zaq.ir.taps import taps, with_taps
 from zaq.passes.fold import BatchNormStats
 from zaq.quant.alike import unlike_channels
 from zaq.quant.edges import weighted_layers
@@ -34,6 +38,7 @@ class Task:
     """What is asked. No data set, by construction.
 
     teacher: a folded graph, frozen here; it maps images (N, C, H, W) to its outputs.
+    work: where and how networks are run.
     search: whether weight grids are those of the least error; a method that fits them itself can do without.
     """
 
@@ -43,7 +48,8 @@ class Task:
     effort: str = "default"
     seed: int = 0
     search: bool = True
-    batch: int = field(init=False)
+    work: Work = field(default_factory=Work)
+    batch: int = 0  # images at a time; by default as many as fit, by their size
 
     def __post_init__(self) -> None:
         self.teacher.requires_grad_(False)
@@ -52,7 +58,12 @@ class Task:
                 value.data = value.data.contiguous(memory_format=torch.channels_last)
         pixels = math.prod(self.card.input[1:])
         batch = 2 ** torch.tensor(PIXELS_A_BATCH / pixels).log2().floor().clamp(3, 6)
-        object.__setattr__(self, "batch", int(batch))  # a power of two from 8 to 64, so that large images fit
+        object.__setattr__(self, "batch", self.batch or int(batch))  # a power of two from 8 to 64: large images fit
+
+    @property
+    def device(self) -> torch.device:
+        """Where the teacher is: there its student learns, and whatever a stage makes goes there."""
+        return device_of(self.teacher)
 
     @property
     def few(self) -> int:
@@ -64,6 +75,10 @@ class Task:
         """The names of the teacher's feature maps that students are compared at."""
         return taps(self.teacher)
 
+    def teacher_at(self, names: Sequence[str] = (), teacher: GraphModule | None = None) -> Network:
+        """The teacher, or another graph of it, as a network that returns ([outputs], [features at these nodes])."""
+        return self.work.network(with_taps(teacher or self.teacher, list(names)))
+
     @cached_property
     def classes(self) -> int | None:
         """The number of classes, if the teacher is a classifier: one output (N, K)."""
@@ -74,8 +89,7 @@ class Task:
     def unlike(self) -> frozenset[str]:
         """What leaves the graph with channels too unlike for one scale, by node: as seen on noise, the same for every
         seed."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+        with drawing(0):
             return unlike_channels(self.teacher, self.card, self.noise(UNLIKE_ON))
 
     def batch_norms(self) -> dict[str, BatchNormStats]:
@@ -97,5 +111,5 @@ class Task:
         images = self.card.images(torch.randn(self.batch if count is None else count, *self.card.input))
         if not self.card.of_data:
             low, high = self.card.bounds()
-            images[1::2] = low + (high - low) * torch.rand_like(images[1::2])
-        return self.card.in_bounds(images)
+            images[1::2] = low + (high - low) * torch.rand(images[1::2].shape)
+        return self.card.in_bounds(images).to(self.device)

@@ -16,6 +16,7 @@ from zaq.data import Sample, loaded
 from zaq.engine.progress import Progress
 from zaq.errors import DataError, RunError
 from zaq.export.session import run_session
+from zaq.ir.move import device_of
 
 __all__ = ["Model", "Result", "Task", "answers", "outputs"]
 
@@ -55,8 +56,7 @@ def outputs(model: Model, images: Tensor) -> list[Values]:
     """The outputs for a batch of normalised images (n, C, H, W), each (n, ...)."""
     if not isinstance(model, nn.Module):
         return run_session(model, images)
-    device = next((p.device for p in model.parameters()), images.device)
-    return [t.cpu().numpy() for t in pytree.tree_leaves(model(images.to(device)))]
+    return [t.cpu().numpy() for t in pytree.tree_leaves(model(images.to(device_of(model))))]
 
 
 def answers(

@@ -5,7 +5,9 @@ import copy
 import torch
 from torch.fx import GraphModule, Node
 
+from zaq.config.devices import CPU
 from zaq.ir.capture import export_program
+from zaq.ir.move import onto
 from zaq.ir.nodes import attribute, set_parameter
 from zaq.quant.fake_quantize import BiasQuantize, FakeQuantize
 
@@ -25,7 +27,7 @@ def program_of(student: GraphModule) -> torch.export.ExportedProgram:
 
 def deployable(student: GraphModule) -> GraphModule:
     """A copy of the student with biases rounded, and scales that are what is read of them."""
-    gm = copy.deepcopy(student)
+    gm = onto(copy.deepcopy(student), CPU)
     gm.requires_grad_(False).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     for node in list(gm.graph.nodes):
         if node.op != "call_module":

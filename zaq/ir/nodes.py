@@ -183,7 +183,7 @@ def not_its_own(gm: GraphModule, layer: Node, arguments: tuple[int, ...] = (1, 2
 def add_to_bias(gm: GraphModule, node: Node, shift: Tensor) -> None:
     """Add (C,) to the bias of a layer that has one."""
     bias = bias_of(gm, node)
-    bias.copy_(bias.double() + shift)  # in place: graphs that share the parameter see it too
+    bias.copy_(bias.cpu().double() + shift.cpu())  # in place: graphs that share the parameter see it too
 
 
 def channel_limits(node: Node) -> tuple[Tensor, Tensor]:

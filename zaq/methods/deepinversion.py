@@ -24,12 +24,11 @@ from zaq.engine.stage import Loop, Stage
 from zaq.engine.state import State
 from zaq.engine.task import Task
 from zaq.errors import SourceError
-from zaq.ir.taps import with_taps
 from zaq.methods.base import Method
 from zaq.quant.observers import Observer
 from zaq.stages.calibrate import Calibrate
 from zaq.stages.pixels import Pixels
-from zaq.stages.training import cosine, distillation, frozen, rate, step, student_optimizer
+from zaq.stages.training import cosine, distillation, frozen, rate, student_optimizer
 from zaq.synth.losses import batch_statistics_loss, jensen_shannon, l2_prior, output_discrepancy, total_variation
 from zaq.synth.swing import shifted
 
@@ -59,9 +58,9 @@ class Invert(Stage):
     def start(self, state: State, journal: Journal) -> Loop:
         of, task = self.of, state.task
         classes, count = task.classes, of.count(task)
-        labels = (torch.arange(count) % classes)[torch.randperm(count)] if classes else None
+        labels = (torch.arange(count) % classes)[torch.randperm(count)].to(task.device) if classes else None
         losses = self._losses(state, labels)
-        low, high = (task.card.standard(end) for end in task.card.bounds())
+        low, high = (task.card.standard(end) for end in task.card.bounds(task.device))
 
         def finish() -> None:
             images = task.card.in_bounds(task.card.images(torch.cat(loop.images)))
@@ -69,16 +68,22 @@ class Invert(Stage):
             if state.samples is None:
                 state.samples, state.held_out = images, False
 
-        start = torch.randn(count, *task.card.input)
+        start = torch.randn(count, *task.card.input).to(task.device)
         loop = Pixels(
-            start, lambda _: losses, self.steps, of.lr, bounds=(low, high) if of.clip else None, finish=finish
+            start,
+            lambda _: losses,
+            self.steps,
+            of.lr,
+            task.work,
+            bounds=(low, high) if of.clip else None,
+            finish=finish,
         )
         return loop
 
     def _losses(self, state: State, labels: Tensor | None) -> Callable[[Tensor], dict[str, Tensor]]:
         of, stats, card = self.of, state.task.batch_norms(), state.task.card
-        teacher = with_taps(state.task.teacher, list(stats))
-        student = with_taps(state.student.module, []) if self.competition else None
+        teacher = state.task.teacher_at(list(stats))
+        student = state.student_at() if self.competition else None
 
         def losses(z: Tensor) -> dict[str, Tensor]:  # of mean 0 and deviation 1, whatever pixels the teacher reads
             z = shifted(z, of.jitter)
@@ -142,13 +147,13 @@ class Tune(Stage):
 
         def one(_: int) -> dict[str, float]:
             loss = loss_of(shifted(training[torch.randint(len(training), (task.batch,))], of.jitter))
-            step(optimizer, loss)
+            task.work.step(optimizer, loss)
             return {"loss_q": float(loss.detach())}
 
         return Loop(one, state.student.module, optimizer, schedule=cosine, resumable=True)
 
     def _loss(self, state: State) -> Callable[[Tensor], Tensor]:
-        teacher, student = with_taps(state.task.teacher, []), with_taps(state.student.module, [])
+        teacher, student = state.task.teacher_at(), state.student_at()
 
         def loss_of(x: Tensor) -> Tensor:
             with torch.no_grad():

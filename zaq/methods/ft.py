@@ -23,7 +23,7 @@ from zaq.engine.task import Task
 from zaq.errors import BitsError, DataError
 from zaq.methods.base import Method
 from zaq.stages.calibrate import Calibrate
-from zaq.stages.training import cosine, distillation, rate, step, student_optimizer
+from zaq.stages.training import cosine, distillation, rate, student_optimizer
 
 __all__ = ["FineTune"]
 
@@ -52,8 +52,8 @@ class Take(Stage):
         journal.notes.append(REAL)
         low, high = task.card.bounds()
         count = NOISE_BATCHES * task.batch
-        state.samples, state.held_out = low + (high - low) * torch.rand(count, *task.card.input), True
-        state.images = torch.cat([next(self.batches)[0] for _ in range(CALIBRATION_BATCHES)])
+        state.samples, state.held_out = (low + (high - low) * torch.rand(count, *task.card.input)).to(task.device), True
+        state.images = torch.cat([next(self.batches)[0] for _ in range(CALIBRATION_BATCHES)]).to(task.device)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,29 +69,36 @@ class Tune(Stage):
     look: ClassVar[int] = 5
 
     def judge(self, state: State) -> Callable[[], float] | None:
+        loss_of = self._loss(state)
+
         @torch.no_grad()
         def held_out_loss() -> float:
-            return float(torch.stack([self._loss(state, *batch) for batch in self.held_out]).mean())
+            return float(torch.stack([loss_of(*batch) for batch in self.held_out]).mean())
 
         return held_out_loss
 
     def start(self, state: State, journal: Journal) -> Loop:
-        of = self.of
+        of, loss_of = self.of, self._loss(state)
         optimizer = student_optimizer(state.student, of.rate(self.steps), of.lr_bias, of.learn_scales)
 
         def one(_: int) -> dict[str, float]:
-            loss = self._loss(state, *_checked(next(self.batches), state.task))
-            step(optimizer, loss)
+            loss = loss_of(*_checked(next(self.batches), state.task))
+            state.task.work.step(optimizer, loss)
             return {"loss_q": float(loss.detach())}
 
         return Loop(one, state.student.module, optimizer, schedule=cosine)
 
-    def _loss(self, state: State, images: Tensor, labels: Tensor) -> Tensor:
-        with torch.no_grad():
-            p = state.task.teacher(images)
-        q = state.student(images)
-        loss = self.of.alpha * distillation(q, p, self.of.temperature)
-        return loss + F.cross_entropy(q, labels) if self.of.labels else loss
+    def _loss(self, state: State) -> Callable[[Tensor, Tensor], Tensor]:
+        teacher, student = state.task.teacher_at(), state.student_at()
+
+        def loss_of(images: Tensor, labels: Tensor) -> Tensor:
+            with torch.no_grad():
+                (p,), _ = teacher(images)
+            (q,), _ = student(images)
+            loss = self.of.alpha * distillation(q, p, self.of.temperature)
+            return loss + F.cross_entropy(q, labels) if self.of.labels else loss
+
+        return loss_of
 
 
 @dataclass(frozen=True)
@@ -141,4 +148,4 @@ def _checked(batch: tuple[Tensor, Tensor], task: Task) -> tuple[Tensor, Tensor]:
         raise DataError(
             f"a label of the images is {int(labels.max())}, and the model knows the classes 0..{classes - 1}."
         )
-    return images, labels
+    return images.to(task.device), labels.to(task.device)

@@ -27,13 +27,13 @@ from zaq.engine.stage import Loop, Stage, numbers
 from zaq.engine.state import State
 from zaq.engine.task import Task
 from zaq.errors import BitsError
+from zaq.ir.move import onto
 from zaq.ir.nodes import attribute
 from zaq.ir.ops import TRANSPOSED
-from zaq.ir.taps import with_taps
 from zaq.methods.base import Method
 from zaq.passes.fold import BatchNormStats
 from zaq.stages.synthesis import Draw
-from zaq.stages.training import distillation, step, varied
+from zaq.stages.training import distillation, varied
 from zaq.synth.generators import DCGAN
 from zaq.synth.losses import channel_moments
 
@@ -85,6 +85,7 @@ class WarmUp(Stage):
     def start(self, state: State, journal: Journal) -> Loop:
         task, student, plan = state.task, state.student, self.plan
         generator = DCGAN(task.card, self.of.latent, plan.width, task.classes, doublings=2, eps=0.8, tanh=True)
+        onto(generator, task.device)
         state.generator = generator
         state.optimizer = torch.optim.Adam(generator.parameters(), plan.lr_generator, (0.5, 0.999))
         draw = drawing(self.of, state, plan.batch)
@@ -125,25 +126,25 @@ class Play(Stage):
 
     def judge(self, state: State) -> Callable[[], float] | None:
         assert state.samples is not None
-        parts = state.samples.split(state.task.batch)
+        parts, student, teacher = state.samples.split(state.task.batch), state.student_at(), state.task.teacher_at()
 
         @torch.no_grad()
         def held_out_loss() -> float:
             temperature = self.of.temperature
-            pairs = ((state.student(x), state.task.teacher(x)) for x in parts)
+            pairs = ((student(x)[0][0], teacher(x)[0][0]) for x in parts)
             return float(torch.stack([distillation(q, p, temperature) for q, p in pairs]).mean())
 
         return held_out_loss
 
     def start(self, state: State, journal: Journal) -> Loop:
         of, student, draw = self.of, state.student, drawing(self.of, state, self.plan.batch)
-        optimizer = self._optimizer(state)
+        optimizer, network = self._optimizer(state), state.student_at()
 
         def one(_: int) -> dict[str, float]:
             images, labels, p, losses = draw()
-            q = student(images)
+            (q,), _ = network(images)
             cross_entropy, kl = F.cross_entropy(q, labels), distillation(q, p, of.temperature, of.reduction)
-            step(optimizer, cross_entropy + of.alpha * kl)
+            state.task.work.step(optimizer, cross_entropy + of.alpha * kl)
             student.fit_weights(search=False)
             return losses | numbers({"cross_entropy_q": cross_entropy, "kl_q": kl})
 
@@ -179,14 +180,14 @@ def drawing(of: "GDFQ", state: State, batch: int) -> Callable[[], Drawn]:
     """A step of G as a function: draws, learns from it, and returns images, labels, the teacher's logits,
     and losses."""
     stats, generator, optimizer = state.task.batch_norms(), state.generator, state.optimizer
-    teacher = with_taps(state.task.teacher, list(stats))
+    teacher = state.task.teacher_at(list(stats))
 
     def draw() -> Drawn:
         images, labels = generator.sample(batch)
         (p,), features = teacher(varied(images, state.task.card))
         cross_entropy, bns = F.cross_entropy(p, labels), statistics_loss(features, list(stats.values()))
         loss = cross_entropy + of.beta * bns
-        step(optimizer, loss)
+        state.task.work.step(optimizer, loss)
         found = numbers({"loss_g": loss, "cross_entropy": cross_entropy, "statistics": bns})
         return images.detach(), labels, p.detach(), found
 

@@ -24,11 +24,11 @@ from zaq.engine.journal import Journal
 from zaq.engine.stage import Loop, Stage, numbers
 from zaq.engine.state import State
 from zaq.engine.task import Task
-from zaq.ir.taps import with_taps
+from zaq.ir.move import onto
 from zaq.methods.base import Method
 from zaq.stages.calibrate import Calibrate, HoldOut
 from zaq.stages.synthesis import Draw
-from zaq.stages.training import frozen, rate, step, student_optimizer, varied
+from zaq.stages.training import frozen, rate, student_optimizer, varied
 from zaq.synth.generators import generator_of
 from zaq.synth.losses import RELATIONS, activation_loss, batch_norm_loss, output_discrepancy, relation_gaps
 
@@ -95,9 +95,10 @@ class _Play:
 
     def __init__(self, rules: Game, state: State) -> None:
         self.rules, self.state, self.batch = rules, state, state.task.batch
-        self.teacher, self.student = state.tapped(student=False), state.tapped(student=True)
+        self.task = state.task
+        self.teacher, self.student = self.task.teacher_at(self.task.taps), state.student_at(self.task.taps)
         self.stats = state.task.batch_norms() if rules.bns else {}
-        self.watched = with_taps(state.task.teacher, list(self.stats)) if self.stats else None
+        self.watched = self.task.teacher_at(list(self.stats)) if self.stats else None
         student, scales = state.student, rules.learn_scales
         self.optimizer_q = student_optimizer(student, rules.rate(rules.steps), rules.lr_bias, scales)
         self.optimizer_g = torch.optim.Adam(state.generator.parameters(), rules.lr_generator)
@@ -117,12 +118,12 @@ class _Play:
         for _ in range(rules.q_steps):
             d_o, d_f, _features = self._discrepancy(varied(generator.draw(self.batch), card))
             loss = d_o + rules.alpha * d_f
-            step(self.optimizer_q, loss)
+            self.task.work.step(self.optimizer_q, loss)
             losses = numbers({"d_o": d_o, "d_f": d_f, "loss_q": loss})
         with frozen(self.state.student.module):
             for _ in range(rules.g_steps):
                 loss = self._generator_loss(varied(generator.sample(self.batch)[0], card))
-                step(self.optimizer_g, loss)
+                self.task.work.step(self.optimizer_g, loss)
                 losses["loss_g"] = float(loss.detach())
         return losses
 
@@ -142,7 +143,7 @@ class _Play:
         with torch.set_grad_enabled(images.requires_grad):
             p, p_features = self.teacher(images)
         q, q_features = self.student(images)
-        gaps = torch.zeros(1)
+        gaps = q[0].new_zeros(1)
         if p_features and self.rules.alpha:
             gaps = relation_gaps(p_features, q_features, self.rules.relation)
         d_f = (self._weights(gaps) * gaps).sum()
@@ -181,12 +182,12 @@ class WarmUp(Stage):
 
     def start(self, state: State, journal: Journal) -> Loop:
         task = state.task
-        generator = generator_of(self.generator)(task.card, self.latent, self.width, task.classes)
+        generator = onto(generator_of(self.generator)(task.card, self.latent, self.width, task.classes), task.device)
         state.generator, stats = generator, task.batch_norms()
         if not stats and generator.classes is None:
             journal.notes.append("the teacher has neither batch norm nor classes: the generator starts from noise")
             return Loop(lambda _: None)
-        teacher = with_taps(task.teacher, [*stats, *task.taps[-1:]])
+        teacher = task.teacher_at([*stats, *task.taps[-1:]])
         optimizer = torch.optim.Adam(generator.parameters(), self.lr)
 
         def one(_: int) -> dict[str, float]:
@@ -199,7 +200,7 @@ class WarmUp(Stage):
                 found["activation"] = self.beta * activation_loss(features[-1])
             if labels is not None:
                 found["cross_entropy"] = F.cross_entropy(outputs[0], labels)
-            step(optimizer, torch.stack(list(found.values())).sum())
+            task.work.step(optimizer, torch.stack(list(found.values())).sum())
             return numbers(found)
 
         return Loop(one, generator, optimizer, resumable=True)

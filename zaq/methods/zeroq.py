@@ -20,7 +20,6 @@ from zaq.engine.stage import Loop, Stage
 from zaq.engine.state import State
 from zaq.engine.task import Task
 from zaq.errors import SourceError
-from zaq.ir.taps import with_taps
 from zaq.methods.base import Method
 from zaq.quant.observers import Observer
 from zaq.stages.calibrate import Calibrate
@@ -63,7 +62,7 @@ class Distil(Stage):
                 "zeroq lives on the statistics of batch norms, and this model has none that folds into a layer; "
                 "--method zaq needs none."
             )
-        teacher, pixels = with_taps(task.teacher, list(stats)), standard(task.card.input[0])
+        teacher, pixels = task.teacher_at(list(stats)), standard(task.card.input[0], task.device)
 
         def losses(x: Tensor) -> dict[str, Tensor]:  # of mean 0 and deviation 1, whatever pixels the teacher reads
             features = teacher(task.card.images(x))[1]
@@ -73,7 +72,7 @@ class Distil(Stage):
             }
 
         count = self.batch if task.effort == "best" else min(self.batch, task.batch)
-        start = self.noise * (torch.rand(count, *task.card.input) - 0.5)
+        start = self.noise * (torch.rand(count, *task.card.input).to(task.device) - 0.5)
 
         def finish() -> None:
             found = task.card.images(torch.cat(loop.images))
@@ -81,7 +80,7 @@ class Distil(Stage):
             state.images = state.samples if self.stored_in_bounds else found
 
         length = self.length(state)
-        loop = Pixels(start, lambda _: losses, length, self.lr, patience=self.patience, finish=finish)
+        loop = Pixels(start, lambda _: losses, length, self.lr, task.work, patience=self.patience, finish=finish)
         return loop
 
 

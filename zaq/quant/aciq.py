@@ -71,7 +71,7 @@ def allocate_bits(deviation: Tensor, bits: int, least: int = 1, most: int = 8) -
 
     Bits are whole; what rounding leaves over goes to the channels that it robbed most.
     """
-    share = deviation.double().clamp(min=1e-12) ** (2 / 3)
+    share = deviation.cpu().double().clamp(min=1e-12) ** (2 / 3)
     budget = bits * len(share)
     scale = 2.0**bits * len(share) / share.sum()
     for _ in range(20):  # a channel has `least` to `most` bits: scale until the mean fits

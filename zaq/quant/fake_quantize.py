@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from zaq.engine.processes import uniform
 from zaq.quant.ao import FakeQuantizeBase, ObserverBase
 from zaq.quant.observers import OBSERVERS
 from zaq.quant.op import fake_quantize
@@ -73,13 +74,14 @@ class FakeQuantize(FakeQuantizeBase):
 
     def forward(self, x: Tensor, *biases: Tensor) -> Tensor:
         """Round x; a weight also reads the biases that are added in steps of its grid, which may need room."""
+        x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x  # under autocast; grids are float32's
         if self.observing and self.observer is not None:
             self.observer(x)
         if not self.quantizing:
             return x
         scale = self.step(x, *biases)
         y: Tensor = fake_quantize(x, scale, self.zero_point, self.axis, self.quant_min, self.quant_max)
-        return torch.where(torch.rand_like(x) < self.drop, x, y) if self.drop else y
+        return torch.where(uniform(x) < self.drop, x, y) if self.drop else y
 
     def on_grid(self, x: Tensor) -> Tensor:
         """x rounded to the grid of `scale` as it is, whatever room accumulators need."""
@@ -115,7 +117,8 @@ class FakeQuantize(FakeQuantizeBase):
         self.disable_fake_quant()
         if self.doubted or not self.guaranteed:
             observer = "minmax" if self.guaranteed else observer
-            self.observer = OBSERVERS[observer](quant_min=self.quant_min, quant_max=self.quant_max, limits=self.known)
+            found = OBSERVERS[observer](quant_min=self.quant_min, quant_max=self.quant_max, limits=self.known)
+            self.observer = found.to(self.scale.device)
             self.enable_observer()
 
     def calculate_qparams(self, **_: Any) -> tuple[Tensor, Tensor]:

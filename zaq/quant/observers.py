@@ -43,7 +43,7 @@ class RangeObserver(ObserverBase):
     def range(self) -> tuple[Tensor, Tensor]:
         """The range to quantize; [0, 0] where nothing was seen."""
         if self.low > self.high:
-            return torch.tensor(0.0), torch.tensor(0.0)
+            return torch.zeros_like(self.low), torch.zeros_like(self.low)
         if not (torch.isfinite(self.low) and torch.isfinite(self.high)):
             raise TrainingError(
                 f"a range is to be read from values that are NaN or infinite (from {float(self.low):g} to "
@@ -64,7 +64,7 @@ class MSEObserver(RangeObserver):
 
     def forward(self, x: Tensor) -> Tensor:
         values = self.inside(x).flatten()
-        index = torch.randint(len(values), (min(len(values), KEPT_PER_BATCH),))
+        index = torch.randint(len(values), (min(len(values), KEPT_PER_BATCH),)).to(x.device)
         self.seen.append(values[index])
         return super().forward(x)
 
@@ -103,7 +103,7 @@ class LaplaceObserver(RangeObserver):
         seen = self.inside(x)
         mean, std = seen.mean(), seen.std()
         deviation = (seen - mean).abs().mean() if self.DISTRIBUTION == "laplace" else std
-        self.sums += torch.stack([torch.ones(()), mean, deviation]).double()
+        self.sums += torch.stack([torch.ones_like(mean), mean, deviation]).cpu().double()
         return super().forward(x)
 
     def range(self) -> tuple[Tensor, Tensor]:

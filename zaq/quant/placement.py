@@ -9,6 +9,7 @@ from torch.fx import GraphModule, Node
 
 from zaq.config.bits import QConfig
 from zaq.config.card import Card
+from zaq.ir.move import device_of, onto
 from zaq.ir.nodes import activations, attribute, groups_of, input_node, moves
 from zaq.ir.ops import LINEARS, TRANSPOSED
 from zaq.quant.edges import HIGH, activation_bits, ends, is_product, joins_a_convolution, left_in_float, weighted_layers
@@ -67,6 +68,7 @@ def place(
         width = qconfig.first_last if qconfig.first_last and (node in first or node in last) else qconfig.weight_bits
         _quantize_layer(gm, node, width, qconfig, placed)
     _leave_room(gm, placed)
+    onto(gm, device_of(gm))  # the quantizers, too
     for name, quantizer in placed.weights.items():
         quantizer.fit_weight(attribute(gm, name), search)
     gm.recompile()

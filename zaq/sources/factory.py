@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
+from zaq.engine.random import drawing
 from zaq.errors import SourceError, unknown
 from zaq.ir.capture import quiet
 from zaq.sources.base import Request, Source, first_line, source_of
@@ -42,8 +42,7 @@ def called(spec: str, factory: Callable[..., Any], kwargs: dict[str, Any]) -> nn
 @contextmanager
 def seeded() -> Iterator[None]:
     """Inside, random numbers are the same every time, and libraries' warnings of their own corners are not heard."""
-    with torch.random.fork_rng(devices=[]), quiet():
-        torch.manual_seed(0)
+    with drawing(0), quiet():
         yield
 
 

@@ -11,7 +11,6 @@ from zaq.config.constants import Count, Share
 from zaq.engine.journal import Journal
 from zaq.engine.stage import Loop, Stage
 from zaq.engine.state import HeldOut, State
-from zaq.ir.taps import with_taps
 from zaq.quant.observers import Observer
 from zaq.stages.training import frozen
 from zaq.synth.drawings import drawings, reads_drawings
@@ -60,7 +59,7 @@ class Calibrate(Stage):
         assert state.images is not None
         images, task, student = state.images, state.task, state.student
         if count := self._drawings(state):
-            images = torch.cat([images, drawings(count, task.card)])
+            images = torch.cat([images, drawings(count, task.card).to(images)])
         parts = images.split(task.batch)
         student.watch(self.observer)
 
@@ -118,11 +117,11 @@ class HoldOut(Stage):
         state.judge = HeldOut(state, state.samples, relative_discrepancy if self.relative else output_discrepancy)
 
     def _moved(self, state: State, part: Tensor) -> Tensor:
-        low, high = state.task.card.bounds()
-        teacher, student = with_taps(state.task.teacher, []), with_taps(state.student.module, [])
+        low, high = state.task.card.bounds(state.task.device)
+        teacher, student = state.task.teacher_at(), state.student_at()
         with frozen(state.student.module):
             for _ in range(self.steps):
                 x = part.clone().requires_grad_(True)
-                (gradient,) = torch.autograd.grad(output_discrepancy(teacher(x)[0], student(x)[0]), x)
+                gradient = state.task.work.gradient(output_discrepancy(teacher(x)[0], student(x)[0]), x)
                 part = state.task.card.in_bounds(part + self.attack / self.steps * (high - low) * gradient.sign())
         return part

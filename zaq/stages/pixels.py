@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zaq.engine.random import drawing
 from zaq.engine.stage import Loop, numbers
+from zaq.engine.work import Work
 
 __all__ = ["Pixels"]
 
@@ -24,6 +26,7 @@ class Pixels(Loop):
         losses_of: takes the number of images in a part, and returns what maps these, (n, C, H, W), to losses by name.
         steps: for each part.
         lr: of Adam.
+        work: how its steps are taken.
         together: images of a part; all of them by default.
         patience: steps without a smaller loss after which the rate is a tenth.
         bounds: the least and the greatest pixel, (C, 1, 1) each, kept at every step.
@@ -36,6 +39,7 @@ class Pixels(Loop):
         losses_of: Callable[[int], Losses],
         steps: int,
         lr: float,
+        work: Work,
         *,
         together: int | None = None,
         patience: int | None = None,
@@ -43,6 +47,7 @@ class Pixels(Loop):
         finish: Callable[[], object] = lambda: None,
     ) -> None:
         super().__init__(lambda i: None, finish=finish, resumable=True)
+        self.work = work
         self.losses_of, self.each, self.lr, self.patience, self.bounds = losses_of, steps, lr, patience, bounds
         self.images = list(images.split(together or len(images)))  # those whose turn has not come as they were given
         self.at, self.finished = -1, 0  # the part that is being moved; how many have gone all their steps
@@ -58,11 +63,9 @@ class Pixels(Loop):
         found = self.losses(self.x)
         loss = torch.stack(list(found.values())).sum()
         if math.isfinite(float(loss.detach())):
-            self.optimizer.zero_grad()
-            loss.backward()
             if self.plateau is None:
                 self.optimizer.param_groups[0]["lr"] = self.lr * self.slower
-            self.optimizer.step()
+            self.work.step(self.optimizer, loss)
             if self.bounds is not None:
                 self.x.data.copy_(self.x.detach().maximum(self.bounds[0]).minimum(self.bounds[1]))
             if self.plateau is not None:
@@ -101,8 +104,8 @@ class Pixels(Loop):
             return
         drew, part, now, plateau = opened
         if at != self.at:
-            with torch.random.fork_rng(devices=[]):
-                torch.set_rng_state(drew)
+            with drawing(0):
+                torch.set_rng_state(drew.cpu())
                 self._open(at)
         self.x.data.copy_(part)
         self.images[at] = self.x.detach()

@@ -12,7 +12,7 @@ from zaq.engine.journal import Journal
 from zaq.engine.stage import Loop, Stage
 from zaq.engine.state import State
 from zaq.stages.synthesis import moves, shift
-from zaq.stages.training import cosine, rate, step, student_optimizer, varied
+from zaq.stages.training import cosine, rate, student_optimizer, varied
 from zaq.synth.losses import relative_discrepancy
 from zaq.synth.swing import shifted
 
@@ -45,7 +45,7 @@ class Polish(Stage):
         task, student = state.task, state.student
         lr = rate(self.travel, sum(cosine(i / self.steps) for i in range(self.steps)), self.fastest)
         optimizer = student_optimizer(student, lr, self.lr_bias, weights=task.batch >= self.enough)
-        p_tapped, q_tapped = state.tapped(student=False), state.tapped(student=True)
+        p_tapped, q_tapped = task.teacher_at(task.taps), state.student_at(task.taps)
 
         def one(_: int) -> dict[str, float]:
             images = self._images(state)
@@ -56,7 +56,7 @@ class Polish(Stage):
             if self.feature and wanted:
                 gaps = [(b - a).pow(2).mean() / a.var().clamp(min=1e-12) for a, b in zip(wanted, found, strict=True)]
                 loss = loss + self.feature * torch.stack(gaps).sum()
-            step(optimizer, loss)
+            task.work.step(optimizer, loss)
             return {"loss_q": float(loss.detach())}
 
         return Loop(one, student.module, optimizer, schedule=cosine, resumable=True)

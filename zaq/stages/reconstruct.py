@@ -21,6 +21,7 @@ from torch.fx import GraphModule
 
 from zaq.config.constants import Amount, Count, OneOrMore, Positive, Share
 from zaq.engine.journal import Journal
+from zaq.engine.processes import uniform
 from zaq.engine.stage import Loop, Stage
 from zaq.engine.state import State
 from zaq.ir.nodes import input_node, output_nodes
@@ -30,7 +31,7 @@ from zaq.quant.fake_quantize import FakeQuantize
 from zaq.quant.rounding import LearnedRounding, into_cells
 from zaq.quant.student import Student
 from zaq.stages.blocks import Block, between, blocks
-from zaq.stages.training import StepAdam, cosine, rate, step
+from zaq.stages.training import StepAdam, cosine, rate
 from zaq.stats.bias import correct_empirically
 
 __all__ = ["Reconstruct"]
@@ -96,10 +97,10 @@ class _Blocks(Loop):
             group["lr"] = peak * self.slower * (cosine(done / self.steps) if group is not self.first else 1.0)
         index = torch.randint(len(self.pair[0]), (min(stage.batch, self.task.batch),))
         exact, noisy = (x[index] for x in self.pair)
-        x = torch.where(torch.rand_like(exact) < stage.drop, exact, noisy) if stage.drop else noisy
-        outputs = zip(self.student(x), self.wanted, self.weights, strict=True)
+        x = torch.where(uniform(exact) < stage.drop, exact, noisy) if stage.drop else noisy
+        outputs = zip(self.network(x), self.wanted, self.weights, strict=True)
         loss = torch.stack([_mean(w, (q - y[index]).pow(2)) for q, y, w in outputs]).sum()
-        step(self.optimizer, loss + self._push(done / self.steps))
+        self.task.work.step(self.optimizer, loss + self._push(done / self.steps))
         value = float(loss.detach())
         if done + 1 == self.steps and math.isfinite(value):  # else the runner puts the block back
             self._close()
@@ -132,6 +133,7 @@ class _Blocks(Loop):
         self.closed, self.at, self.block = self.whole.snapshot(), at, self.blocks[at]
         self.student = between(self.whole.module, self.block)
         self.roundings = _place_roundings(self.whole, self.student)
+        self.network = self.task.work.network(self.student)
         self.optimizer = self._optimizer()
         self.first = self.optimizer.param_groups[0]
         self.peaks = [group["lr"] for group in self.optimizer.param_groups]
@@ -173,7 +175,7 @@ class _Blocks(Loop):
         """lambda sum (1 - |2 h(V) - 1|^beta), after a warm-up, with a beta that falls."""
         stage = self.stage
         if done < stage.warm_up or not self.roundings:
-            return torch.zeros(())
+            return self.pair[0].new_zeros(())
         start, end = stage.beta
         beta = start + (end - start) * (done - stage.warm_up) / (1 - stage.warm_up)
         return stage.weight * torch.stack([r.regularization(beta) for _, r, _ in self.roundings]).sum()
@@ -241,7 +243,8 @@ class _Source:
             self.at, self.pair = block.exits[0], (self.exact, self._run(student, self.pair[1])[0])
 
     def _run(self, gm: GraphModule, x: Tensor) -> list[Tensor]:
-        found = [gm(part) for part in x.split(self.task.batch)]
+        network = self.task.work.network(gm)
+        found = [network(part) for part in x.split(self.task.batch)]
         return [torch.cat(list(exit)) for exit in zip(*found, strict=True)]
 
 

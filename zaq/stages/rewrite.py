@@ -1,4 +1,5 @@
-"""Passes over the teacher as stages: it computes the same afterwards, and the student is placed anew."""
+"""Passes over the teacher as stages: it computes the same afterwards, and the student is placed anew. They run on the
+CPU, in double precision, which not every device has: so they do the same everywhere."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from torch.fx import GraphModule
 from zaq.engine.journal import Journal
 from zaq.engine.stage import Loop, Stage
 from zaq.engine.state import State
+from zaq.ir.move import on_cpu, onto
 from zaq.passes.even import even, free_to_scale
 from zaq.synth.drawings import drawings
 from zaq.synth.leaves import leaves
@@ -25,8 +27,8 @@ class Rewrite(Stage):
 
     def start(self, state: State, journal: Journal) -> Loop:
         def one(_: int) -> None:
-            graph, count, skipped = self.rewrite(state.task.teacher)
-            state.rewrite(graph)
+            graph, count, skipped = self.rewrite(on_cpu(state.task.teacher))
+            state.rewrite(onto(graph, state.task.device))
             journal.notes.extend(skipped)
             counted.append(count)
 
@@ -51,7 +53,7 @@ class Even(Stage):
 
     def once(self, state: State, journal: Journal) -> None:
         task, half = state.task, state.task.batch // 2
-        graph, count = even(task.teacher, torch.cat([leaves(half, task.card), drawings(half, task.card)]))
+        graph, count = even(on_cpu(task.teacher), torch.cat([leaves(half, task.card), drawings(half, task.card)]))
         if count:
             journal.notes.append(f"the channels of {count} tensors have alike ranges now, which costs no weight")
-            state.rewrite(graph)
+            state.rewrite(onto(graph, task.device))

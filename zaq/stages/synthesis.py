@@ -25,9 +25,9 @@ from zaq.engine.stage import Loop, Stage, numbers
 from zaq.engine.state import State
 from zaq.engine.task import Task
 from zaq.errors import TrainingError
-from zaq.ir.taps import with_taps
+from zaq.ir.move import onto
 from zaq.stages.pixels import Pixels
-from zaq.stages.training import cosine, step, varied
+from zaq.stages.training import cosine, varied
 from zaq.synth.drawings import drawings, reads_drawings
 from zaq.synth.generators import alike
 from zaq.synth.leaves import Painter
@@ -69,7 +69,7 @@ class Likeness(Stage):
     def losses_of(self, task: Task) -> Callable[[Tensor, Tensor | None], dict[str, Tensor]]:
         """The parts of L_G by name, as a function of images (N, C, H, W) and labels (N,)."""
         stats = task.batch_norms()
-        teacher = with_taps(with_swing(task.teacher) if self.swing else task.teacher, [*stats] or task.taps[-1:])
+        teacher = task.teacher_at([*stats] or task.taps[-1:], with_swing(task.teacher) if self.swing else None)
 
         def losses(images: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
             outputs, features = teacher(images)
@@ -111,14 +111,14 @@ class Synthesize(Likeness):
 
     def start(self, state: State, journal: Journal) -> Loop:
         task = state.task
-        generator = Painter(task.card, self.width, task.classes)
+        generator = onto(Painter(task.card, self.width, task.classes), task.device)
         if self.held_out:
             state.other = generator
         else:
             state.generator = generator
         if task.classes is not None:
             learned = max(min(task.classes, self.steps * task.batch // DRAWS_A_CLASS), 2)
-            generator.drawn = torch.randperm(task.classes)[:learned].sort().values
+            generator.drawn = torch.randperm(task.classes)[:learned].sort().values.to(task.device)
             if learned < task.classes:
                 journal.records[-1].say(f"it learns {learned} of {task.classes} classes, drawn at random")
         elif not moves(task):
@@ -129,7 +129,7 @@ class Synthesize(Likeness):
         def one(_: int) -> dict[str, float]:
             images, labels = generator.sample(task.batch)
             found = losses(varied(images, task.card), labels)
-            step(optimizer, torch.stack(list(found.values())).sum())
+            task.work.step(optimizer, torch.stack(list(found.values())).sum())
             return numbers(found)
 
         return Loop(one, generator, optimizer, schedule=cosine, resumable=True)
@@ -212,16 +212,16 @@ class Refine(Likeness):
         losses_of, reach, card = self.losses_of(task), shift(task), task.card
 
         def part(count: int) -> Callable[[Tensor], dict[str, Tensor]]:
-            labels = torch.randint(task.classes, (count,)) if task.classes else None
+            labels = torch.randint(task.classes, (count,)).to(task.device) if task.classes else None
             return lambda z: losses_of(shifted(card.images(z), reach), labels)
 
         def finish() -> None:
             loop.images = [card.in_bounds(card.images(z)) for z in loop.images]
             keep(loop)
 
-        low, high = (card.standard(end) for end in card.bounds())
+        low, high = (card.standard(end) for end in card.bounds(task.device))
         start = card.standard(images)
-        loop = Pixels(start, part, steps, self.lr, together=together, bounds=(low, high), finish=finish)
+        loop = Pixels(start, part, steps, self.lr, task.work, together=together, bounds=(low, high), finish=finish)
         return loop
 
 
@@ -292,5 +292,5 @@ class Mingle(Stage):
         kinds = 3 if reads_drawings(state.task) else 2
         mixed[::kinds] = state.task.noise(len(mixed[::kinds]))
         if kinds == 3:
-            mixed[1::3] = drawings(len(mixed[1::3]), state.task.card)
+            mixed[1::3] = drawings(len(mixed[1::3]), state.task.card).to(mixed)
         state.samples = mixed

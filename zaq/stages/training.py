@@ -1,4 +1,4 @@
-"""What methods that train a student share: its optimizers, one step, and how it is held still."""
+"""What methods that train a student share: its optimizers, and how it is held still."""
 
 import math
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from zaq.quant.op import along
 from zaq.quant.student import Student
 from zaq.synth.generators import alike
 
-__all__ = ["StepAdam", "cosine", "distillation", "frozen", "rate", "step", "student_optimizer", "varied"]
+__all__ = ["StepAdam", "cosine", "distillation", "frozen", "rate", "student_optimizer", "varied"]
 
 FASTEST = 2e-3  # learning rate of a student, in steps of the grid, whatever `travel` allows, unless said otherwise
 
@@ -85,13 +85,6 @@ def distillation(q: Tensor, p: Tensor, temperature: float, reduction: str = "bat
     """
     kl = F.kl_div((q / temperature).log_softmax(1), (p / temperature).softmax(1), reduction="batchmean")
     return temperature**2 * (kl / q.shape[1] if reduction == "mean" else kl)
-
-
-def step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
-    """One step down a loss."""
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
 
 
 def varied(images: Tensor, card: Card) -> Tensor:

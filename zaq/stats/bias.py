@@ -40,7 +40,8 @@ def correct_analytically(
         if expected is None or node.target in TRANSPOSED or not has_bias(node) or not_its_own(teacher, node, BIAS):
             continue
         weight = weight_of(student, mine[node.name])
-        error = placement.weights[placement.layers[node.name][1]](weight).double() - weight_of(teacher, node).double()
+        rounded = placement.weights[placement.layers[node.name][1]](weight)
+        error = rounded.cpu().double() - weight_of(teacher, node).cpu().double()
         if mean_only:
             error = error.flatten(1).mean(1).view(-1, *[1] * (error.dim() - 1)).expand_as(error)
         shift: Tensor = node.target(expected, error, None, *node.args[3:])  # type: ignore[operator]  # (1, O, ...)

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from zaq.errors import BitsError
+from zaq.ir.move import onto
 from zaq.ir.nodes import attribute
 from zaq.quant.edges import weighted_layers
 from zaq.quant.fake_quantize import FakeQuantize
@@ -93,7 +94,7 @@ class Sensitivities:
         kept = weight.clone()
         try:
             for bits in range(like.bits, MOST + 1):
-                alone = FakeQuantize(bits, like.axis, len(like.scale), like.signed)
+                alone = onto(FakeQuantize(bits, like.axis, len(like.scale), like.signed), kept.device)
                 alone.fit_weight(kept, self.search)
                 weight.copy_(alone(kept))
                 outputs = _outputs(self.teacher, self.images, self.batch)
@@ -113,7 +114,12 @@ def _divergence(p: Tensor, q: Tensor) -> float:
     """KL(p || q) of logits (N, K), averaged over N; of outputs that are no classes, ||p - q||^2 / ||p||^2."""
     if p.dim() == 2:  # in double precision: in single, a small divergence comes out below 0 on some processors
         return float(
-            F.kl_div(F.log_softmax(q.double(), 1), F.log_softmax(p.double(), 1), reduction="batchmean", log_target=True)
+            F.kl_div(
+                F.log_softmax(q.cpu().double(), 1),
+                F.log_softmax(p.cpu().double(), 1),
+                reduction="batchmean",
+                log_target=True,
+            )
         )
     return float((p - q).pow(2).sum() / p.pow(2).sum().clamp(min=1e-30))
 

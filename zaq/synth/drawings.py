@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from zaq.config.card import Card
+from zaq.engine.random import drawing
 from zaq.engine.task import Task
-from zaq.ir.taps import with_taps
 from zaq.synth.leaves import leaves
 from zaq.synth.losses import batch_norm_loss
 
@@ -78,9 +78,8 @@ def _reads_drawings(task: Task) -> bool:
     card, known = task.card, task.batch_norms()
     if not known:
         return False
-    tapped = with_taps(task.teacher, list(known))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    tapped = task.teacher_at(list(known))
+    with drawing(0):
         shown = leaves(SHOWN, card), drawings(SHOWN, card)
-        far = [float(batch_norm_loss(tapped(x)[1], list(known.values()))) for x in shown]
+    far = [float(batch_norm_loss(tapped(x.to(task.device))[1], list(known.values()))) for x in shown]
     return far[1] < LIKE * far[0]

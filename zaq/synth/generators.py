@@ -37,13 +37,13 @@ class Generator(Remade, nn.Module):
         return super().load_state_dict(state_dict, *args, **options)
 
     def source(self, n: int) -> Tensor:
-        """What n images are made from."""
+        """What n images are made from, drawn on the CPU."""
         raise NotImplementedError
 
     def sample(self, n: int) -> tuple[Tensor, Tensor | None]:
         """n images and the labels they were drawn for (None where the generator knows no classes)."""
-        labels = self.drawn[torch.randint(len(self.drawn), (n,))] if self.classes else None
-        images: Tensor = self(self.source(n), labels)
+        labels = self.drawn[torch.randint(len(self.drawn), (n,)).to(self.drawn.device)] if self.classes else None
+        images: Tensor = self(self.source(n).to(self.low.device), labels)
         return images, labels
 
     @torch.no_grad()
@@ -116,7 +116,7 @@ class DCGAN(Generator):
 
 def alike(images: Tensor, card: Card) -> bool:
     """Whether images (N, C, H, W) are all the same one: their pixels deviate by less than ALIKE of a pixel's range."""
-    low, high = card.bounds()
+    low, high = card.bounds(images.device)
     return len(images) > 1 and bool((images.detach().std(0, correction=0) / (high - low)).mean() < ALIKE)
 
 

@@ -111,9 +111,9 @@ class Painter(Generator):
         """n images, of which a part (0 to 1) are the dead leaves as they are."""
         left = min(max(round(unpainted * n), 0), n)
         if left == n:
-            return self.source(n)
+            return self.source(n).to(self.low.device)
         painted = super().draw(n - left)
-        return torch.cat([painted, self.source(left)]) if left else painted
+        return torch.cat([painted, self.source(left).to(painted)]) if left else painted
 
     def forward(self, canvas: Tensor, labels: Tensor | None = None) -> Tensor:  # (n, C, H, W), (n,) -> (n, C, H, W)
         def layer(i: int, x: Tensor) -> Tensor:

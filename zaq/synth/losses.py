@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from zaq.config.devices import CPU
 from zaq.engine.snapshot import known
 from zaq.passes.fold import BatchNormStats
 from zaq.quant.alike import LEAST_SPREAD, channel_dim, spreads
@@ -136,9 +137,9 @@ def batch_norm_loss(features: list[Tensor], stats: list[BatchNormStats]) -> Tens
     return torch.stack(losses).sum()
 
 
-def standard(channels: int) -> BatchNormStats:
+def standard(channels: int, device: torch.device = CPU) -> BatchNormStats:
     """Mean 0 and deviation 1: what normalisation makes of images, for the statistics of the input itself."""
-    zeros, ones = torch.zeros(channels), torch.ones(channels)
+    zeros, ones = torch.zeros(channels, device=device), torch.ones(channels, device=device)
     return BatchNormStats(zeros, ones, zeros, ones)
 
 
@@ -207,6 +208,4 @@ def jensen_shannon(p: Tensor, q: Tensor, temperature: float = 3.0) -> Tensor:
     """
     log_p, log_q = F.log_softmax(p / temperature, 1), F.log_softmax(q / temperature, 1)
     log_m = torch.logaddexp(log_p, log_q) - math.log(2)
-    return sum(
-        (F.kl_div(log_m, of, reduction="batchmean", log_target=True) / 2 for of in (log_p, log_q)), torch.zeros(())
-    )
+    return torch.stack([F.kl_div(log_m, of, reduction="batchmean", log_target=True) for of in (log_p, log_q)]).mean()

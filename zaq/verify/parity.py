@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from zaq.export.ends import behind_casts
 from zaq.export.session import batch_of, run_session, session, taken
+from zaq.ir.move import device_of
 from zaq.ir.sizes import TRIED, other_sizes
 from zaq.quant.alike import channel_dim, spreads
 from zaq.sources.frame import network_of
@@ -69,14 +70,14 @@ class Parity:
 @torch.no_grad()
 def compare(path: Path, student: nn.Module, samples: Tensor | Iterable[Tensor]) -> Parity:
     """Run `samples` (N, C, H, W), or batches of them, through the file and through the student."""
-    run = session(path)
+    run, there = session(path), device_of(student)
     expected: list[list[Tensor]] = []
     found: list[list[Tensor]] = []
     for batch in samples.split(batch_of(run) or BATCH) if isinstance(samples, Tensor) else samples:
         batch = taken(run, batch)
         found.append([torch.from_numpy(t) for t in run_session(run, batch)])
-        made = zip(pytree.tree_leaves(student(batch)), found[-1], strict=True)
-        expected.append([t.to(there.dtype) for t, there in made])
+        made = zip(pytree.tree_leaves(student(batch.to(there))), found[-1], strict=True)
+        expected.append([t.to("cpu", like.dtype) for t, like in made])
     ours, theirs = ([torch.cat(list(t)) for t in zip(*parts, strict=True)] for parts in (expected, found))
     grids = _output_steps(path) if path.suffix == ".onnx" else [None] * len(ours)
     apart, steps, floats = list[Tensor](), [1e-12], dict[int, tuple[Tensor, Tensor]]()
@@ -113,7 +114,7 @@ def compare_sizes(path: Path, student: nn.Module, samples: Tensor, dims: tuple[i
     for _, *size in other_sizes(tuple(samples.shape[1:]), dims) if dims else ():
         images = F.interpolate(samples[:FEW], size, mode="bilinear")
         try:
-            student(images)
+            student(images.to(device_of(student)))
         except RuntimeError:  # not every network takes every size
             continue
         found["x".join(map(str, size))] = compare(path, student, images)
