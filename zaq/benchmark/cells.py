@@ -19,7 +19,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
@@ -35,14 +35,12 @@ from zaq.config.bounds import json_text, plain_json, plain_text
 from zaq.errors import OutputError, SourceError
 from zaq.run import SNAPSHOTS, beside, disk_errors, write_file
 
-__all__ = ["Folder", "Rows", "Work", "finish", "locked", "record", "version"]
+__all__ = ["Folder", "Work", "finish", "locked", "record", "version"]
 
 ZAQ = (sys.executable, "-m", "zaq")
 REFUSED = 2  # the exit code of a call that has to change
 LAUNCH = Path(__file__).with_name("launch.py")
 Measure = Callable[[Cell, Path], dict[str, Any]]  # a cell and its run folder -> the measured part of its row
-
-Rows = Generator[dict[str, Any], None, None]  # which is closed where nobody waits for the rest
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,13 @@ import shutil
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zaq.benchmark.cells import Rows, Work, record
+from zaq.benchmark.cells import Work, record
 from zaq.benchmark.plan import Cell
 from zaq.config.bounds import plain_json
 from zaq.errors import RunError, UserError, unknown
@@ -85,7 +85,9 @@ class Cluster:
             found._executor(nowhere)
         return found
 
-    def rows(self, work: Work, cells: list[Cell], say: Callable[[str], object]) -> Rows:
+    def rows(
+        self, work: Work, cells: list[Cell], say: Callable[[str], object]
+    ) -> Generator[dict[str, Any], None, None]:
         """The cells' rows as their jobs end. A job that dies is followed by another, which goes on where it was.
 
         Jobs that are left when the caller closes this, or is interrupted, are cancelled. Raises RunError where the

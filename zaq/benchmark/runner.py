@@ -1,12 +1,12 @@
 """Cell after cell, for as long as there is one that nobody holds."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from contextlib import closing
 from typing import Any
 
 from zaq.benchmark import page, table
-from zaq.benchmark.cells import Folder, Measure, Rows, Work, locked
+from zaq.benchmark.cells import Folder, Measure, Work, locked
 from zaq.benchmark.cluster import Cluster
 from zaq.benchmark.plan import Cell
 from zaq.config.bounds import plain_json, plain_text
@@ -67,7 +67,7 @@ def write_tables(folder: Folder) -> int:
     return len(rows)
 
 
-def _rows(work: Work, cells: list[Cell]) -> Rows:
+def _rows(work: Work, cells: list[Cell]) -> Generator[dict[str, Any], None, None]:
     """Each time the row of the first cell that was open and could be claimed, until others have, or hold, the rest."""
     while row := next(filter(None, map(work, work.folder.open_cells(cells, work.failed_before))), None):
         yield row
