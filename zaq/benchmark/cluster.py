@@ -30,12 +30,11 @@ __all__ = ["Cluster"]
 
 CLUSTERS = ("slurm", "local")
 TRIES = 3  # jobs that a cell may kill
-ARRAY = 1000  # jobs in the queue at once: more than SLURM takes as one array, unless it is told otherwise
+ARRAY = 1000  # jobs in the queue at once: SLURM takes no more as one array, unless it is told to
 MINUTES = 60
 # A cell is one process on one node, and what it says last on its own stderr is told.
 NOT_OFFERED = {"nodes", "tasks_per_node", "ntasks_per_node", "num_gpus", "stderr_to_stdout"}
 WHOLE = {"max_num_timeout": 0, "array_parallelism": 1, "signal_delay_s": 0, "time": 1, "timeout_min": 1}  # at least
-
 KINDS = {int: "a whole number", float: "a number", bool: "true or false"}
 
 
@@ -104,12 +103,14 @@ class Cluster:
                 ended = [job for job in running if job.done()]
                 for job in ended:
                     cell = running.pop(job)
-                    row = _row(work, cell, job, tries[cell.id])
-                    if row is not None:
-                        yield row
-                    elif not job.paths.result_pickle.exists():
+                    row, died = _row(work, cell), not job.paths.result_pickle.exists()
+                    if row is None and died and tries[cell.id] < TRIES:
                         say(f"{cell.id}: job {job.job_id} died; another one goes on with it")
                         todo.append(cell)
+                        continue
+                    row = row or _failed(work, cell, job, f"{TRIES} jobs of it died" if died else "its job failed")
+                    if row is not None:
+                        yield row
                 if not ended:
                     time.sleep(0.5 + len(running) / 100)  # two questions to the disk each
         finally:
@@ -156,21 +157,21 @@ def _value(text: str, value: str, kind: type | None, least: int) -> Any:
     return found
 
 
-def _row(work: Work, cell: Cell, job: "Job[Any]", tries: int) -> dict[str, Any] | None:
-    """The row of a cell whose job has ended. None where another process has the cell, or another job is to have it."""
-    folder, result = work.folder, work.folder.result(cell)
+def _row(work: Work, cell: Cell) -> dict[str, Any] | None:
+    """The row of a cell that is finished."""
+    place = work.folder.result(cell).parent
     with suppress(OSError):  # a network file system looks again where we change something ourselves
-        result.parent.chmod(result.parent.stat().st_mode)
-    if not folder.open_cells([cell], work.failed_before):
-        return folder.results([cell])[0]
-    ended = job.paths.result_pickle.exists()  # by itself, if not well
-    if not ended and tries < TRIES:
-        return None
-    last = job.paths.stderr.read_text(errors="replace").strip().splitlines() if job.paths.stderr.exists() else []
-    why = "its job failed" if ended else f"{tries} jobs of it died"
-    with folder.claim(cell, work.failed_before) as ours:
-        told = f"{why}: {last[-1] if last else 'it said nothing'} ({job.paths.stderr})"
-        return record(cell, folder, {"error": told}) if ours else None
+        place.chmod(place.stat().st_mode)
+    return None if work.folder.open_cells([cell], work.failed_before) else work.folder.results([cell])[0]
+
+
+def _failed(work: Work, cell: Cell, job: "Job[Any]", why: str) -> dict[str, Any] | None:
+    """The row of a cell that no job brings to an end. None where another process holds it."""
+    log = job.paths.stderr
+    said = log.read_text(errors="replace").split("\n") if log.exists() else []
+    last = next((line for line in reversed(said) if line.strip()), "it said nothing")
+    with work.folder.claim(cell, work.failed_before) as ours:
+        return record(cell, work.folder, {"error": f"{why}: {last} ({log})"}) if ours else None
 
 
 @contextmanager
