@@ -69,10 +69,10 @@ def rows_of(work: Work, said: list[str]) -> list[dict[str, Any]]:
     return list(Cluster.parse(("cluster=local", "timeout_min=9")).rows(work, CELLS[:1], said.append))
 
 
-def workers(folder: Path) -> list[int]:
-    """The processes of submitit in which cells are run, as who kills them from outside finds them."""
+def workers(folder: Path, module: str = "_submit") -> list[int]:
+    """The processes of submitit in which cells are run (`_local`: that watch these), found as from outside."""
     found = subprocess.run(["ps", "-axwwo", "pid=,args="], capture_output=True, text=True, check=True).stdout
-    return [int(line.split()[0]) for line in found.splitlines() if f"_submit {folder / 'jobs'}" in line]
+    return [int(line.split()[0]) for line in found.splitlines() if f"{module} {folder / 'jobs'}" in line]
 
 
 def when(condition: Callable[[], object], act: Callable[[], object]) -> threading.Thread:
@@ -157,7 +157,7 @@ def test_ctrl_c_cancels_the_jobs(
     with pytest.raises(Interrupted, match="interrupted with 2 of 2 cells open; the same command goes on"):
         run_cells(folder, CELLS[:2], measured, cluster=Cluster.parse(("cluster=local",)), say=said.append)
     interrupt.join()
-    wait_for(lambda: not workers(folder.path), 20)
+    wait_for(lambda: not workers(folder.path) and not workers(folder.path, "_local"), 20)
     assert said == ["jobs cancelled: 1"] and (folder / "results.csv").is_file()
     assert not capfd.readouterr().err  # no traces of submitit's processes
 
