@@ -4,6 +4,7 @@ import ast
 import importlib
 import inspect
 import pkgutil
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -66,6 +67,15 @@ def test_imports_point_one_way(name: str) -> None:
     for imported in imports(name) - {"zaq"}:
         other = imported.split(".")[1]
         assert own == other or RANKS[other] < RANKS[own], f"{name} imports {imported}"
+
+
+def test_every_system_can_import_it() -> None:
+    """Locks are filelock's; nothing is imported that Windows has not."""
+    texts = {name: Path(str(importlib.import_module(name).__file__)).read_text() for name in MODULES}
+    pattern = r"^\s*(?:import|from) (?:fcntl|grp|posix|pty|pwd|resource|syslog|termios|tty)\b"
+    assert not [name for name, text in texts.items() if re.search(pattern, text, re.MULTILINE)]
+    script = PACKAGE.parent / "benchmarks" / "coverage.py"  # which measures its memory, and would be told of
+    assert re.search(pattern, script.read_text(), re.MULTILINE)
 
 
 @pytest.mark.parametrize("name", ["zaq", *MODULES])

@@ -46,3 +46,9 @@ def test_the_command_dies_when_our_end_closes() -> None:
     process.stdin = None
     found = ended(process)
     assert found["code"] == -9 and found["seconds"] < 20
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR2"])
+def test_what_a_queue_sends_to_all_of_a_job_is_not_for_the_command(name: str) -> None:
+    code = f"import os, signal; os.kill(os.getpid(), signal.{name}); os.kill(os.getppid(), signal.{name})"
+    assert ended(launched(sys.executable, "-c", code))["code"] == 0

@@ -7,6 +7,7 @@ cells/<id>/stderr.txt    what zaq quantize had to say, where it failed
 cells/<id>/run/          what zaq quantize wrote; only report.json is left of it, unless --keep
 cells/<id>/run.partial/  a run that was broken off; the next process that claims the cell goes on with it
 teachers/                the float models' predictions
+jobs/                    what submitit writes (`cluster.py`)
 """
 
 import datetime
@@ -34,7 +35,7 @@ from zaq.config.bounds import json_text, plain_json, plain_text
 from zaq.errors import OutputError, SourceError
 from zaq.run import SNAPSHOTS, beside, disk_errors, write_file
 
-__all__ = ["Folder", "finish", "locked", "version"]
+__all__ = ["Folder", "Work", "finish", "locked", "record", "version"]
 
 ZAQ = (sys.executable, "-m", "zaq")
 REFUSED = 2  # the exit code of a call that has to change
@@ -126,12 +127,47 @@ def locked(path: Path, wait: bool = True) -> Iterator[bool]:
         lock.release()
 
 
+@dataclass(frozen=True)
+class Work:
+    """What is done with a cell, by this process or as a job on another machine: `finish`, if it can be claimed."""
+
+    folder: Folder
+    measure: Measure
+    failed_before: float | None = None  # cells that failed before that time are open, too
+    timeout: float | None = None
+    keep: bool = False
+
+    def __call__(self, cell: Cell) -> dict[str, Any] | None:
+        """The cell's row; None where others hold it, or have finished it."""
+        with self.folder.claim(cell, self.failed_before) as ours:
+            return finish(cell, self.folder, self.measure, self.timeout, self.keep) if ours else None
+
+    def checkpoint(self, cell: Cell) -> Any:
+        """What submitit puts into the queue where a job's time is up: the same again, as snapshots say where it was."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self, cell)
+
+
 def finish(
     cell: Cell, folder: Folder, measure: Measure, timeout: float | None = None, keep: bool = False
 ) -> dict[str, Any]:
     """Run a claimed cell, measure it, leave its row in result.json. What goes wrong is a row with `error`."""
     run = folder / "cells" / cell.id / "run"
     _clear(run)
+    found = _quantize(cell, run, timeout)
+    if not found["error"]:
+        try:
+            found |= measure(cell, run)
+        except Exception as error:  # of whatever kind: a cell that fails is a row, not the end of the benchmark
+            found["error"] = f"measuring: {error or type(error).__name__}"
+    if not keep:
+        _clear(run, but="report.json")
+    return record(cell, folder, found)
+
+
+def record(cell: Cell, folder: Folder, found: dict[str, Any]) -> dict[str, Any]:
+    """The row of a claimed cell, from what was found of it, left in its result.json."""
     row: dict[str, Any] = {
         "model": cell.model_name,
         "source": cell.model,
@@ -149,14 +185,7 @@ def finish(
         "zaq": version(),
         "machine": f"{platform.node()}, {platform.machine()}, {os.cpu_count()} cores",
     }
-    row |= _quantize(cell, run, timeout)
-    if not row["error"]:
-        try:
-            row |= measure(cell, run)
-        except Exception as error:  # of whatever kind: a cell that fails is a row, not the end of the benchmark
-            row["error"] = f"measuring: {error or type(error).__name__}"
-    if not keep:
-        _clear(run, but="report.json")
+    row |= found
     row["date"] = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     write_file(folder.result(cell), json_text(row, indent=1) + "\n")
     return row

@@ -28,6 +28,10 @@ class Meter:
         self.folder = folder
         self._sources: dict[str, Source] = {}
 
+    def __reduce__(self) -> tuple[type["Meter"], tuple[Path]]:
+        """Sent to another process, it reads its models there."""
+        return Meter, (self.folder,)
+
     def source(self, model: str) -> Source:
         if model not in self._sources:
             self._sources[model] = load(model)

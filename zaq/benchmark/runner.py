@@ -1,11 +1,13 @@
 """Cell after cell, for as long as there is one that nobody holds."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import closing
 from typing import Any
 
 from zaq.benchmark import page, table
-from zaq.benchmark.cells import Folder, Measure, finish, locked
+from zaq.benchmark.cells import Folder, Measure, Work, locked
+from zaq.benchmark.cluster import Cluster
 from zaq.benchmark.plan import Cell
 from zaq.config.bounds import plain_json, plain_text
 from zaq.engine.progress import Progress
@@ -25,21 +27,23 @@ def run_cells(
     keep: bool = False,
     progress: Progress | None = None,
     say: Callable[[str], object] = print,
+    cluster: Cluster | None = None,
 ) -> None:
-    """Run what is not finished, and rewrite the tables after every cell. Raises Interrupted on Ctrl-C,
-    tables written."""
-    failed_before = time.time() if retry else None
-    todo = len(folder.open_cells(cells, failed_before))
+    """Run what is not finished, here or as jobs of a `cluster`, and rewrite the tables after every cell.
+
+    Raises Interrupted on Ctrl-C, tables written and jobs cancelled.
+    """
+    work = Work(folder, measure, time.time() if retry else None, timeout, keep)
+    todo = folder.open_cells(cells, work.failed_before)
+    rows = cluster.rows(work, todo, say) if cluster else _rows(work, cells)
     start = time.monotonic()
     try:
-        for ran in (progress or Progress()).track("cells", todo):
-            row = _next(folder, cells, measure, failed_before, timeout, keep)
-            if row is None:  # others have finished, or hold, the rest
-                break
-            left = len(folder.open_cells(cells, failed_before))
-            minutes = (time.monotonic() - start) / 60 / (ran + 1) * left
-            say(f"{_line(row)} [{left} left" + (f", about {minutes:.0f} min]" if left else "]"))
-            write_tables(folder)
+        with closing(rows):
+            for ran, row in zip((progress or Progress()).track("cells", len(todo)), rows, strict=False):
+                left = len(folder.open_cells(cells, work.failed_before))
+                minutes = (time.monotonic() - start) / 60 / (ran + 1) * left
+                say(f"{_line(row)} [{left} left" + (f", about {minutes:.0f} min]" if left else "]"))
+                write_tables(folder)
     except KeyboardInterrupt as error:
         left = len(folder.open_cells(cells))
         raise Interrupted(
@@ -63,15 +67,10 @@ def write_tables(folder: Folder) -> int:
     return len(rows)
 
 
-def _next(
-    folder: Folder, cells: list[Cell], measure: Measure, failed_before: float | None, timeout: float | None, keep: bool
-) -> dict[str, Any] | None:
-    """The row of the first cell that was open and could be claimed."""
-    for cell in folder.open_cells(cells, failed_before):
-        with folder.claim(cell, failed_before) as ours:
-            if ours:
-                return finish(cell, folder, measure, timeout, keep)
-    return None
+def _rows(work: Work, cells: list[Cell]) -> Generator[dict[str, Any], None, None]:
+    """Each time the row of the first cell that was open and could be claimed, until others have, or hold, the rest."""
+    while row := next(filter(None, map(work, work.folder.open_cells(cells, work.failed_before))), None):
+        yield row
 
 
 def _line(row: dict[str, Any]) -> str:

@@ -41,6 +41,12 @@ PLANS = (".yaml", ".yml")
     help="Minutes after which a cell is stopped, and failed.",
 )
 @click.option("--keep", is_flag=True, help="Keep every run's files, not its report alone.")
+@click.option(
+    "--slurm",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Run the cells as jobs of SLURM: partition=gpu, timeout_min=60, gpus_per_node=1, ...; repeatable.",
+)
 @click.option("--dry-run", is_flag=True, help="List the cells, write nothing.")
 @click.option(
     "-o", "--output", type=PATH, required=True, help="Folder for the results; finished cells in it are not run again."
@@ -53,6 +59,7 @@ def benchmark(
     retry: bool,
     timeout: float | None,
     keep: bool,
+    slurm: tuple[str, ...],
     dry_run: bool,
     **block: Any,
 ) -> None:
@@ -62,6 +69,7 @@ def benchmark(
     was.
     """
     from zaq.benchmark.cells import Folder
+    from zaq.benchmark.cluster import Cluster
     from zaq.benchmark.measure import Meter
     from zaq.benchmark.plan import shard as shard_of
     from zaq.benchmark.runner import run_cells, write_tables
@@ -70,6 +78,7 @@ def benchmark(
         found = Folder.open(output)
         click.echo(f"{write_tables(found)} finished cells in {output}/index.html, results.md and results.csv.")
         return
+    cluster = Cluster.parse(slurm) if slurm else None
     meter = Meter(output)
     cells, plan = _cells(sources, {k: v for k, v in block.items() if v is not None}, meter)
     cells = shard_of(cells, shard) if shard else cells
@@ -80,7 +89,17 @@ def benchmark(
     folder, bars = Folder.create(output), progress()
     folder.describe(f"zaq {shlex.join(sys.argv[1:])}", plan)
     say = bars.say if sys.stderr.isatty() else click.echo  # above the bars, where there are any
-    run_cells(folder, cells, meter, retry=retry, timeout=timeout and 60 * timeout, keep=keep, progress=bars, say=say)
+    run_cells(
+        folder,
+        cells,
+        meter,
+        retry=retry,
+        timeout=timeout and 60 * timeout,
+        keep=keep,
+        progress=bars,
+        say=say,
+        cluster=cluster,
+    )
     left, failed = len(folder.open_cells(cells)), sum(bool(r["error"]) for r in folder.results(cells))
     told = [
         f"{len(cells) - left} of {len(cells)} cells finished",
