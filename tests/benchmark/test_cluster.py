@@ -21,7 +21,7 @@ from test_runner import CELLS, MEASURED, ran, stand_in, wait_for
 
 from zaq.benchmark import cells as running
 from zaq.benchmark import page
-from zaq.benchmark.cells import Folder, Work
+from zaq.benchmark.cells import CellJob, Folder
 from zaq.benchmark.cluster import TRIES, Cluster
 from zaq.benchmark.plan import Cell
 from zaq.benchmark.runner import run_cells
@@ -45,19 +45,19 @@ def measured(cell: Cell, run: Path) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class StandIn(Work):
-    """Work with a stand-in for `zaq quantize`, and for measuring, in whichever process it is done."""
+class StandIn(CellJob):
+    """CellJob with a stand-in for `zaq quantize`, and for measuring, in whichever process it is done."""
 
     code: str = ""
 
     def __call__(self, cell: Cell) -> dict[str, Any] | None:
         running.ZAQ = (sys.executable, "-c", self.code)
-        return Work(self.folder, measured, self.failed_before)(cell)
+        return CellJob(self.folder, measured, self.failed_before)(cell)
 
 
 @dataclass(frozen=True)
-class Opened(Work):
-    """Work that calls something as soon as a job opens it, before anything is imported."""
+class Opened(CellJob):
+    """CellJob that calls something as soon as a job opens it, before anything is imported."""
 
     call: tuple[Callable[..., object], tuple[Any, ...]] = (int, ())
 
@@ -65,7 +65,7 @@ class Opened(Work):
         return self.call
 
 
-def rows_of(work: Work, said: list[str]) -> list[dict[str, Any]]:
+def rows_of(work: CellJob, said: list[str]) -> list[dict[str, Any]]:
     return list(Cluster.parse(("cluster=local", "timeout_min=9")).rows(work, CELLS[:1], said.append))
 
 
@@ -114,7 +114,7 @@ def test_a_job_that_ends_in_mid_cell_goes_on_from_its_snapshots(name: str, folde
 def test_a_grid(folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a user types it, two at once; a cell that fails does so as it would here."""
     code = stand_in(folder.path, fail=("1",))
-    monkeypatch.setattr("zaq.benchmark.runner.Work", functools.partial(StandIn, code=code))
+    monkeypatch.setattr("zaq.benchmark.runner.CellJob", functools.partial(StandIn, code=code))
     np.zeros((10, 3073), np.uint8).tofile(tmp_path / "test_batch.bin")
     args = ["benchmark", "zoo:resnet20_cifar10", "--data", f"cifar10:{tmp_path}", "--seeds", 2, "-o", folder.path]
     done = zaq_here(*args, "--slurm", "cluster=local", "--slurm", "array_parallelism=2", "--slurm", "partition=gpu")
@@ -151,7 +151,7 @@ def test_a_cell_that_others_hold_is_left_to_them(folder: Folder) -> None:
 def test_ctrl_c_cancels_the_jobs(
     folder: Folder, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("zaq.benchmark.runner.Work", functools.partial(Opened, call=(time.sleep, (240,))))
+    monkeypatch.setattr("zaq.benchmark.runner.CellJob", functools.partial(Opened, call=(time.sleep, (240,))))
     interrupt = when(lambda: workers(folder.path), lambda: os.kill(os.getpid(), signal.SIGINT))
     said: list[str] = []
     with pytest.raises(Interrupted, match="interrupted with 2 of 2 cells open; the same command goes on"):
@@ -200,7 +200,7 @@ def test_jobs_that_the_cluster_refuses(folder: Folder, tmp_path: Path, monkeypat
     cluster = Cluster.parse(("partition=gpu", "account=007", "mem_gb=1.5", 'setup=["module load cuda"]'))
     assert cluster.parameters["slurm_account"] == "007" and cluster.parameters["slurm_setup"] == ["module load cuda"]
     with pytest.raises(RunError, match=r"slurm took no jobs .*invalid partition specified: gpu"):
-        list(cluster.rows(Work(folder, measured), CELLS, print))
+        list(cluster.rows(CellJob(folder, measured), CELLS, print))
 
 
 def test_without_slurm_or_submitit_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

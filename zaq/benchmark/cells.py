@@ -35,7 +35,7 @@ from zaq.config.bounds import json_text, plain_json, plain_text
 from zaq.errors import OutputError, SourceError
 from zaq.run import SNAPSHOTS, beside, disk_errors, write_file
 
-__all__ = ["Folder", "Work", "finish", "locked", "record", "version"]
+__all__ = ["CellJob", "Folder", "finish", "locked", "record", "version"]
 
 ZAQ = (sys.executable, "-m", "zaq")
 REFUSED = 2  # the exit code of a call that has to change
@@ -128,7 +128,7 @@ def locked(path: Path, wait: bool = True) -> Iterator[bool]:
 
 
 @dataclass(frozen=True)
-class Work:
+class CellJob:
     """What is done with a cell, by this process or as a job on another machine: `finish`, if it can be claimed."""
 
     folder: Folder

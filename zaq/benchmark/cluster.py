@@ -1,6 +1,6 @@
 """Cells as jobs of a cluster, by submitit: of SLURM, or processes of this machine that are handled the same.
 
-A job is `Work` on one cell, as a process of this machine does it: its result is the cell's result.json, and nothing
+A job is `CellJob` on one cell, as a process of this machine does it: its result is the cell's result.json, and nothing
 that submitit hands back is read. What a job is given is a pickle, in a folder that nobody else may write to.
 
 jobs/<a submission>/   submitit's: that pickle, and what each job said
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zaq.benchmark.cells import Work, record
+from zaq.benchmark.cells import CellJob, record
 from zaq.benchmark.plan import Cell
 from zaq.config.bounds import plain_json
 from zaq.errors import RunError, UserError, unknown
@@ -85,7 +85,7 @@ class Cluster:
         return found
 
     def rows(
-        self, work: Work, cells: list[Cell], say: Callable[[str], object]
+        self, work: CellJob, cells: list[Cell], say: Callable[[str], object]
     ) -> Generator[dict[str, Any], None, None]:
         """The cells' rows as their jobs end. A job that dies is followed by another, which goes on where it was.
 
@@ -120,7 +120,7 @@ class Cluster:
             if running:
                 say(f"jobs cancelled: {len(running)}")
 
-    def _submitted(self, work: Work, cells: list[Cell]) -> "list[Job[Any]]":
+    def _submitted(self, work: CellJob, cells: list[Cell]) -> "list[Job[Any]]":
         """A job for each cell, an array together."""
         jobs = work.folder / "jobs"
         with disk_errors(jobs):
@@ -157,7 +157,7 @@ def _value(text: str, value: str, kind: type | None, least: int) -> Any:
     return found
 
 
-def _row(work: Work, cell: Cell) -> dict[str, Any] | None:
+def _row(work: CellJob, cell: Cell) -> dict[str, Any] | None:
     """The row of a cell that is finished."""
     place = work.folder.result(cell).parent
     with suppress(OSError):  # a network file system looks again where we change something ourselves
@@ -165,7 +165,7 @@ def _row(work: Work, cell: Cell) -> dict[str, Any] | None:
     return None if work.folder.open_cells([cell], work.failed_before) else work.folder.results([cell])[0]
 
 
-def _failed(work: Work, cell: Cell, job: "Job[Any]", why: str) -> dict[str, Any] | None:
+def _failed(work: CellJob, cell: Cell, job: "Job[Any]", why: str) -> dict[str, Any] | None:
     """The row of a cell that no job brings to an end. None where another process holds it."""
     log = job.paths.stderr
     said = log.read_text(errors="replace").split("\n") if log.exists() else []

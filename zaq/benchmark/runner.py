@@ -6,7 +6,7 @@ from contextlib import closing
 from typing import Any
 
 from zaq.benchmark import page, table
-from zaq.benchmark.cells import Folder, Measure, Work, locked
+from zaq.benchmark.cells import CellJob, Folder, Measure, locked
 from zaq.benchmark.cluster import Cluster
 from zaq.benchmark.plan import Cell
 from zaq.config.bounds import plain_json, plain_text
@@ -33,7 +33,7 @@ def run_cells(
 
     Raises Interrupted on Ctrl-C, tables written and jobs cancelled.
     """
-    work = Work(folder, measure, time.time() if retry else None, timeout, keep)
+    work = CellJob(folder, measure, time.time() if retry else None, timeout, keep)
     todo = folder.open_cells(cells, work.failed_before)
     rows = cluster.rows(work, todo, say) if cluster else _rows(work, cells)
     start = time.monotonic()
@@ -67,7 +67,7 @@ def write_tables(folder: Folder) -> int:
     return len(rows)
 
 
-def _rows(work: Work, cells: list[Cell]) -> Generator[dict[str, Any], None, None]:
+def _rows(work: CellJob, cells: list[Cell]) -> Generator[dict[str, Any], None, None]:
     """Each time the row of the first cell that was open and could be claimed, until others have, or hold, the rest."""
     while row := next(filter(None, map(work, work.folder.open_cells(cells, work.failed_before))), None):
         yield row
