@@ -15,6 +15,7 @@ from zaq.data import shuffled
 from zaq.engine.images import IMAGES
 from zaq.engine.interruption import ctrl_c_waits
 from zaq.engine.journal import Log
+from zaq.engine.processes import is_first
 from zaq.engine.progress import Progress
 from zaq.engine.snapshot import Snapshots, run_of
 from zaq.engine.work import Work
@@ -74,12 +75,12 @@ def quantize_run(
         Interrupted: where Ctrl-C came while files were written; they are whole.
         RunError: once all is written, for a student that is none (`zaq.report.outputs`).
     """
-    progress, keeping = progress or Progress(), keeping or Keeping()
+    progress, keeping, work = progress or Progress(), keeping or Keeping(), work or Work()
+    if not is_first():
+        return _followed(model, qconfig, method, effort, seed, data, keeping, samples, work)
     with Run.building(folder, overwrite, keeping.resume) as run:
         log = Log(run / "log.jsonl")
-        quantized = _trained(
-            model, qconfig, method, effort, seed, run, log, progress, data, keeping, samples, work or Work()
-        )
+        quantized = _trained(model, qconfig, method, effort, seed, run, log, progress, data, keeping, samples, work)
         quantized.report["options"] |= {"data": data, "interface": model.interface.to_dict()}
         with ctrl_c_waits(progress.say) as came:
             report = _saved(run, quantized, model, log, progress)
@@ -88,6 +89,38 @@ def quantize_run(
         raise Interrupted(f"interrupted while it was saved; the run in {folder}/ is whole.")
     require_a_student(report, f"{folder}/model.onnx")
     return report
+
+
+def _followed(
+    model: Source,
+    qconfig: QConfig,
+    method: Any,
+    effort: str,
+    seed: int,
+    data: str | None,
+    keeping: Keeping,
+    samples: Path | None,
+    work: Work,
+) -> dict[str, Any]:
+    """What a process does that is not the first of several: its share of the work, with nothing written."""
+    snapshots = Snapshots(Path(), {}) if not method.reads_data else None
+    real = shuffled(data, model.card, FT_BATCH, seed) if data else None
+    done = quantize_graph(
+        model.graph,
+        qconfig,
+        method,
+        card=model.card,
+        effort=effort,
+        seed=seed,
+        source={"name": model.name, "sha256": model.sha256},
+        real=real,
+        notes=model.notes,
+        snapshots=snapshots,
+        keep=lambda content: None,  # the stage that keeps images is one of all processes
+        samples=samples,
+        work=work,
+    )
+    return done.report
 
 
 def _trained(

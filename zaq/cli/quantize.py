@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["quantize"]
 
 NOT_ASKED = ("output", "overwrite", "resume", "every", "dry_run", "as_json")  # they do not change what comes out
-MOVABLE = ("device",)  # a run may go on with another
+MOVABLE = ("device", "devices", "num_nodes")  # a run may go on with others
 NAMES_CODE = ("source", "arch", "method", "settings")
 AGAIN = "zaq.resumed"  # whether options were read from the run that is resumed
 
@@ -81,6 +81,20 @@ AGAIN = "zaq.resumed"  # whether options were read from the run that is resumed
     show_default=True,
     help="Of the networks' products while the student learns: 32-true, bf16-mixed, 16-mixed.",
 )
+@click.option(
+    "--devices",
+    type=click.IntRange(1, 2**10),
+    default=1,
+    show_default=True,
+    help="Processes that share every batch, on a device each.",
+)
+@click.option(
+    "--num-nodes",
+    type=click.IntRange(1, 2**10),
+    default=1,
+    show_default=True,
+    help="Machines that have so many processes each; the command is started on all of them.",
+)
 @click.option("--threads", type=click.IntRange(1, 1024), help="Of torch; another number gives another student.")
 @click.option("--samples", metavar="RUN", help="Learn from the images of a run of the same model, which draws none.")
 @click.option("-o", "--output", type=PATH, help="Folder for the run; <model>-<bits> by default.")
@@ -93,7 +107,7 @@ AGAIN = "zaq.resumed"  # whether options were read from the run that is resumed
 def quantize(source: str, bits: str, target_size: str | None, placement: str, weights: str | None,
              activations: str | None, target: str, first_last: str, method: str,
              settings: tuple[str, ...], effort: str, data: str | None, seed: int, device: str,
-             precision: str, threads: int | None,
+             precision: str, devices: int, num_nodes: int, threads: int | None,
              samples: str | None,
              output: Path | None, overwrite: bool, resume: Path | None, every: float, dry_run: bool, as_json: bool,
              **flags: Any) -> None:  # fmt: skip
@@ -106,6 +120,8 @@ def quantize(source: str, bits: str, target_size: str | None, placement: str, we
 
     from zaq.config.bits import EFFORTS, QConfig
     from zaq.config.devices import device_named
+    from zaq.engine.processes import is_first, launch
+    from zaq.engine.progress import Progress
     from zaq.engine.work import Work
     from zaq.pipeline import Keeping, quantize_run
 
@@ -124,8 +140,6 @@ def quantize(source: str, bits: str, target_size: str | None, placement: str, we
             + ("reads real images: name them with --data." if data is None else "reads no data; only ft does.")
         )
     work = Work(device_named(device), precision)
-    if threads is not None:
-        torch.set_num_threads(threads)
     model = load_source(source, flags)
     folder = resume or output or Path(f"{model.name}-{qconfig}")
     if dry_run:
@@ -134,14 +148,20 @@ def quantize(source: str, bits: str, target_size: str | None, placement: str, we
         click.echo(describe_model(model, qconfig))
         click.echo(f"\nwould run {algorithm}\nwith effort {effort}, seed {seed}, {_where(work)}, into {folder}{'/'}")
         return
+    if devices * num_nodes > 1:
+        work = Work(launch(work.device, devices, num_nodes), precision)
+    if threads is not None:
+        torch.set_num_threads(threads)
     call = {k: v for k, v in click.get_current_context().params.items() if k not in NOT_ASKED}
     keeping = Keeping(every, resume is not None, call | {"threads": torch.get_num_threads()})
     images = Path(samples) if samples else None
-    shown = progress()
+    shown = progress() if is_first() else Progress()
     shown.say(f"{model.name} to {qconfig}, {_where(work)}")
     report = quantize_run(
         model, qconfig, algorithm, effort, seed, folder, overwrite, shown, data, keeping, images, work
     )
+    if not is_first():
+        return
     click.echo(json_text(report, indent=1) if as_json else _summary(folder, report))
     if report.get("fault"):
         raise RunError(report["fault"])

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from zaq.engine.journal import Journal
+from zaq.engine.processes import is_first
 from zaq.engine.snapshot import Unsaved, content_of, told_in
 from zaq.engine.stage import Stage
 from zaq.engine.state import State
@@ -32,6 +33,8 @@ class Keep(Stage):
     recorded: ClassVar[bool] = False
 
     def once(self, state: State, journal: Journal) -> None:
+        if not is_first():
+            return
         try:
             self.write(content_of({"model": self.told, "found": {name: getattr(state, name) for name in TAKEN}}))
         except (Unsaved, OutputError, RunError) as error:  # the run itself is well

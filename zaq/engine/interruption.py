@@ -6,8 +6,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["ctrl_c_waits", "stopped_by_signals"]
+from zaq.engine.processes import sent, world
 
+__all__ = ["ctrl_c_of_all", "ctrl_c_waits", "stop_together", "stopped_by_signals"]
+
+_asked: list[list[int]] = []  # of `ctrl_c_of_all`
 STOPPING = [s for name in ("SIGINT", "SIGTERM", "SIGHUP") if (s := getattr(signal, name, None)) is not None]
 
 
@@ -35,6 +38,29 @@ def ctrl_c_waits(say: Callable[[str], object]) -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def ctrl_c_of_all() -> Iterator[None]:
+    """Inside, Ctrl-C waits for `stop_together`, where several processes do a run: one that left the others in the
+    middle of a step would have them wait for ever.
+    """
+    if world() == 1:
+        yield
+        return
+    with ctrl_c_waits(lambda text: None) as came:
+        _asked.append(came)
+        try:
+            yield
+        finally:
+            _asked.pop()
+
+
+def stop_together() -> None:
+    """Between two steps: raise KeyboardInterrupt in all processes where the first one was asked to stop."""
+    if world() > 1 and _asked and sent(bool(_asked[-1])):
+        _asked[-1].clear()
+        raise KeyboardInterrupt
 
 
 @contextmanager

@@ -2,20 +2,73 @@
 
 Every process draws the same numbers and takes the same decisions; what is shared out is the work that costs, running
 networks. A process runs its rows of a batch, and gathers what the others made of theirs: so statistics over a batch are
-those of the whole batch, and N processes follow one. With no process group, or one process, all of this does nothing.
+those of the whole batch, and N processes follow one. The first one alone writes files and speaks to the user. With no
+process group, or one process, all of this does nothing.
 """
 
+import logging
+import re
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["agreed", "any_of_all", "averaged", "is_first", "rows", "sent", "sharing", "uniform", "whole", "world"]
+from zaq.errors import RunError, UserError
+
+__all__ = ["averaged", "is_first", "launch", "rows", "sent", "sharing", "together", "uniform", "whole", "world"]
+
+LOST = re.compile(r"gloo|nccl|connection (closed|reset)|broken pipe|timed out", re.I)
+
+T = TypeVar("T")
 
 _shared = False  # whether what runs now runs some rows of its batch
+
+
+def launch(device: torch.device, count: int, nodes: int = 1) -> torch.device:
+    """Start the processes that there are to be of this one, by Lightning Fabric: each runs the same command line from
+    its beginning, and comes here. Returns the device of this process.
+
+    Args:
+        device: of which kind they take one each; CPU processes share the processor.
+        count: processes, on each of `nodes` machines. Where a queue has started them (SLURM, torchrun), so many there.
+
+    Raises UserError where Lightning Fabric is not installed, or the machine has fewer devices.
+    """
+    try:
+        from lightning_fabric import Fabric
+        from lightning_fabric.utilities.exceptions import MisconfigurationException
+    except ImportError as error:
+        raise UserError("--devices: needs Lightning Fabric; pip install lightning-fabric.") from error
+    there = torch.accelerator.device_count() if device.type != "cpu" else count
+    if count > there:
+        raise UserError(f"--devices {count}: there are {there} of {device.type} on this machine.")
+    logging.getLogger("lightning_fabric").setLevel(logging.ERROR)
+    try:
+        fabric = Fabric(accelerator=device.type, devices=count, num_nodes=nodes, strategy="ddp")
+        fabric.launch()
+    except (MisconfigurationException, ValueError) as error:
+        raise UserError(f"--devices {count}: {error}") from error
+    if not is_first():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first one says when to stop
+    return fabric.device
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Inside, a process that finds the others gone says so in a sentence. Raises RunError."""
+    try:
+        yield
+    except RuntimeError as error:  # dist.DistError, or what gloo and NCCL make of a closed connection
+        if world() == 1 or not LOST.search(str(error)):
+            raise
+        raise RunError(
+            f"one of the {world()} processes has ended, and this one with it: what it said stands above. zaq quantize "
+            "--resume goes on from the last snapshot, with any number of processes."
+        ) from error
 
 
 def world() -> int:
@@ -95,28 +148,11 @@ def averaged(gradients: list[Tensor]) -> None:
         gradient.copy_(mean.view(gradient.shape))
 
 
-def agreed(values: dict[str, float]) -> dict[str, float]:
-    """Numbers as the first process has them: what is decided by them is then decided alike."""
-    if world() == 1 or not values:
-        return values
-    found = sent(values)
-    assert isinstance(found, dict)
-    return found
-
-
-def any_of_all(here: bool) -> bool:
-    """Whether it is so in any of the processes."""
-    if world() == 1:
-        return here
-    found: list[Any] = [None] * world()
-    dist.all_gather_object(found, here)
-    return any(found)
-
-
-def sent(value: Any) -> Any:
-    """What the first process has, in all of them."""
+def sent(value: T) -> T:
+    """What the first process has, in all of them: what is decided by it is then decided alike."""
     if world() == 1:
         return value
-    box = [value]
+    box: list[Any] = [value]
     dist.broadcast_object_list(box, src=0)
-    return box[0]
+    found: T = box[0]
+    return found

@@ -10,12 +10,15 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from zaq.engine.interruption import ctrl_c_of_all, stop_together
 from zaq.engine.journal import Journal, Record
+from zaq.engine.processes import sent, together, world
 from zaq.engine.random import drawing, random_state, set_random_state, set_seed
 from zaq.engine.saver import Saver
 from zaq.engine.snapshot import Snapshots
 from zaq.engine.stage import Diverged, Loop, Stage
 from zaq.engine.state import State
+from zaq.errors import UserError
 
 __all__ = ["run_stage", "run_stages", "seed_of"]
 
@@ -36,6 +39,16 @@ def seed_of(seed: int, name: str, again: int = 0) -> int:
 
 def run_stages(stages: Sequence[Stage], state: State, journal: Journal, snapshots: Snapshots | None = None) -> None:
     """Run a method's stages in their order; with `snapshots` go on from the newest of them, and write more."""
+    if state.task.batch % world():
+        raise UserError(
+            f"--devices: a batch of this network has {state.task.batch} images, which {world()} processes cannot share "
+            "evenly; a power of two that is no larger can."
+        )
+    with ctrl_c_of_all(), together():
+        _run_all(stages, state, journal, snapshots)
+
+
+def _run_all(stages: Sequence[Stage], state: State, journal: Journal, snapshots: Snapshots | None) -> None:
     saver = Saver(snapshots, state, journal) if snapshots else None
     first, point = 0, None
     if saver:
@@ -110,10 +123,10 @@ def _undisturbed(judge: Callable[[], float] | None, journal: Journal) -> Callabl
     def judged() -> float:
         assert judge is not None
         try:
-            return judge()
+            return sent(judge())
         except KeyboardInterrupt:
             journal.interrupted = True
-            return judge()
+            return sent(judge())
 
     return judged if judge else None
 
@@ -190,7 +203,8 @@ class _Steps:
     def _step(self, i: int, steps: int) -> str:
         """Do a step, and say what is wrong with it; "" where nothing is."""
         try:
-            losses = self.loop.step(i, steps)
+            stop_together()
+            losses = sent(self.loop.step(i, steps))
         except Diverged as error:
             return str(error)
         if why := self._wrong(self.loop.chapter(i), losses):

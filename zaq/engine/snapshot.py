@@ -21,6 +21,7 @@ from zaq.config.bits import QConfig
 from zaq.config.bounds import json_text, plain_json
 from zaq.config.card import Card
 from zaq.config.files import write_whole
+from zaq.engine.processes import is_first, sent
 from zaq.errors import ZaqError
 
 __all__ = ["KNOWN", "Remade", "Snapshots", "Unsaved", "content_of", "known", "pack", "run_of", "told_in", "unpack"]
@@ -197,7 +198,7 @@ class Snapshots:
 
     def offer(self, make: Callable[[], Any], stage_ended: bool = False) -> None:
         """Take note of where the run is, as what `make` returns, and write it if it is time to."""
-        if self.stopped:
+        if self.stopped or not is_first():
             return
         self._pending = make
         wait = max(0.0 if stage_ended else self.every, COST * self._cost)
@@ -244,7 +245,12 @@ class Snapshots:
         return sorted(((int(number), p) for number, p in numbered if number.isdecimal()), reverse=True)
 
     def newest(self) -> Any:
-        """The newest that is whole and of this run; None where there is none."""
+        """The newest that is whole and of this run; None where there is none. The first of several processes reads it
+        for all.
+        """
+        return sent(self._newest() if is_first() else None)
+
+    def _newest(self) -> Any:
         for number, path in self.there():
             told = self.read(path, "run", "seconds", "found")
             if told is None:
