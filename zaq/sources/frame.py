@@ -2,7 +2,8 @@
 
 Before it: a Transpose from NHWC, a Cast from uint8 or half precision. Behind it: what makes no floats (ArgMax,
 NonMaxSuppression, TopK, masks) and what reads another input than the image, with all that follows and what only moves
-values before it. None of that has an integer kernel, and some of it no form in torch.
+values before it. None of that has an integer kernel, and some of it no form in torch. A program of torch.export has
+such a frame as well, where its ends are no float32.
 
 A frame is an ONNX model with a hole: the network's input is one of its outputs, and the network's outputs are inputs
 of it. `HOLE` in its properties says which.
@@ -20,10 +21,10 @@ from onnx.external_data_helper import uses_external_data
 from zaq.config.bounds import json_text, plain_json
 from zaq.errors import SourceError
 from zaq.sources.base import first_line
-from zaq.sources.interface import opset_of
-from zaq.sources.normal import FLOATS
+from zaq.sources.interface import End, opset_of
+from zaq.sources.normal import FLOATS, HALVES, OPSET
 
-__all__ = ["Cut", "cut", "network_of", "put_back", "rename"]
+__all__ = ["Cut", "cut", "frame_of", "network_of", "put_back", "rename"]
 
 HOLE, FRAME = "zaq.hole", "zaq.frame"
 WEIGHTED = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
@@ -105,6 +106,28 @@ def cut(model: ModelProto, spec: str, bound: Mapping[str, Iterable[float]] | Non
     return replace(found, frame=frame.SerializeToString())
 
 
+def frame_of(image: End, outputs: Iterable[End]) -> bytes | None:
+    """The frame of a network of floats that takes and gives other types: Casts; None where it does not."""
+    kind, head, network = TensorProto.DataType.Value(image.kind), list[NodeProto](), image.name
+    if kind != TensorProto.FLOAT:
+        network = f"{image.name}_float32"
+        head.append(helper.make_node("Cast", [image.name], [network], to=TensorProto.FLOAT))
+    holes, tail, ends = list[str](), list[NodeProto](), list[ValueInfoProto]()
+    for end in outputs:
+        kind_of = TensorProto.DataType.Value(end.kind)
+        holes.append(f"{end.name}_float32" if kind_of in HALVES else end.name)
+        if kind_of in HALVES:
+            tail.append(helper.make_node("Cast", holes[-1:], [end.name], to=kind_of))
+        ends.append(helper.make_tensor_value_info(end.name, kind_of, None))
+    if not head and not tail:
+        return None
+    entry = helper.make_tensor_value_info(image.name, kind, image.shape)
+    graph = helper.make_graph([*head, *tail], "frame", [entry, *map(_floats, holes)], [*ends, _floats(network)])
+    frame = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)])
+    helper.set_model_props(frame, {HOLE: json_text({"input": network, "outputs": holes})})
+    return bytes(frame.SerializeToString())
+
+
 def put_back(network: bytes, frame: bytes | None) -> bytes:
     """A file of the network, and around it what was cut off. Raises SourceError where opsets do not go together."""
     if frame is None:
@@ -132,12 +155,23 @@ def put_back(network: bytes, frame: bytes | None) -> bytes:
     graph.initializer.extend([*model.graph.initializer, *inner.graph.initializer])
     graph.input.extend(i for i in model.graph.input if i.name not in hole["outputs"])
     graph.output.extend(o for o in model.graph.output if o.name not in hole["input"])
+    _size_outputs(graph, inner.graph)
     outside = {v.name for v in [*graph.input, *graph.output]}
     graph.value_info.extend(v for v in [*inner.graph.input, *inner.graph.output] if v.name not in outside)
     inner.graph.CopyFrom(graph)
     inner.metadata_props.add(key=FRAME, value=json_text(before))
     onnx.checker.check_model(inner)
     return bytes(inner.SerializeToString())
+
+
+def _size_outputs(graph: GraphProto, network: GraphProto) -> None:
+    """Outputs of no known sizes have those of the network's outputs that they are, or are cast from (in place)."""
+    casts = {n.output[0]: n.input[0] for n in graph.node if n.op_type == "Cast"}
+    sizes = {o.name: o.type.tensor_type.shape for o in network.output if o.type.tensor_type.HasField("shape")}
+    for value in graph.output:
+        known = sizes.get(casts.get(value.name, value.name))
+        if known is not None and not value.type.tensor_type.HasField("shape"):
+            value.type.tensor_type.shape.CopyFrom(known)
 
 
 def network_of(content: bytes) -> bytes:
@@ -154,7 +188,9 @@ def network_of(content: bytes) -> bytes:
         raise SourceError(f"what the file says of its frame is not what it holds: there is no {entry!r}.")
     for dim in values[entry].type.tensor_type.shape.dim[:1]:
         dim.dim_param = "batch"  # of the network, whatever the file around it has
-    inner = _part(model, _upto(graph.node, entry, exits), [values[entry]], map(_floats, exits))
+    kinds = [values[e].type.tensor_type.elem_type if e in values else TensorProto.FLOAT for e in exits]
+    ends = [helper.make_tensor_value_info(e, kind, None) for e, kind in zip(exits, kinds, strict=True)]
+    inner = _part(model, _upto(graph.node, entry, exits), [values[entry]], ends)
     names = {entry: before["input"][1], **dict(zip(exits, before["outputs"][1::2], strict=True))}
     _rename(inner.graph, names, set())
     helper.set_model_props(inner, {p.key: p.value for p in model.metadata_props if p.key != FRAME})

@@ -9,17 +9,20 @@ import zlib
 from pathlib import Path
 
 import torch
+from onnx_ir import tensor_adapters
+from torch import Tensor
 from torch.export.pt2_archive._package import PT2ArchiveWriter
 from torch.fx import GraphModule
 
 from zaq.config.bounds import capacity, entries, plain_json
 from zaq.errors import SourceError, ZaqError
 from zaq.ir.capture import at_size, from_exported, image_of, quiet
-from zaq.ir.nodes import image_sizes
-from zaq.ir.sizes import open_up
+from zaq.ir.nodes import image_sizes, open_sizes
+from zaq.ir.sizes import WORDS, open_up
 from zaq.sources.base import SAVE_IT, Request, Source, file_hash, first_line
 from zaq.sources.checks import check_program, check_weights
-from zaq.sources.interface import End, Interface
+from zaq.sources.frame import frame_of
+from zaq.sources.interface import End
 
 __all__ = ["read_program", "read_program_source", "read_pt2"]
 
@@ -47,9 +50,27 @@ def read_program_source(request: Request) -> Source:
         return _graph(path, at_size(program, size, promised=asked == free) if free or size != image else program)
 
     graph, fixed = open_up(read, image, asked)
-    kind = Interface(inputs=(End("input", "UINT8"),)) if value.dtype is torch.uint8 else Interface()
     notes = (*graph.meta["notes"], *fixed)
-    return Source(path.stem, graph, card.override(input=image), file_hash(path), notes, interface=kind)
+    frame = _frame(program, value, image, open_sizes(graph))
+    return Source(path.stem, graph, card.override(input=image), file_hash(path), notes, frame)
+
+
+def _frame(
+    program: torch.export.ExportedProgram, value: Tensor, image: tuple[int, ...], free: tuple[int, ...]
+) -> bytes | None:
+    """What stands around the network: the program's types, where they are no float32. `value`: the image as it takes
+    it; `free`: which sizes of it are open in the file."""
+    sizes = ("batch", *(WORDS[d] if d in free else s for d, s in enumerate(image, 1)))
+    values = {n.name: n.meta.get("val") for n in program.graph.nodes}
+    given = [v for name in program.graph_signature.user_outputs if isinstance(v := values.get(name), Tensor)]
+    names = ["output", *(f"output_{i}" for i in range(1, len(given)))]
+    outputs = [End(name, _kind(v)) for name, v in zip(names, given, strict=True)]
+    return frame_of(End("input", _kind(value), sizes), outputs)
+
+
+def _kind(value: Tensor) -> str:
+    """The type of a tensor, as ONNX calls it."""
+    return tensor_adapters.from_torch_dtype(value.dtype).name
 
 
 def read_pt2(path: Path) -> GraphModule:
