@@ -284,6 +284,40 @@ def test_a_guess_is_said(tmp_path: Path) -> None:
     assert not load(str(with_kinds(tmp_path / "net.onnx", "nhwc"))).notes
 
 
+MEAN = [op("Sub", ["x", "m"], ["d"]), op("Transpose", ["d"], ["i"], perm=[0, 3, 1, 2])]
+
+
+@pytest.mark.parametrize("dims", [(1, 3, SIZE, 3), ("n", "h", "w", "c"), (1, SIZE, 4, 3)])
+def test_a_layout_that_no_graph_shows_is_said(dims: tuple[Any, ...], tmp_path: Path) -> None:
+    """Sizes tell the layout of the last alone, and nothing reads it at once."""
+    weights = {"m": np.float32([1, 2, 3])}
+    path = saved(tmp_path / "net.onnx", [op("Relu", ["c"], ["y"])], weights, dims=dims, entry=MEAN)
+    sizes = (5, 6, 3) if "n" in dims else dims[1:]
+    shape = (3, *sizes[:2])
+    source = load(str(path), {"input": shape}, layout="NHWC")
+    assert source.card.input == shape and source.frame is not None and not source.notes
+    (tmp_path / "whole.onnx").write_bytes(put_back(inside(source), source.frame))
+    x = pixels(1, *sizes)
+    np.testing.assert_allclose(*(expected(p, x=x)[0] for p in (tmp_path / "whole.onnx", path)), rtol=1e-4, atol=1e-4)
+    if dims == (1, SIZE, 4, 3):
+        assert load(str(path)).card.input == shape
+        assert load(str(path), layout="NCHW").card.input == dims[1:]  # as whoever says so has it
+    elif "n" not in dims:
+        assert load(str(path)).card.input == dims[1:]
+
+
+def test_a_layout_that_is_not_the_files_is_refused(tmp_path: Path) -> None:
+    path = str(with_kinds(tmp_path / "net.onnx", "nhwc"))
+    assert load(path, layout="NHWC").card == load(path).card
+    with pytest.raises(SourceError, match=r"--layout NCHW: its input 'x' is NHWC, for what reads it turns it"):
+        load(path, layout="NCHW")
+    path = str(saved(tmp_path / "net.onnx", conv()))
+    with pytest.raises(SourceError, match=r"--layout NHWC: its input 'x' is NCHW, for a convolution reads it as it is"):
+        load(path, layout="NHWC")
+    with pytest.raises(SourceError, match=r"unknown layout 'NHWD'.*NHWC"):
+        load(path, layout="NHWD")
+
+
 SECOND = (helper.make_tensor_value_info("factor", FLOAT, [1, 2]),)
 BEFORE = [op("ReduceSum", ["factor"], ["f"], keepdims=0), op("Mul", ["c", "f"], ["d"]), op("Conv", ["d", "w2"], ["y"])]
 

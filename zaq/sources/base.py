@@ -62,6 +62,7 @@ class Request:
     random_weights: bool = False
     bind: dict[str, tuple[float, ...]] = field(default_factory=dict)
     dynamic: tuple[int, ...] = ()  # of (N, C, H, W), what is to stay open beside the batch
+    layout: str = ""  # of the source's images; empty for what it shows
 
     def file(self) -> Path:
         """The path of a source that is a file."""

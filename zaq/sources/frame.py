@@ -22,6 +22,7 @@ from zaq.config.bounds import json_text, plain_json
 from zaq.errors import SourceError
 from zaq.sources.base import first_line
 from zaq.sources.interface import End, opset_of
+from zaq.sources.layout import NCHW, NHWC, is_nhwc
 from zaq.sources.normal import FLOATS, HALVES, OPSET
 
 __all__ = ["Cut", "cut", "frame_of", "network_of", "put_back", "rename"]
@@ -31,8 +32,6 @@ WEIGHTED = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 MOVES = {"Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Identity"}
 CHOICES = {"TopK", "NonMaxSuppression", "NonZero", "Unique"}  # by values; what they give has a form in torch of no use
 SIZES = {"Shape", "Size"}  # of a tensor they read no value
-NCHW, NHWC = [0, 3, 1, 2], [0, 2, 3, 1]  # from the other to it
-COLOURS = (1, 3, 4)
 
 
 @dataclass(frozen=True)
@@ -68,17 +67,19 @@ def _bind(model: ModelProto, values: Mapping[str, Iterable[float]], spec: str) -
         model.graph.input.remove(inputs[name])
 
 
-def cut(model: ModelProto, spec: str, bound: Mapping[str, Iterable[float]] | None = None) -> Cut:
+def cut(model: ModelProto, spec: str, bound: Mapping[str, Iterable[float]] | None = None, layout: str = "") -> Cut:
     """Take the network out of what stands around it. `model`: as `normal.normalised` leaves it, and changed.
 
     `bound`: values of inputs, which become constants. The file goes on taking them, and reads them no more.
-    Raises SourceError where there is no one image, or where another input is read on the way.
+    `layout`: of the image, NCHW or NHWC; empty for what the graph shows.
+    Raises SourceError where there is no one image, where another input is read on the way, or where the image is not
+    of that layout.
     """
     graph = model.graph
     inputs = list(graph.input)
     _bind(model, bound or {}, spec)
     image = _image(graph, spec)
-    notes = _turn(graph, image)
+    notes = _turn(graph, image, spec, layout)
     head, network, dims = _head(graph, image, spec)
     nodes = [n for n in graph.node if n not in head]
     others = {i.name for i in graph.input} - {image.name}
@@ -106,12 +107,16 @@ def cut(model: ModelProto, spec: str, bound: Mapping[str, Iterable[float]] | Non
     return replace(found, frame=frame.SerializeToString())
 
 
-def frame_of(image: End, outputs: Iterable[End]) -> bytes | None:
-    """The frame of a network of floats that takes and gives other types: Casts; None where it does not."""
+def frame_of(image: End, outputs: Iterable[End], nhwc: bool) -> bytes | None:
+    """The frame of a network of floats whose ends are of other types, or whose images come as (N, H, W, C): Casts and
+    a Transpose; None where neither is so."""
     kind, head, network = TensorProto.DataType.Value(image.kind), list[NodeProto](), image.name
+    if nhwc:
+        network = f"{image.name}_nchw"
+        head.append(helper.make_node("Transpose", [image.name], [network], perm=NCHW))
     if kind != TensorProto.FLOAT:
-        network = f"{image.name}_float32"
-        head.append(helper.make_node("Cast", [image.name], [network], to=TensorProto.FLOAT))
+        head.append(helper.make_node("Cast", [network], [f"{network}_float32"], to=TensorProto.FLOAT))
+        network = f"{network}_float32"
     holes, tail, ends = list[str](), list[NodeProto](), list[ValueInfoProto]()
     for end in outputs:
         kind_of = TensorProto.DataType.Value(end.kind)
@@ -239,24 +244,26 @@ def _image(graph: GraphProto, spec: str) -> ValueInfoProto:
     return image
 
 
-def _turn(graph: GraphProto, image: ValueInfoProto) -> tuple[str, ...]:
+def _turn(graph: GraphProto, image: ValueInfoProto, spec: str, layout: str) -> tuple[str, ...]:
     """Where images come as (N, H, W, C) and are not turned at once, turn them and turn them back: the first is cut off,
-    the second is of the network. In the words of a note, as it is a guess by the sizes."""
+    the second is of the network. Returns what a report has to say of a guess."""
     sizes = [d.dim_value for d in image.type.tensor_type.shape.dim]
     name, at = image.name, 0
     readers = [n for n in graph.node if name in _read(n)]
     if len(readers) == 1 and readers[0].op_type == "Cast":
         name, at = readers[0].output[0], list(graph.node).index(readers[0]) + 1
         readers = [n for n in graph.node if name in _read(n)]
-    wide = len(sizes) == 4 and sizes[3] in COLOURS and sizes[1] not in COLOURS
-    if not wide or any(n.op_type == "Conv" for n in readers) or (len(readers) == 1 and _turns(readers[0])):
-        return ()
+    at_once = len(readers) == 1 and _turns(readers[0])
+    found = "NHWC" if at_once else "NCHW" if any(n.op_type == "Conv" for n in readers) else ""
+    nhwc, notes = is_nhwc(spec, image.name, sizes, found, layout)
+    if at_once or not nhwc:
+        return notes
     turned, back = f"{name}_turned", f"{name}_turned_back"
     for node in readers:
         node.input[:] = [back if i == name else i for i in node.input]
     graph.node.insert(at, helper.make_node("Transpose", [name], [turned], perm=NCHW))
     graph.node.insert(at + 1, helper.make_node("Transpose", [turned], [back], perm=NHWC))
-    return (f"its input {image.name!r} of the sizes {sizes} counts as NHWC: (N, H, W, C)",)
+    return notes
 
 
 def _turns(node: NodeProto) -> bool:
