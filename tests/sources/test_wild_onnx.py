@@ -12,10 +12,13 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch.utils import _pytree as pytree
 
-from zaq.errors import SourceError
+import zaq
+from zaq.errors import SourceError, UserError
 from zaq.export.session import session
+from zaq.methods.rtn import RTN
 from zaq.sources import Source, load, parity
 from zaq.sources.frame import network_of, put_back
+from zaq.sources.interface import KINDS as KINDS_OF
 from zaq.sources.normal import normalised
 
 pytest.importorskip("onnx2torch")
@@ -406,11 +409,41 @@ def test_a_run_keeps_the_frame_of_its_source(tmp_path: Path) -> None:
     for name in ("model.onnx", "model.qoperator.onnx"):
         (found,) = expected(out / name, x=x)
         assert found.dtype == right.dtype and found.shape == right.shape and (found == right).mean() > 0.9
-    done = zaq_here("export", out, "--format", "ort")
-    assert done.exit_code == 2 and "cannot be put into the form 'ort'" in done.stderr
+    done = zaq_here("export", out, "--format", "ort")  # whose network is compared alone
+    assert done.exit_code == 0 and "256 samples: " in done.output, done.stderr
+    run = ort.InferenceSession(str(out / "model.ort"), providers=["CPUExecutionProvider"])
+    assert [i.name for i in run.get_inputs()] == ["x"] and (run.run(None, {"x": x})[0] == right).mean() > 0.9
     (out / "frame.onnx").write_bytes(b"junk")
     done = zaq_here("verify", out)
     assert done.exit_code == 2 and "was not made from the frame.onnx beside it" in done.stderr
+
+
+@pytest.mark.parametrize("form", ["qdq", "ort"])
+@pytest.mark.parametrize("name", ["boxes", "scale", "bytes, nhwc"])
+def test_a_loaded_model_is_quantized_in_python(name: str, form: str, tmp_path: Path) -> None:
+    """Names, types, what stands around it and its other inputs are kept, in a form that nothing can take apart too."""
+    path = with_kinds(tmp_path / "net.onnx", name)
+    quantized = zaq.quantize(zaq.load(str(path)), bits="w8a8", method=RTN())
+    made = tmp_path / ("out.ort" if form == "ort" else "out.onnx")
+    quantized.export(made, form)
+    ours, theirs = (ort.InferenceSession(str(p), providers=["CPUExecutionProvider"]) for p in (made, path))
+    for ends in ("get_inputs", "get_outputs"):
+        found, wanted = ([(e.name, e.type) for e in getattr(run, ends)()] for run in (ours, theirs))
+        assert found == wanted
+    (image, *more), random = theirs.get_inputs(), np.random.default_rng(1)
+    x = random.integers(0, 256, image.shape) if "bytes" in name else random.standard_normal(image.shape).clip(-3, 3)
+    feed = {image.name: x.astype(KINDS_OF[image.type])} | {i.name: np.full(1, 2.0, np.float32) for i in more}
+    (value,), (right,) = ours.run(None, feed), theirs.run(None, feed)
+    assert value.dtype == right.dtype and value.shape == right.shape
+    assert np.abs(value.astype(float) - right).max() <= 0.05 * np.abs(right).max()
+
+
+def test_a_loaded_model_has_its_example_and_a_module_has_not(tmp_path: Path) -> None:
+    source = zaq.load(str(with_kinds(tmp_path / "net.onnx", "scale")))
+    with pytest.raises(UserError, match=r"quantize: net was loaded, and has its example_input, card and dynamic from"):
+        zaq.quantize(source, torch.zeros(1, 3, SIZE, SIZE + 1))
+    with pytest.raises(UserError, match="quantize: a module needs an example_input"):
+        zaq.quantize(torch.nn.Conv2d(3, 4, 3))
 
 
 OTHER_FORMS = ["{", '{"input": "x"}', '{"input": [1], "outputs": []}', '{"input": ["a", "b"], "outputs": []}']
