@@ -35,7 +35,7 @@ class Source:
     from.
 
     `notes` are what a report of it has to say, such as that its weights are random. `interface` is what files made of
-    it are to keep; `frame`: what stood around the network in an ONNX file, and stands around the quantized one again
+    it are to keep; `frame`: what stood around the network in a file, and stands around the quantized one again
     (`zaq.sources.frame`).
     """
 
