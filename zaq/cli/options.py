@@ -106,7 +106,7 @@ def load_source(source: str, flags: dict[str, Any]) -> Any:
         random_weights=flags["random_weights"],
         bind=_bound(flags.get("bind", ())),
         dynamic=dimensions(flags.get("dynamic") or ""),
-        layout=(flags.get("layout") or "").upper(),
+        layout=flags.get("layout") or "",
     )
 
 

@@ -71,10 +71,11 @@ def load(
     Raises SourceError for one that is missing, that is no model, or that would have to be unpickled.
     """
     kind, name, path = _kind(spec)
+    layout = layout.upper()
     if layout and layout not in LAYOUTS:
         raise SourceError("--layout: " + unknown("layout", layout, LAYOUTS))
     options = {"arch": arch, "kwargs": kwargs, "random_weights": random_weights, "bind": bind, "dynamic": dynamic}
-    options |= {"layout": layout}
+    options["layout"] = layout
     for option, value in options.items():
         if value and option not in SOURCES[kind].takes:
             takers = ", ".join(k for k, v in SOURCES.items() if option in v.takes)

@@ -3,7 +3,7 @@
 Before it: a Transpose from NHWC, a Cast from uint8 or half precision. Behind it: what makes no floats (ArgMax,
 NonMaxSuppression, TopK, masks) and what reads another input than the image, with all that follows and what only moves
 values before it. None of that has an integer kernel, and some of it no form in torch. A program of torch.export has
-such a frame as well, where its ends are no float32.
+such a frame as well, where its images come as (N, H, W, C) or its ends are no float32.
 
 A frame is an ONNX model with a hole: the network's input is one of its outputs, and the network's outputs are inputs
 of it. `HOLE` in its properties says which.
