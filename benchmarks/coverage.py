@@ -43,6 +43,7 @@ import torch
 from torch import Tensor, nn
 
 from zaq.api import Quantized, quantize_graph
+from zaq.benchmark.cells import version
 from zaq.config.bits import QConfig
 from zaq.config.card import Card
 from zaq.export.onnx import to_onnx
@@ -67,7 +68,7 @@ LAYER_SAMPLES = 2  # of those, for the comparison with integer arithmetic, which
 HEAD = (
     "architecture", "px", "method", "operations", "layers", "computes in float", "equal", "tensors", "SQNR, dB",
     "image alone",
-    "worst tensor", "s", "MB",
+    "worst tensor", "s", "MB", "made by",
 )  # fmt: skip
 # Side of the input in pixels: as small as the architecture allows.
 ARCHITECTURES = {
@@ -79,6 +80,7 @@ ARCHITECTURES = {
         "vgg11": 64, "alexnet": 224, "googlenet": 64, "mnasnet1_0": 64, "mobilenet_v3_large": 64, "regnet_x_400mf": 64,
         "vit_b_16": 32,
         "resnext50_32x4d": 64, "efficientnet_v2_s": 64, "swin_v2_t": 64,
+        "lraspp_mobilenet_v3_large": 64,
     },
     "timm": {
         "vit_tiny_patch16_224": 64, "deit_tiny_patch16_224": 64, "mixer_s32_224": 224, "convnextv2_atto": 64,
@@ -95,7 +97,9 @@ ARCHITECTURES = {
         "selecsls42b": 64, "res2net50_26w_4s": 64, "dpn48b": 64, "nf_regnet_b0": 64, "focalnet_tiny_srf": 64,
         "cspresnet50": 64,
         "cait_xxs24_224": 64, "xception41": 64, "regnetz_b16": 64, "hrnet_w18_small": 64,
-        "twins_svt_small": 224, "beit_base_patch16_224": 64,
+        "twins_svt_small": 224, "beit_base_patch16_224": 64, "tf_efficientnetv2_b0": 64, "mambaout_femto": 64,
+        "hgnetv2_b0": 64, "davit_tiny": 64, "eva02_tiny_patch14_224": 56, "pit_ti_224": 224, "nextvit_small": 64,
+        "botnet26t_256": 256, "swiftformer_xs": 224,
     },
 }  # fmt: skip
 
@@ -122,6 +126,7 @@ class Row:
     tensors: str = ""  # equal to integer arithmetic in every element, of all quantized ones
     seconds: float = 0.0
     peak_mb: int = 0
+    version: str = ""  # of zaq, which made the row; nothing in rows from before this was noted
 
 
 def build(name: str, size: int, cut_blocks: bool) -> nn.Module:
@@ -136,6 +141,8 @@ def build(name: str, size: int, cut_blocks: bool) -> nn.Module:
             if arch.startswith("vit")
             else {"aux_logits": False}
             if arch in ("googlenet", "inception_v3")
+            else {"weights_backbone": None}
+            if arch.startswith("lraspp")
             else {}
         )
         model: nn.Module = models.get_model(arch, weights=None, **extra)
@@ -336,7 +343,9 @@ def markdown(rows: list[Row]) -> str:
             ]
         else:
             cells += [f"**{r.stage}**: {r.failure.replace('|', '/')}", *[""] * 5]
-        lines.append("| " + " | ".join(map(str, [*cells, f"{r.seconds:.0f}", r.peak_mb])) + " |")
+        lines.append(
+            "| " + " | ".join(map(str, [*cells, f"{r.seconds:.0f}", r.peak_mb, r.version or "an older zaq"])) + " |"
+        )
     return "\n".join(lines) + "\n"
 
 
@@ -364,7 +373,7 @@ def main() -> None:
         if not any(name.startswith(o) for o in arguments.only) if arguments.only else known is not None:
             continue
         print(f"{number}/{len(cases)} {name} ...", end=" ", flush=True)
-        row = run_one(Row(name, settings), arguments.timeout)
+        row = run_one(Row(name, settings, version=version()), arguments.timeout)
         print(
             f"{row.seconds:.0f} s, " + (f"{row.sqnr} dB" if row.stage == "done" else f"{row.stage}: {row.failure}"),
             flush=True,

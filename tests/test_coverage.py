@@ -34,8 +34,9 @@ def test_it_goes_all_the_way(name: str, layers: int, benchmark: ModuleType) -> N
 
 def test_a_failure_is_a_row_with_its_stage_and_sentence(benchmark: ModuleType) -> None:
     settings = {"size": 64, "bits": "w8a8", "method": "rtn", "constants": {}, "seed": 0, "cut": False}
-    row = benchmark.run_one(benchmark.Row("torchvision:no_such_net", settings), 60)
+    row = benchmark.run_one(benchmark.Row("torchvision:no_such_net", settings, version="0 (abc)"), 60)
     assert row.stage == "build" and "no_such_net" in row.failure and "**build**" in benchmark.markdown([row])
+    assert row.version == "0 (abc)" and "| 0 (abc) |" in benchmark.markdown([row])
 
 
 def test_repeated_blocks_are_cut_to_two(benchmark: ModuleType) -> None:

@@ -12,9 +12,10 @@ import torch
 from conftest import zaq_here
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
-from sized import Classifier, Pyramid, Reader
+from sized import Classifier, Pyramid, Reader, ToGrid
 
 import zaq
+from zaq.errors import TraceError
 from zaq.ir.capture import quiet, trace
 from zaq.ir.nodes import open_sizes
 from zaq.ir.sizes import open_up
@@ -133,6 +134,27 @@ def test_a_program_of_open_sizes(tmp_path: Path) -> None:
     assert open_sizes(source.graph) == (2,)  # at sizes that the program says it takes
     done = zaq_here("quantize", tmp_path / "some.pt2", *RTN, "-o", tmp_path / "out")
     assert done.exit_code == 0 and "the height stays open in the file, which is checked at 25x16" in done.output
+
+
+def test_a_program_of_sizes_made_of_others(tmp_path: Path) -> None:
+    """`32 * h` is a size that stays open where nothing depends on it, as any other; two that are tied are fixed."""
+    named = torch.export.Dim
+    path = program(Pyramid(), tmp_path / "net.pt2", h=8 * named("h"), w=4 * named("w"))
+    source = load(str(path), {"input": (3, 24, 20)})
+    assert open_sizes(source.graph) == (2, 3) and not source.notes
+    x = torch.randn(3, 3, 40, 28)
+    with quiet():
+        wanted = torch.export.load(path).module()(x)
+    torch.testing.assert_close(source.graph(x), wanted, atol=1e-4, rtol=1e-4)
+    with pytest.raises(TraceError, match=r"does not run at \(3, 25, 20\): .* of the form 8\*"):
+        load(str(path), {"input": (3, 25, 20)})
+    source = load(str(program(ToGrid(), tmp_path / "grid.pt2", h=8 * named("h"))))
+    assert open_sizes(source.graph) == () and "the height is fixed at 16, though the source leaves" in source.notes[0]
+    with quiet():
+        batch = ({0: 2 * named("pairs")},)
+        pairs = torch.export.export(Classifier().eval(), (torch.zeros(4, 3, 16, 16),), dynamic_shapes=batch)
+        torch.export.save(pairs, tmp_path / "pairs.pt2")
+    assert load(str(tmp_path / "pairs.pt2")).graph(torch.zeros(3, 3, 16, 16)).shape == (3, 5)
 
 
 @pytest.mark.slow

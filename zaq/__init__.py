@@ -11,8 +11,9 @@ if TYPE_CHECKING:
     from zaq.errors import ZaqError
     from zaq.methods.flagship import Flagship
     from zaq.methods.zaq import ZAQ
+    from zaq.sources import load
 
-__all__ = ["ZAQ", "Card", "Flagship", "QConfig", "Quantized", "ZaqError", "quantize"]
+__all__ = ["ZAQ", "Card", "Flagship", "QConfig", "Quantized", "ZaqError", "load", "quantize"]
 
 try:
     __version__ = version("zaq")
@@ -22,7 +23,7 @@ except PackageNotFoundError:  # a checkout that was never installed
 HOMES = {
     "ZAQ": "methods.zaq", "Card": "config.card", "Flagship": "methods.flagship", "QConfig": "config.bits",
     "Quantized": "api", "ZaqError": "errors",
-    "quantize": "api",
+    "load": "sources", "quantize": "api",
 }  # fmt: skip
 
 

@@ -40,6 +40,8 @@ from zaq.quant.edges import weighted_layers
 from zaq.quant.student import Student
 from zaq.report import facts
 from zaq.report.outputs import require_a_student
+from zaq.sources.base import PLAIN, Source
+from zaq.sources.interface import Interface
 
 __all__ = ["Quantized", "quantize", "quantize_graph"]
 
@@ -50,11 +52,15 @@ TRIED = 2  # images that a network is exported on before the work
 
 @dataclass
 class Quantized:
-    """A quantized model: the state its method left, the journal of how, and the report made of both."""
+    """A quantized model: the state its method left, the journal of how, and the report made of both; and of a model
+    that was loaded, what its files take over from its source.
+    """
 
     state: State
     journal: Journal
     report: dict[str, Any]
+    interface: Interface = PLAIN
+    frame: bytes | None = None
 
     @property
     def module(self) -> GraphModule:
@@ -88,13 +94,14 @@ class Quantized:
         Raises RunError, once it is written, for a student that is none (`zaq.report.outputs`).
         """
         metadata = facts.onnx_metadata(self.report["options"])
-        write_onnx(self.module, Path(path), metadata, form=form, opset=opset, target=self.task.qconfig.runtime)
+        kept = {"target": self.task.qconfig.runtime, "interface": self.interface, "frame": self.frame}
+        write_onnx(self.module, Path(path), metadata, form=form, opset=opset, **kept)
         require_a_student(self.report, f"{path}")
 
 
 def quantize(
-    model: nn.Module,
-    example_input: Tensor | dict[str, Tensor],
+    model: nn.Module | Source,
+    example_input: Tensor | dict[str, Tensor] | None = None,
     bits: str | QConfig = "w4a4",
     method: Method | None = None,
     *,
@@ -109,7 +116,8 @@ def quantize(
     """Quantize a trained network without data. The model is not changed.
 
     Args:
-        model: in float32; it is copied.
+        model: in float32; it is copied. Or what `zaq.load` returns, whose names, types and ends its files keep; it says
+            its example, card and open sizes itself.
         example_input: (N, C, H, W), normalised as the model expects; its values do not matter, H and W do.
         bits: `w4a4` and the like, 2 to 8; a QConfig says more.
         method: Flagship() by default.
@@ -125,14 +133,27 @@ def quantize(
     Raises:
         TraceError: for a model that cannot be captured.
         BitsError: for bits, an effort or a method that do not exist.
-        UserError: for a device that is not there, and for a precision that it lacks.
+        UserError: for a device that is not there, and for a precision that it lacks; for a module without an example,
+            or a loaded model with one.
     """
-    home = device_of(model)
+    qconfig, method = QConfig.parse(bits) if isinstance(bits, str) else bits, method or Flagship()
+    home = CPU if isinstance(model, Source) else device_of(model)
     work = Work(home if str(device) == AUTO and home != CPU else device_named(device), precision)
+    told: dict[str, Any] = {"effort": effort, "seed": seed, "progress": progress, "trial": True, "work": work}
+    if isinstance(model, Source):
+        if example_input is not None or card is not None or dynamic:
+            raise UserError(
+                f"quantize: {model.name} was loaded, and has its example_input, card and dynamic from there; "
+                "say what differs to zaq.load."
+            )
+        source = {"name": model.name, "sha256": model.sha256}
+        made = quantize_graph(model.graph, qconfig, method, card=model.card, source=source, notes=model.notes, **told)
+        return dataclasses.replace(made, interface=model.interface, frame=model.frame)
+    if example_input is None:
+        raise UserError("quantize: a module needs an example_input, such as torch.zeros(1, 3, 224, 224).")
     if home != CPU:  # it is read, checked and exported there
         model = onto(copy.deepcopy(model), CPU)
     example_input = moved(example_input, CPU)
-    qconfig = QConfig.parse(bits) if isinstance(bits, str) else bits
     fixed: tuple[str, ...] = ()
     if dims := dimensions(dynamic):
         name, x = next(iter(example_input.items())) if isinstance(example_input, dict) else ("", example_input)
@@ -144,18 +165,8 @@ def quantize(
         graph, fixed = open_up(read, tuple(x.shape[1:]), dims)
     else:
         graph = trace(model, example_input)
-    quantized = quantize_graph(
-        graph,
-        qconfig,
-        method or Flagship(),
-        card=card or Card(),
-        effort=effort,
-        seed=seed,
-        progress=progress,
-        notes=(*graph.meta["notes"], *fixed),
-        trial=True,
-        work=work,
-    )
+    notes = (*graph.meta["notes"], *fixed)
+    quantized = quantize_graph(graph, qconfig, method, card=card or Card(), notes=notes, **told)
     onto(quantized.module, home)
     return quantized
 

@@ -30,7 +30,6 @@ from zaq.report.outputs import require_a_student
 from zaq.report.page import render
 from zaq.run import FRAME, SNAPSHOTS, Run, beside, disk_errors
 from zaq.sources import Source
-from zaq.sources.frame import put_back
 from zaq.verify.layers import SAMPLES, compare_layers, fault, summary
 from zaq.verify.parity import compare, compare_sizes
 
@@ -218,8 +217,8 @@ def _saved(run: Run, quantized: Quantized, model: Source, log: Log, progress: Pr
         run.write(FRAME, model.frame)
     metadata = reporting.onnx_metadata(report["options"]) | {"parts": run.hashes()}
     target = quantized.task.qconfig.runtime
-    content = in_form(translated, metadata, target=target, interface=model.interface)
-    run.write("model.onnx", put_back(content, model.frame))
+    content = in_form(translated, metadata, target=target, interface=model.interface, frame=model.frame)
+    run.write("model.onnx", content)
     if quantized.state.samples is not None:
         parity = compare(run / "model.onnx", quantized.module, run.samples())
         report["parity"], report["parity_sentence"] = parity.to_dict(), parity.sentence()

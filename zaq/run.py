@@ -1,7 +1,7 @@
 """The run directory: what one quantization leaves on disk, and how it is read again.
 
 model.onnx            the integer file
-frame.onnx            what stands around the network in it, where the source was an ONNX file that has such
+frame.onnx            what stands around the network in it, where its source has such
 quantized.pt2         the student, with its quantizers (torch.export)
 options.json          everything resolved, so that the run can be repeated
 log.jsonl             losses, step by step

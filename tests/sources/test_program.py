@@ -3,15 +3,23 @@
 import json
 import zipfile
 from pathlib import Path
+from typing import Any
 
+import onnx
+import onnxruntime
 import pytest
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 from zoo import build, images
 
 from zaq.errors import SourceError, TraceError
+from zaq.export.onnx import in_form, translate
+from zaq.export.program import program_of
+from zaq.export.session import run_session, session
 from zaq.ir.capture import quiet
 from zaq.sources import load
+from zaq.sources.frame import put_back
 
 
 def save(model: nn.Module, path: Path, batch: bool = True) -> Path:
@@ -36,6 +44,45 @@ def test_another_precision_is_read_as_float32_and_said(dtype: torch.dtype, tmp_p
     source = load(str(save(model, tmp_path / "net.pt2")))
     torch.testing.assert_close(source.graph(images()), model.float()(images()), atol=1e-5, rtol=1e-4)
     assert len(source.notes) == 1 and f"stored in {str(dtype)[6:]};" in source.notes[0]
+
+
+class Ends(nn.Module):
+    """A map, labels, nothing, and a head in float32 whatever the rest is in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 4, 3)
+
+    def forward(self, x: torch.Tensor) -> dict[str, Any]:
+        y = self.b(self.a(x).relu())
+        return {"map": y, "more": [y.argmax(1), None], "head": y.mean((2, 3)).float()}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_file_takes_and_gives_what_its_program_did(dtype: torch.dtype, tmp_path: Path) -> None:
+    model = Ends().eval().to(dtype)
+    source = load(str(save(model, tmp_path / "net.pt2")))
+    network = in_form(translate(program_of(source.graph)), {}, "float")
+    whole = put_back(network, source.frame)
+    graph = onnx.load_model_from_string(whole).graph
+    ends = [onnx.TensorProto.DataType.Name(v.type.tensor_type.elem_type) for v in [*graph.input, *graph.output]]
+    theirs = {torch.float16: "FLOAT16", torch.bfloat16: "BFLOAT16", torch.float64: "DOUBLE"}[dtype]
+    assert ends == [theirs, theirs, "INT64", "FLOAT"]
+    assert [v.name for v in [*graph.input, *graph.output]] == ["input", "output", "output_1", "output_2"]
+    sizes = [[d.dim_value or d.dim_param for d in v.type.tensor_type.shape.dim] for v in [*graph.input, *graph.output]]
+    assert sizes == [["batch", 3, 16, 16], ["batch", 4, 14, 14], ["batch", 14, 14], ["batch", 4]]
+    x = images(5).to(dtype)
+    run, inside = onnxruntime.InferenceSession(whole, providers=["CPUExecutionProvider"]), session(whole)
+    assert inside.get_inputs()[0].type == "tensor(float)"  # as verification takes it, and numpy has no bfloat16
+    half = dtype is torch.bfloat16
+    found = run_session(inside, x.float()) if half else run.run(None, {"input": x.numpy()})
+    close = {"atol": 0.03, "rtol": 0.03} if dtype is not torch.float64 else {"atol": 1e-5, "rtol": 1e-5}
+    for value, right in zip(found, (v for v in pytree.tree_leaves(model(x)) if v is not None), strict=True):
+        if right.is_floating_point():
+            torch.testing.assert_close(torch.from_numpy(value).to(right.dtype), right, **close)
+        else:
+            assert (torch.from_numpy(value) == right).double().mean() > 0.95
 
 
 def test_card_beside_the_file_and_flags_over_it(tmp_path: Path) -> None:

@@ -12,10 +12,13 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch.utils import _pytree as pytree
 
-from zaq.errors import SourceError
+import zaq
+from zaq.errors import SourceError, UserError
 from zaq.export.session import session
+from zaq.methods.rtn import RTN
 from zaq.sources import Source, load, parity
 from zaq.sources.frame import network_of, put_back
+from zaq.sources.interface import KINDS as KINDS_OF
 from zaq.sources.normal import normalised
 
 pytest.importorskip("onnx2torch")
@@ -284,6 +287,40 @@ def test_a_guess_is_said(tmp_path: Path) -> None:
     assert not load(str(with_kinds(tmp_path / "net.onnx", "nhwc"))).notes
 
 
+MEAN = [op("Sub", ["x", "m"], ["d"]), op("Transpose", ["d"], ["i"], perm=[0, 3, 1, 2])]
+
+
+@pytest.mark.parametrize("dims", [(1, 3, SIZE, 3), ("n", "h", "w", "c"), (1, SIZE, 4, 3)])
+def test_a_layout_that_no_graph_shows_is_said(dims: tuple[Any, ...], tmp_path: Path) -> None:
+    """Sizes tell the layout of the last alone, and nothing reads it at once."""
+    weights = {"m": np.float32([1, 2, 3])}
+    path = saved(tmp_path / "net.onnx", [op("Relu", ["c"], ["y"])], weights, dims=dims, entry=MEAN)
+    sizes = (5, 6, 3) if "n" in dims else dims[1:]
+    shape = (3, *sizes[:2])
+    source = load(str(path), {"input": shape}, layout="NHWC")
+    assert source.card.input == shape and source.frame is not None and not source.notes
+    (tmp_path / "whole.onnx").write_bytes(put_back(inside(source), source.frame))
+    x = pixels(1, *sizes)
+    np.testing.assert_allclose(*(expected(p, x=x)[0] for p in (tmp_path / "whole.onnx", path)), rtol=1e-4, atol=1e-4)
+    if dims == (1, SIZE, 4, 3):
+        assert load(str(path)).card.input == shape
+        assert load(str(path), layout="NCHW").card.input == dims[1:]  # as whoever says so has it
+    elif "n" not in dims:
+        assert load(str(path)).card.input == dims[1:]
+
+
+def test_a_layout_that_is_not_the_files_is_refused(tmp_path: Path) -> None:
+    path = str(with_kinds(tmp_path / "net.onnx", "nhwc"))
+    assert load(path, layout="NHWC").card == load(path).card
+    with pytest.raises(SourceError, match=r"--layout NCHW: its input 'x' is NHWC, for what reads it turns it"):
+        load(path, layout="NCHW")
+    path = str(saved(tmp_path / "net.onnx", conv()))
+    with pytest.raises(SourceError, match=r"--layout NHWC: its input 'x' is NCHW, for a convolution reads it as it is"):
+        load(path, layout="NHWC")
+    with pytest.raises(SourceError, match=r"unknown layout 'NHWD'.*NHWC"):
+        load(path, layout="NHWD")
+
+
 SECOND = (helper.make_tensor_value_info("factor", FLOAT, [1, 2]),)
 BEFORE = [op("ReduceSum", ["factor"], ["f"], keepdims=0), op("Mul", ["c", "f"], ["d"]), op("Conv", ["d", "w2"], ["y"])]
 
@@ -372,11 +409,41 @@ def test_a_run_keeps_the_frame_of_its_source(tmp_path: Path) -> None:
     for name in ("model.onnx", "model.qoperator.onnx"):
         (found,) = expected(out / name, x=x)
         assert found.dtype == right.dtype and found.shape == right.shape and (found == right).mean() > 0.9
-    done = zaq_here("export", out, "--format", "ort")
-    assert done.exit_code == 2 and "cannot be put into the form 'ort'" in done.stderr
+    done = zaq_here("export", out, "--format", "ort")  # whose network is compared alone
+    assert done.exit_code == 0 and "256 samples: " in done.output, done.stderr
+    run = ort.InferenceSession(str(out / "model.ort"), providers=["CPUExecutionProvider"])
+    assert [i.name for i in run.get_inputs()] == ["x"] and (run.run(None, {"x": x})[0] == right).mean() > 0.9
     (out / "frame.onnx").write_bytes(b"junk")
     done = zaq_here("verify", out)
     assert done.exit_code == 2 and "was not made from the frame.onnx beside it" in done.stderr
+
+
+@pytest.mark.parametrize("form", ["qdq", "ort"])
+@pytest.mark.parametrize("name", ["boxes", "scale", "bytes, nhwc"])
+def test_a_loaded_model_is_quantized_in_python(name: str, form: str, tmp_path: Path) -> None:
+    """Names, types, what stands around it and its other inputs are kept, in a form that nothing can take apart too."""
+    path = with_kinds(tmp_path / "net.onnx", name)
+    quantized = zaq.quantize(zaq.load(str(path)), bits="w8a8", method=RTN())
+    made = tmp_path / ("out.ort" if form == "ort" else "out.onnx")
+    quantized.export(made, form)
+    ours, theirs = (ort.InferenceSession(str(p), providers=["CPUExecutionProvider"]) for p in (made, path))
+    for ends in ("get_inputs", "get_outputs"):
+        found, wanted = ([(e.name, e.type) for e in getattr(run, ends)()] for run in (ours, theirs))
+        assert found == wanted
+    (image, *more), random = theirs.get_inputs(), np.random.default_rng(1)
+    x = random.integers(0, 256, image.shape) if "bytes" in name else random.standard_normal(image.shape).clip(-3, 3)
+    feed = {image.name: x.astype(KINDS_OF[image.type])} | {i.name: np.full(1, 2.0, np.float32) for i in more}
+    (value,), (right,) = ours.run(None, feed), theirs.run(None, feed)
+    assert value.dtype == right.dtype and value.shape == right.shape
+    assert np.abs(value.astype(float) - right).max() <= 0.05 * np.abs(right).max()
+
+
+def test_a_loaded_model_has_its_example_and_a_module_has_not(tmp_path: Path) -> None:
+    source = zaq.load(str(with_kinds(tmp_path / "net.onnx", "scale")))
+    with pytest.raises(UserError, match=r"quantize: net was loaded, and has its example_input, card and dynamic from"):
+        zaq.quantize(source, torch.zeros(1, 3, SIZE, SIZE + 1))
+    with pytest.raises(UserError, match="quantize: a module needs an example_input"):
+        zaq.quantize(torch.nn.Conv2d(3, 4, 3))
 
 
 OTHER_FORMS = ["{", '{"input": "x"}', '{"input": [1], "outputs": []}', '{"input": ["a", "b"], "outputs": []}']

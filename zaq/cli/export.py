@@ -6,7 +6,7 @@ import click
 
 from zaq.cli.options import PATH
 from zaq.cli.verify import say
-from zaq.errors import BitsError, OutputError, RunError
+from zaq.errors import OutputError, RunError
 
 __all__ = ["export"]
 
@@ -21,13 +21,13 @@ __all__ = ["export"]
 @click.option("--overwrite", is_flag=True, help="Replace a file that is there.")
 def export(run: Path, form: str, opset: int | None, output: Path | None, overwrite: bool) -> None:
     """RUN's checkpoint as an ONNX file of another form, checked against the checkpoint."""
+    from zaq.config.files import scratch
     from zaq.config.targets import target_of
     from zaq.export.forms import require_form
-    from zaq.export.onnx import to_onnx
+    from zaq.export.onnx import in_form, translate
     from zaq.ir.capture import from_exported
     from zaq.report.facts import onnx_metadata
     from zaq.run import NEEDED, Run, write_file
-    from zaq.sources.frame import put_back
     from zaq.verify.layers import fault
     from zaq.verify.parity import compare
 
@@ -39,17 +39,21 @@ def export(run: Path, form: str, opset: int | None, output: Path | None, overwri
     options = opened.options()
     metadata = onnx_metadata(options) | {"parts": opened.hashes()}
     target = target_of(options.get("target", "onnxruntime"))
-    program = opened.program()
-    frame = opened.frame()
-    if frame is not None and form == "ort":
-        raise BitsError(
-            f"{run}: what stands around the network in its source cannot be put into the form 'ort'; choose another."
-        )
-    content = to_onnx(program, metadata, form=form, opset=opset, target=target, interface=opened.interface())
-    write_file(path, put_back(content, frame))
+    program, frame, interface = opened.program(), opened.frame(), opened.interface()
+    translated = translate(program)
+
+    def made(around: bytes | None) -> bytes:
+        return in_form(translated, metadata, form, opset, target, interface, around)
+
+    write_file(path, made(frame))
     click.echo(f"{path}: {path.stat().st_size / 1024:.0f} KB")
     student, samples = from_exported(program), opened.samples()
-    parity = compare(path, student, samples)
+    with scratch() as folder:
+        compared = path
+        if form == "ort" and frame is not None:  # nothing takes the network out of such a file again
+            compared = folder / path.name
+            compared.write_bytes(made(None))
+        parity = compare(compared, student, samples)
     if form != "float":
         say(parity)
         if wrong := fault(path, parity, student, samples):

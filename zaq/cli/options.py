@@ -79,6 +79,9 @@ def source_options(command: Any) -> Any:
                 "--dynamic",
                 help="Sizes that stay open in the file: H,W, or one of them; an ONNX file's are as it has them.",
             ),
+            click.option(
+                "--layout", help="NCHW or NHWC, where an ONNX file or a .pt2 does not show it; what comes out keeps it."
+            ),
             click.option("--random-weights", is_flag=True, help="Of a library's network take the architecture alone."),
         ]
     ):
@@ -107,6 +110,7 @@ def load_source(source: str, flags: dict[str, Any]) -> Any:
         random_weights=flags["random_weights"],
         bind=_bound(flags.get("bind", ())),
         dynamic=dimensions(flags.get("dynamic") or ""),
+        layout=flags.get("layout") or "",
     )
 
 

@@ -37,7 +37,7 @@ from zaq.export.rewrites import (
     requantize_by_table,
 )
 from zaq.ir.capture import quiet
-from zaq.sources.frame import rename
+from zaq.sources.frame import put_back, rename
 from zaq.sources.interface import Interface
 
 __all__ = ["in_form", "to_onnx", "translate", "write_onnx"]
@@ -90,12 +90,14 @@ def in_form(
     opset: int | None = None,
     target: Target = HERE,
     interface: Interface = PLAIN,
+    frame: bytes | None = None,
 ) -> bytes:
     """A translated program as a file of one of `forms.FORMS`; `metadata` goes into its properties under `zaq.` names,
     as JSON. opset None: the source's, if it holds the file, else the lowest that does.
 
     The input is (batch, C, H, W), normalised; names, types, sizes and the other properties are the interface's, and
     where that says nothing the input is float32, the batch open, and the outputs are those of the model.
+    `frame`: what stood around the network in its source, and stands around it in the file (`zaq.sources.frame`).
     Raises BitsError for a form that does not exist or cannot hold the bits, SourceError for an opset that cannot.
     """
     require_form(form)
@@ -122,7 +124,8 @@ def in_form(
     if form == "qoperator":  # before sizes are said: onnxruntime would compute what follows from fixed ones
         model = onnx.load_from_string(optimized(model))
     reshape_ends(model, interface)
-    return optimized(model, to_ort=True) if form == "ort" else bytes(model.SerializeToString())
+    whole = put_back(bytes(model.SerializeToString()), frame)
+    return optimized(onnx.load_model_from_string(whole), to_ort=True) if form == "ort" else whole
 
 
 def _translate(x: Any, scale: Any, zero_point: Any, axis: int, quant_min: int, quant_max: int) -> Any:

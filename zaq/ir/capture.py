@@ -109,8 +109,8 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def image_of(exported: torch.export.ExportedProgram) -> Tensor:
-    """The one batch of images that a program takes, as the shapes and types of a tensor, which may be open.
+def image_of(exported: torch.export.ExportedProgram) -> Node:
+    """The node of the one batch of images that a program takes; its sizes may be open.
 
     Raises TraceError for a program that takes anything else.
     """
@@ -119,9 +119,9 @@ def image_of(exported: torch.export.ExportedProgram) -> Tensor:
     if len(inputs) != 1 or not isinstance(inputs[0].meta.get("val"), Tensor):
         found = ", ".join(n.name for n in inputs) or "none"
         raise TraceError(f"the model must take one tensor, a batch of images; it takes: {found}.")
-    value: Tensor = inputs[0].meta["val"]
-    _require_images(value, inputs[0].name)
-    return value
+    image: Node = inputs[0]
+    _require_images(image.meta["val"], image.name)
+    return image
 
 
 def at_size(
@@ -132,7 +132,7 @@ def at_size(
     `promised`: the program leaves open what differs, and may say which sizes it takes.
     Raises TraceError where it does not run at that size, or says that it does not.
     """
-    value = image_of(exported)
+    value = image_of(exported).meta["val"]
     if len(exported.graph_signature.user_inputs) != 1:
         raise TraceError("a program of open sizes must take a batch of images and nothing else.")
     example = torch.zeros(2, *image, dtype=value.dtype)

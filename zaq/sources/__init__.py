@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from zaq.errors import SourceError, unknown
 from zaq.sources.base import Request, Source
 from zaq.sources.factory import read_factory
+from zaq.sources.layout import LAYOUTS
 from zaq.sources.libraries import read_hub, read_timm, read_torchvision
 from zaq.sources.onnx import read_onnx
 from zaq.sources.program import read_program, read_program_source, read_pt2
@@ -21,8 +22,8 @@ DEFAULT = "zoo:resnet20_cifar10"
 
 
 class Kind(NamedTuple):
-    """How a kind of source is read, and which of --arch, --kwargs, --random-weights, --bind and --dynamic it has a use
-    for."""
+    """How a kind of source is read, and which of --arch, --kwargs, --random-weights, --bind, --dynamic and --layout it
+    has a use for."""
 
     read: Callable[[Request], Source]
     takes: tuple[str, ...] = ()
@@ -30,8 +31,8 @@ class Kind(NamedTuple):
 
 # By how a source is spelt: a suffix, or a prefix.
 SOURCES = {
-    ".pt2": Kind(read_program_source, ("dynamic",)),
-    ".onnx": Kind(read_onnx, ("bind",)),
+    ".pt2": Kind(read_program_source, ("dynamic", "layout")),
+    ".onnx": Kind(read_onnx, ("bind", "layout")),
     ".safetensors": Kind(read_weights, ("arch", "kwargs", "dynamic")),
     ".pt": Kind(read_weights, ("arch", "kwargs", "dynamic")),
     ".pth": Kind(read_weights, ("arch", "kwargs", "dynamic")),
@@ -58,6 +59,7 @@ def load(
     random_weights: bool = False,
     bind: dict[str, tuple[float, ...]] | None = None,
     dynamic: tuple[int, ...] = (),
+    layout: str = "",
 ) -> Source:
     """Load a source, spelt as one of SOURCES, and its card; `overrides` are card fields that flags gave.
 
@@ -65,10 +67,15 @@ def load(
     random_weights: of a library's network take the architecture alone.
     bind: numbers for inputs of an ONNX file beside the image, which become constants.
     dynamic: 2 and 3, where height and width are to stay open; those of an ONNX file are as it has them.
+    layout: NCHW or NHWC, where a file does not show in which order its images' dimensions come. Its files keep it.
     Raises SourceError for one that is missing, that is no model, or that would have to be unpickled.
     """
     kind, name, path = _kind(spec)
+    layout = layout.upper()
+    if layout and layout not in LAYOUTS:
+        raise SourceError("--layout: " + unknown("layout", layout, LAYOUTS))
     options = {"arch": arch, "kwargs": kwargs, "random_weights": random_weights, "bind": bind, "dynamic": dynamic}
+    options["layout"] = layout
     for option, value in options.items():
         if value and option not in SOURCES[kind].takes:
             takers = ", ".join(k for k, v in SOURCES.items() if option in v.takes)
@@ -76,7 +83,7 @@ def load(
                 f"{spec}: --{option.replace('_', '-')} means nothing to this kind of source; it goes with {takers}."
             )
     source = SOURCES[kind].read(
-        Request(spec, name, path, overrides or {}, arch, kwargs or {}, random_weights, bind or {}, dynamic)
+        Request(spec, name, path, overrides or {}, arch, kwargs or {}, random_weights, bind or {}, dynamic, layout)
     )
     return replace(source, interface=replace(source.interface, classes=source.card.class_names))
 

@@ -18,7 +18,7 @@ from zaq.ir.sizes import open_up
 from zaq.sources.interface import Interface
 from zaq.sources.operators import define_missing_operators, own_operators
 
-__all__ = ["SAVE_IT", "Request", "Source", "file_hash", "first_line", "require", "source_of"]
+__all__ = ["PLAIN", "SAVE_IT", "Request", "Source", "file_hash", "first_line", "require", "source_of"]
 
 SAVE_IT = (
     "Load it yourself where you trust it, then save it as .pt2:\n"
@@ -35,7 +35,7 @@ class Source:
     from.
 
     `notes` are what a report of it has to say, such as that its weights are random. `interface` is what files made of
-    it are to keep; `frame`: what stood around the network in an ONNX file, and stands around the quantized one again
+    it are to keep; `frame`: what stood around the network in a file, and stands around the quantized one again
     (`zaq.sources.frame`).
     """
 
@@ -62,6 +62,7 @@ class Request:
     random_weights: bool = False
     bind: dict[str, tuple[float, ...]] = field(default_factory=dict)
     dynamic: tuple[int, ...] = ()  # of (N, C, H, W), what is to stay open beside the batch
+    layout: str = ""  # of the source's images; empty for what it shows
 
     def file(self) -> Path:
         """The path of a source that is a file."""

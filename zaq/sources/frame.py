@@ -2,7 +2,8 @@
 
 Before it: a Transpose from NHWC, a Cast from uint8 or half precision. Behind it: what makes no floats (ArgMax,
 NonMaxSuppression, TopK, masks) and what reads another input than the image, with all that follows and what only moves
-values before it. None of that has an integer kernel, and some of it no form in torch.
+values before it. None of that has an integer kernel, and some of it no form in torch. A program of torch.export has
+such a frame as well, where its images come as (N, H, W, C) or its ends are no float32.
 
 A frame is an ONNX model with a hole: the network's input is one of its outputs, and the network's outputs are inputs
 of it. `HOLE` in its properties says which.
@@ -20,18 +21,17 @@ from onnx.external_data_helper import uses_external_data
 from zaq.config.bounds import json_text, plain_json
 from zaq.errors import SourceError
 from zaq.sources.base import first_line
-from zaq.sources.interface import opset_of
-from zaq.sources.normal import FLOATS
+from zaq.sources.interface import End, opset_of
+from zaq.sources.layout import NCHW, NHWC, is_nhwc
+from zaq.sources.normal import FLOATS, HALVES, OPSET
 
-__all__ = ["Cut", "cut", "network_of", "put_back", "rename"]
+__all__ = ["Cut", "cut", "frame_of", "network_of", "put_back", "rename"]
 
 HOLE, FRAME = "zaq.hole", "zaq.frame"
 WEIGHTED = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 MOVES = {"Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Identity"}
 CHOICES = {"TopK", "NonMaxSuppression", "NonZero", "Unique"}  # by values; what they give has a form in torch of no use
 SIZES = {"Shape", "Size"}  # of a tensor they read no value
-NCHW, NHWC = [0, 3, 1, 2], [0, 2, 3, 1]  # from the other to it
-COLOURS = (1, 3, 4)
 
 
 @dataclass(frozen=True)
@@ -67,17 +67,19 @@ def _bind(model: ModelProto, values: Mapping[str, Iterable[float]], spec: str) -
         model.graph.input.remove(inputs[name])
 
 
-def cut(model: ModelProto, spec: str, bound: Mapping[str, Iterable[float]] | None = None) -> Cut:
+def cut(model: ModelProto, spec: str, bound: Mapping[str, Iterable[float]] | None = None, layout: str = "") -> Cut:
     """Take the network out of what stands around it. `model`: as `normal.normalised` leaves it, and changed.
 
     `bound`: values of inputs, which become constants. The file goes on taking them, and reads them no more.
-    Raises SourceError where there is no one image, or where another input is read on the way.
+    `layout`: of the image, NCHW or NHWC; empty for what the graph shows.
+    Raises SourceError where there is no one image, where another input is read on the way, or where the image is not
+    of that layout.
     """
     graph = model.graph
     inputs = list(graph.input)
     _bind(model, bound or {}, spec)
     image = _image(graph, spec)
-    notes = _turn(graph, image)
+    notes = _turn(graph, image, spec, layout)
     head, network, dims = _head(graph, image, spec)
     nodes = [n for n in graph.node if n not in head]
     others = {i.name for i in graph.input} - {image.name}
@@ -103,6 +105,32 @@ def cut(model: ModelProto, spec: str, bound: Mapping[str, Iterable[float]] | Non
     frame.graph.initializer.extend(t for t in graph.initializer if t.name in (bound or {}) and t.name not in written)
     helper.set_model_props(frame, {HOLE: json_text({"input": network, "outputs": holes})})
     return replace(found, frame=frame.SerializeToString())
+
+
+def frame_of(image: End, outputs: Iterable[End], nhwc: bool) -> bytes | None:
+    """The frame of a network of floats whose ends are of other types, or whose images come as (N, H, W, C): Casts and
+    a Transpose; None where neither is so."""
+    kind, head, network = TensorProto.DataType.Value(image.kind), list[NodeProto](), image.name
+    if nhwc:
+        network = f"{image.name}_nchw"
+        head.append(helper.make_node("Transpose", [image.name], [network], perm=NCHW))
+    if kind != TensorProto.FLOAT:
+        head.append(helper.make_node("Cast", [network], [f"{network}_float32"], to=TensorProto.FLOAT))
+        network = f"{network}_float32"
+    holes, tail, ends = list[str](), list[NodeProto](), list[ValueInfoProto]()
+    for end in outputs:
+        kind_of = TensorProto.DataType.Value(end.kind)
+        holes.append(f"{end.name}_float32" if kind_of in HALVES else end.name)
+        if kind_of in HALVES:
+            tail.append(helper.make_node("Cast", holes[-1:], [end.name], to=kind_of))
+        ends.append(helper.make_tensor_value_info(end.name, kind_of, None))
+    if not head and not tail:
+        return None
+    entry = helper.make_tensor_value_info(image.name, kind, image.shape)
+    graph = helper.make_graph([*head, *tail], "frame", [entry, *map(_floats, holes)], [*ends, _floats(network)])
+    frame = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)])
+    helper.set_model_props(frame, {HOLE: json_text({"input": network, "outputs": holes})})
+    return bytes(frame.SerializeToString())
 
 
 def put_back(network: bytes, frame: bytes | None) -> bytes:
@@ -132,12 +160,23 @@ def put_back(network: bytes, frame: bytes | None) -> bytes:
     graph.initializer.extend([*model.graph.initializer, *inner.graph.initializer])
     graph.input.extend(i for i in model.graph.input if i.name not in hole["outputs"])
     graph.output.extend(o for o in model.graph.output if o.name not in hole["input"])
+    _size_outputs(graph, inner.graph)
     outside = {v.name for v in [*graph.input, *graph.output]}
     graph.value_info.extend(v for v in [*inner.graph.input, *inner.graph.output] if v.name not in outside)
     inner.graph.CopyFrom(graph)
     inner.metadata_props.add(key=FRAME, value=json_text(before))
     onnx.checker.check_model(inner)
     return bytes(inner.SerializeToString())
+
+
+def _size_outputs(graph: GraphProto, network: GraphProto) -> None:
+    """Outputs of no known sizes have those of the network's outputs that they are, or are cast from (in place)."""
+    casts = {n.output[0]: n.input[0] for n in graph.node if n.op_type == "Cast"}
+    sizes = {o.name: o.type.tensor_type.shape for o in network.output if o.type.tensor_type.HasField("shape")}
+    for value in graph.output:
+        known = sizes.get(casts.get(value.name, value.name))
+        if known is not None and not value.type.tensor_type.HasField("shape"):
+            value.type.tensor_type.shape.CopyFrom(known)
 
 
 def network_of(content: bytes) -> bytes:
@@ -154,7 +193,9 @@ def network_of(content: bytes) -> bytes:
         raise SourceError(f"what the file says of its frame is not what it holds: there is no {entry!r}.")
     for dim in values[entry].type.tensor_type.shape.dim[:1]:
         dim.dim_param = "batch"  # of the network, whatever the file around it has
-    inner = _part(model, _upto(graph.node, entry, exits), [values[entry]], map(_floats, exits))
+    kinds = [values[e].type.tensor_type.elem_type if e in values else TensorProto.FLOAT for e in exits]
+    ends = [helper.make_tensor_value_info(e, kind, None) for e, kind in zip(exits, kinds, strict=True)]
+    inner = _part(model, _upto(graph.node, entry, exits), [values[entry]], ends)
     names = {entry: before["input"][1], **dict(zip(exits, before["outputs"][1::2], strict=True))}
     _rename(inner.graph, names, set())
     helper.set_model_props(inner, {p.key: p.value for p in model.metadata_props if p.key != FRAME})
@@ -203,24 +244,26 @@ def _image(graph: GraphProto, spec: str) -> ValueInfoProto:
     return image
 
 
-def _turn(graph: GraphProto, image: ValueInfoProto) -> tuple[str, ...]:
+def _turn(graph: GraphProto, image: ValueInfoProto, spec: str, layout: str) -> tuple[str, ...]:
     """Where images come as (N, H, W, C) and are not turned at once, turn them and turn them back: the first is cut off,
-    the second is of the network. In the words of a note, as it is a guess by the sizes."""
+    the second is of the network. Returns what a report has to say of a guess."""
     sizes = [d.dim_value for d in image.type.tensor_type.shape.dim]
     name, at = image.name, 0
     readers = [n for n in graph.node if name in _read(n)]
     if len(readers) == 1 and readers[0].op_type == "Cast":
         name, at = readers[0].output[0], list(graph.node).index(readers[0]) + 1
         readers = [n for n in graph.node if name in _read(n)]
-    wide = len(sizes) == 4 and sizes[3] in COLOURS and sizes[1] not in COLOURS
-    if not wide or any(n.op_type == "Conv" for n in readers) or (len(readers) == 1 and _turns(readers[0])):
-        return ()
+    at_once = len(readers) == 1 and _turns(readers[0])
+    found = "NHWC" if at_once else "NCHW" if any(n.op_type == "Conv" for n in readers) else ""
+    nhwc, notes = is_nhwc(spec, image.name, sizes, found, layout)
+    if at_once or not nhwc:
+        return notes
     turned, back = f"{name}_turned", f"{name}_turned_back"
     for node in readers:
         node.input[:] = [back if i == name else i for i in node.input]
     graph.node.insert(at, helper.make_node("Transpose", [name], [turned], perm=NCHW))
     graph.node.insert(at + 1, helper.make_node("Transpose", [turned], [back], perm=NHWC))
-    return (f"its input {image.name!r} of the sizes {sizes} counts as NHWC: (N, H, W, C)",)
+    return notes
 
 
 def _turns(node: NodeProto) -> bool:

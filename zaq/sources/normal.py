@@ -15,7 +15,7 @@ from onnx_ir.passes import Sequential, common
 
 from zaq.sources.interface import opset_of
 
-__all__ = ["FLOATS", "normalised"]
+__all__ = ["FLOATS", "HALVES", "OPSET", "normalised"]
 
 OPSET = 13  # the first that onnx2torch and our converters know well; older files are converted to it
 HALVES = {TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE}

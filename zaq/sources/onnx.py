@@ -54,7 +54,7 @@ def read_onnx(request: Request) -> Source:
         model = normalised(model)
     contents.append(model.SerializeToString())
     with _as_sentences(path):
-        found = cut(model, request.spec, request.bind)
+        found = cut(model, request.spec, request.bind, request.layout)
     if found.frame is not None:  # it has the ends
         interface = replace(interface, inputs=(), outputs=())
     shape = _input_shape(request, found.network)

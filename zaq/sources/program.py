@@ -9,17 +9,21 @@ import zlib
 from pathlib import Path
 
 import torch
+from onnx_ir import tensor_adapters
+from torch import Tensor
 from torch.export.pt2_archive._package import PT2ArchiveWriter
 from torch.fx import GraphModule
 
 from zaq.config.bounds import capacity, entries, plain_json
 from zaq.errors import SourceError, ZaqError
 from zaq.ir.capture import at_size, from_exported, image_of, quiet
-from zaq.ir.nodes import image_sizes
-from zaq.ir.sizes import open_up
+from zaq.ir.nodes import image_sizes, open_sizes
+from zaq.ir.sizes import WORDS, open_up
 from zaq.sources.base import SAVE_IT, Request, Source, file_hash, first_line
 from zaq.sources.checks import check_program, check_weights
-from zaq.sources.interface import End, Interface
+from zaq.sources.frame import frame_of
+from zaq.sources.interface import End
+from zaq.sources.layout import NCHW, NHWC, is_nhwc, layout_in, turn
 
 __all__ = ["read_program", "read_program_source", "read_pt2"]
 
@@ -36,7 +40,11 @@ def read_program_source(request: Request) -> Source:
     """The program that a .pt2 file holds, at the shape that it was exported with; where that is open, at the card's."""
     path, card = request.file(), request.card()
     program = read_program(path)
-    value = image_of(program)
+    taken = image_of(program)
+    given: Tensor = taken.meta["val"]
+    known = [d if isinstance(d, int) else 0 for d in given.shape]
+    nhwc, notes = is_nhwc(request.spec, taken.name, known, layout_in(taken), request.layout)
+    value = given.permute(NCHW) if nhwc else given
     shape = image_sizes(value)
     free = tuple(d for d in (2, 3) if not isinstance(value.shape[d], int))
     if card.input and any(a != b and d not in free for d, (a, b) in enumerate(zip(card.input, shape, strict=True), 1)):
@@ -44,12 +52,35 @@ def read_program_source(request: Request) -> Source:
     image, asked = card.input or shape, tuple(sorted({*free, *request.dynamic}))
 
     def read(size: tuple[int, ...]) -> GraphModule:
-        return _graph(path, at_size(program, size, promised=asked == free) if free or size != image else program)
+        own = (*size[1:], size[0]) if nhwc else size
+        graph = _graph(path, at_size(program, own, promised=asked == free) if free or size != image else program)
+        if nhwc:
+            turn(graph)
+        return graph
 
     graph, fixed = open_up(read, image, asked)
-    kind = Interface(inputs=(End("input", "UINT8"),)) if value.dtype is torch.uint8 else Interface()
-    notes = (*graph.meta["notes"], *fixed)
-    return Source(path.stem, graph, card.override(input=image), file_hash(path), notes, interface=kind)
+    notes = (*notes, *graph.meta["notes"], *fixed)
+    frame = _frame(program, value, image, open_sizes(graph), nhwc)
+    return Source(path.stem, graph, card.override(input=image), file_hash(path), notes, frame)
+
+
+def _frame(
+    program: torch.export.ExportedProgram, value: Tensor, image: tuple[int, ...], free: tuple[int, ...], nhwc: bool
+) -> bytes | None:
+    """What stands around the network: the program's types, where they are no float32, and its layout. `free`: which
+    of the image's sizes (C, H, W) are open in the file."""
+    sizes = ["batch", *(WORDS[d] if d in free else s for d, s in enumerate(image, 1))]
+    sizes = [sizes[d] for d in NHWC] if nhwc else sizes
+    values = {n.name: n.meta.get("val") for n in program.graph.nodes}
+    given = [v for name in program.graph_signature.user_outputs if isinstance(v := values.get(name), Tensor)]
+    names = ["output", *(f"output_{i}" for i in range(1, len(given)))]
+    outputs = [End(name, _kind(v)) for name, v in zip(names, given, strict=True)]
+    return frame_of(End("input", _kind(value), tuple(sizes)), outputs, nhwc)
+
+
+def _kind(value: Tensor) -> str:
+    """The type of a tensor, as ONNX calls it."""
+    return tensor_adapters.from_torch_dtype(value.dtype).name
 
 
 def read_pt2(path: Path) -> GraphModule:
