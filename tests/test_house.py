@@ -32,6 +32,7 @@ MODULES = sorted(
 # A module may import those whose rank is lower, or its own package.
 LAYERS = (
     {"errors"},
+    {"compute"},
     {"config"},
     {"ir"},
     {"passes", "sources"},

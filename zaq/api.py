@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from zaq.compute.devices import AUTO, CPU, device_named
+from zaq.compute.random import drawing
 from zaq.config.bits import EFFORTS, QConfig
 from zaq.config.card import Card
-from zaq.config.devices import AUTO, CPU, device_named
 from zaq.engine.images import images_in, kept, taken
 from zaq.engine.journal import Journal, Log
 from zaq.engine.progress import Progress
-from zaq.engine.random import drawing
 from zaq.engine.runner import run_stages
 from zaq.engine.snapshot import Snapshots
 from zaq.engine.stage import Stage

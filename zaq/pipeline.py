@@ -9,13 +9,13 @@ import torch
 
 from zaq import __version__
 from zaq.api import Quantized, quantize_graph
+from zaq.compute.processes import is_first
 from zaq.config.bits import QConfig
 from zaq.cost import deployment
 from zaq.data import shuffled
 from zaq.engine.images import IMAGES
 from zaq.engine.interruption import ctrl_c_waits
 from zaq.engine.journal import Log
-from zaq.engine.processes import is_first
 from zaq.engine.progress import Progress
 from zaq.engine.snapshot import Snapshots, run_of
 from zaq.engine.work import Work

@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from zoo import CARD, SHAPE, traced
 
+from zaq.compute.random import drawing
 from zaq.config.bits import QConfig
 from zaq.engine.journal import Journal
-from zaq.engine.random import drawing
 from zaq.engine.runner import run_stages
 from zaq.engine.stage import Loop, Stage
 from zaq.engine.state import State

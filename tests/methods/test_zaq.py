@@ -12,10 +12,10 @@ from zoo import CARD, build, calibrated, images, quantized_like, quantized_net, 
 
 import zaq
 from zaq.api import quantize_graph
+from zaq.compute.random import drawing
 from zaq.config.bits import QConfig
 from zaq.engine.journal import Journal
 from zaq.engine.progress import Progress
-from zaq.engine.random import drawing
 from zaq.engine.state import State
 from zaq.methods import zaq as zaq_method
 from zaq.methods.zaq import ZAQ, Game, _Play

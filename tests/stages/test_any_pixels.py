@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from zaq.api import quantize_graph
+from zaq.compute.random import drawing
 from zaq.config.bits import QConfig
 from zaq.config.card import NORMALIZATIONS, Card
 from zaq.engine.journal import Journal
-from zaq.engine.random import drawing
 from zaq.engine.runner import run_stages
 from zaq.engine.state import State
 from zaq.engine.task import Task

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from zaq.cli.options import DEVICE, PATH, card_options, card_overrides, progress
+from zaq.cli.options import PATH, card_options, card_overrides, device_option, progress
 from zaq.config.bounds import json_text
 from zaq.errors import UserError
 
@@ -31,7 +31,7 @@ __all__ = ["evaluate"]
 )
 @click.option("--teacher", help="The float model that --task image compares with.")
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first images.")
-@DEVICE
+@device_option
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
 @card_options
 def evaluate(
@@ -50,7 +50,7 @@ def evaluate(
 
     How images are prepared is stored with the run; the flags say it otherwise.
     """
-    from zaq.config.devices import device_named
+    from zaq.compute.devices import device_named
     from zaq.evaluate import TASKS, class_names, read_decode, stored_card, task_of
     from zaq.export.session import session, takes
     from zaq.ir.move import onto

@@ -14,13 +14,13 @@ from zaq.config.bounds import plain_json
 from zaq.errors import BitsError, UserError, unknown
 
 __all__ = [
-    "DEVICE",
     "PATH",
     "MethodOption",
     "Number",
     "Seconds",
     "card_options",
     "card_overrides",
+    "device_option",
     "ends",
     "load_source",
     "method_of",
@@ -31,9 +31,12 @@ __all__ = [
 ]
 
 PATH = click.Path(path_type=Path)
-DEVICE = click.option(
-    "--device", default="auto", show_default=True, help="Where torch computes: auto, cpu, cuda, cuda:1, mps, ..."
-)
+
+
+def device_option(command: Any) -> Any:
+    """`--device`."""
+    said = "Where torch computes: auto, cpu, cuda, cuda:1, mps, ..."
+    return click.option("--device", default="auto", show_default=True, help=said)(command)
 
 
 def card_options(command: Any) -> Any:

@@ -7,10 +7,10 @@ import click
 from click.core import ParameterSource
 
 from zaq.cli.options import (
-    DEVICE,
     PATH,
     MethodOption,
     Seconds,
+    device_option,
     ends,
     load_source,
     method_of,
@@ -74,7 +74,7 @@ AGAIN = "zaq.resumed"  # whether options were read from the run that is resumed
     show_default=True,
     help="The same seed repeats a CPU run bit for bit, with the same number of threads.",
 )
-@DEVICE
+@device_option
 @click.option(
     "--precision",
     default="32-true",
@@ -118,9 +118,9 @@ def quantize(source: str, bits: str, target_size: str | None, placement: str, we
     """
     import torch
 
+    from zaq.compute.devices import device_named
+    from zaq.compute.processes import is_first, launch
     from zaq.config.bits import EFFORTS, QConfig
-    from zaq.config.devices import device_named
-    from zaq.engine.processes import is_first, launch
     from zaq.engine.progress import Progress
     from zaq.engine.work import Work
     from zaq.pipeline import Keeping, quantize_run

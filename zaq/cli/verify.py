@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from zaq.cli.options import DEVICE, PATH, Number, progress
+from zaq.cli.options import PATH, Number, device_option, progress
 from zaq.config.bounds import json_text
 from zaq.errors import RunError, UserError
 
@@ -30,7 +30,7 @@ __all__ = ["say", "verify"]
     help="Exit with 1 where a file finds the checkpoint's class in fewer percent of the samples, as 99.5; where there "
     "are no classes: for fewer percent of elements within one step.",
 )
-@DEVICE
+@device_option
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
 def verify(
     run: Path, data: str | None, limit: int, layers: bool, min_agreement: float | None, device: str, as_json: bool
@@ -39,7 +39,7 @@ def verify(
 
     Exit code 1 where a file is not the checkpoint: where their outputs differ by more than rounding can explain.
     """
-    from zaq.config.devices import device_named
+    from zaq.compute.devices import device_named
     from zaq.cost.deployment import forms_of
     from zaq.data import ANY, listed, loaded
     from zaq.ir.move import onto

@@ -10,8 +10,8 @@ from pydantic import Field, FiniteFloat, PositiveInt, ValidationError, model_val
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
+from zaq.compute.devices import CPU
 from zaq.config.bounds import ELEMENTS, plain_json, plain_text
-from zaq.config.devices import CPU
 from zaq.errors import SourceError, unknown
 
 __all__ = ["BLUE_FIRST", "NORMALIZATIONS", "Card"]

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from zaq.compute.processes import is_first
 from zaq.engine.journal import Journal
-from zaq.engine.processes import is_first
 from zaq.engine.snapshot import Unsaved, content_of, told_in
 from zaq.engine.stage import Stage
 from zaq.engine.state import State

@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from zaq.engine.processes import sent, world
-
 __all__ = ["ctrl_c_of_all", "ctrl_c_waits", "stop_together", "stopped_by_signals"]
 
 _asked: list[list[int]] = []  # of `ctrl_c_of_all`
@@ -45,6 +43,8 @@ def ctrl_c_of_all() -> Iterator[None]:
     """Inside, Ctrl-C waits for `stop_together`, where several processes do a run: one that left the others in the
     middle of a step would have them wait for ever.
     """
+    from zaq.compute.processes import world  # the command line imports this module, and waits for no torch
+
     if world() == 1:
         yield
         return
@@ -58,6 +58,8 @@ def ctrl_c_of_all() -> Iterator[None]:
 
 def stop_together() -> None:
     """Between two steps: raise KeyboardInterrupt in all processes where the first one was asked to stop."""
+    from zaq.compute.processes import sent, world
+
     if world() > 1 and _asked and sent(bool(_asked[-1])):
         _asked[-1].clear()
         raise KeyboardInterrupt

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from zaq.compute.processes import sent, together, world
+from zaq.compute.random import drawing, random_state, set_random_state, set_seed
 from zaq.engine.interruption import ctrl_c_of_all, stop_together
 from zaq.engine.journal import Journal, Record
-from zaq.engine.processes import sent, together, world
-from zaq.engine.random import drawing, random_state, set_random_state, set_seed
 from zaq.engine.saver import Saver
 from zaq.engine.snapshot import Snapshots
 from zaq.engine.stage import Diverged, Loop, Stage

@@ -17,11 +17,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from zaq.compute.processes import is_first, sent
 from zaq.config.bits import QConfig
 from zaq.config.bounds import json_text, plain_json
 from zaq.config.card import Card
 from zaq.config.files import write_whole
-from zaq.engine.processes import is_first, sent
 from zaq.errors import ZaqError
 
 __all__ = ["KNOWN", "Remade", "Snapshots", "Unsaved", "content_of", "known", "pack", "run_of", "told_in", "unpack"]

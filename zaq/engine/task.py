@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
+from zaq.compute.random import drawing
 from zaq.config.bits import QConfig
 from zaq.config.card import Card
-from zaq.engine.random import drawing
 from zaq.engine.work import Network, Work
 from zaq.ir.move import device_of
 from zaq.ir.nodes import output_nodes, shape_of

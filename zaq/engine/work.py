@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
-from zaq.config.devices import CPU
-from zaq.engine.processes import averaged, sharing, whole
+from zaq.compute.devices import CPU
+from zaq.compute.processes import averaged, sharing, whole
 from zaq.errors import UserError, unknown
 
-__all__ = ["PRECISIONS", "Network", "Work"]
+__all__ = ["PRECISIONS", "Work"]
 
 PRECISIONS: dict[str, torch.dtype | None] = {  # as Lightning Fabric spells them
     "32-true": None,

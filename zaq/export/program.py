@@ -5,7 +5,7 @@ import copy
 import torch
 from torch.fx import GraphModule, Node
 
-from zaq.config.devices import CPU
+from zaq.compute.devices import CPU
 from zaq.ir.capture import export_program
 from zaq.ir.move import onto
 from zaq.ir.nodes import attribute, set_parameter

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
-from zaq.config.devices import CPU
+from zaq.compute.devices import CPU
 
 __all__ = ["device_of", "moved", "on_cpu", "onto"]
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zaq.engine.processes import uniform
+from zaq.compute.processes import uniform
 from zaq.quant.ao import FakeQuantizeBase, ObserverBase
 from zaq.quant.observers import OBSERVERS
 from zaq.quant.op import fake_quantize

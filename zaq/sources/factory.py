@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from zaq.engine.random import drawing
+from zaq.compute.random import drawing
 from zaq.errors import SourceError, unknown
 from zaq.ir.capture import quiet
 from zaq.sources.base import Request, Source, first_line, source_of

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zaq.engine.random import drawing
+from zaq.compute.random import drawing
 from zaq.engine.stage import Loop, numbers
 from zaq.engine.work import Work
 

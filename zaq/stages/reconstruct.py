@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from zaq.compute.processes import uniform
 from zaq.config.constants import Amount, Count, OneOrMore, Positive, Share
 from zaq.engine.journal import Journal
-from zaq.engine.processes import uniform
 from zaq.engine.stage import Loop, Stage
 from zaq.engine.state import State
 from zaq.ir.nodes import input_node, output_nodes

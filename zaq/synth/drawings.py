@@ -5,8 +5,8 @@ painted image. What reads text sees values there that neither causes.
 import torch
 from torch import Tensor
 
+from zaq.compute.random import drawing
 from zaq.config.card import Card
-from zaq.engine.random import drawing
 from zaq.engine.task import Task
 from zaq.synth.leaves import leaves
 from zaq.synth.losses import batch_norm_loss

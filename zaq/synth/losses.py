@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from zaq.config.devices import CPU
+from zaq.compute.devices import CPU
 from zaq.engine.snapshot import known
 from zaq.passes.fold import BatchNormStats
 from zaq.quant.alike import LEAST_SPREAD, channel_dim, spreads

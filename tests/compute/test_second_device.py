@@ -20,8 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from toy import CARD, gratings, trained
 
 from zaq.api import Quantized, quantize, quantize_graph
+from zaq.compute.devices import CPU, device_named, devices
 from zaq.config.bits import QConfig
-from zaq.config.devices import CPU, device_named, devices
 from zaq.engine.journal import Journal
 from zaq.engine.snapshot import Snapshots
 from zaq.engine.stage import Stage

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from zaq.config.devices import CPU
+from zaq.compute.devices import CPU
 
 __all__ = ["drawing", "random_state", "set_random_state", "set_seed"]
 
@@ -25,6 +25,7 @@ def drawing(seed: int, device: torch.device = CPU) -> Iterator[None]:
 
 
 def set_seed(seed: int, device: torch.device) -> None:
+    """Begin random numbers anew."""
     # torch.manual_seed would seed every device that there is
     (torch.manual_seed if device.type != "cpu" else torch.default_generator.manual_seed)(seed % 2**63)
 
@@ -36,6 +37,7 @@ def random_state(device: torch.device) -> list[Tensor]:
 
 
 def set_random_state(state: list[Tensor], device: torch.device) -> None:
+    """Go on where `random_state` was asked; one of another device says where the CPU was, by which zaq draws."""
     torch.set_rng_state(state[0].cpu())
     if device.type != "cpu" and len(state) > 1:
         torch.get_device_module(device.type).set_rng_state(state[1].cpu(), device.index or 0)

@@ -17,10 +17,10 @@ import torch.multiprocessing as mp
 from conftest import QUICK, zaq
 from toy import CARD, trained
 
+from zaq.compute.devices import CPU
+from zaq.compute.processes import launch
 from zaq.config.bits import QConfig
-from zaq.config.devices import CPU
 from zaq.engine.journal import Journal
-from zaq.engine.processes import launch
 from zaq.engine.runner import run_stage, run_stages
 from zaq.engine.state import State
 from zaq.engine.task import Task

@@ -1,0 +1,1 @@
+"""Where torch computes: devices, processes, random numbers."""
