@@ -7,6 +7,7 @@ What only a card shows it cannot see. Doubles on it are refused as well, since A
 import importlib.util
 import json
 import sys
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,10 +70,10 @@ class NoDoubles(TorchDispatchMode):
         return found
 
 
-def made(name: str, device: torch.device, bits: str = "w4a4") -> Quantized:
-    with NoDoubles():
-        method = METHODS[name](**FEW[name])
-        return quantize(trained(), EXAMPLE, bits, method, card=CARD, effort="fast", device=device)
+def made(name: str, device: torch.device) -> Quantized:
+    graph, method, guard = trace(trained(), EXAMPLE), METHODS[name](**FEW[name]), nullcontext()
+    with guard if device == CPU else NoDoubles():
+        return quantize_graph(graph, QConfig.parse("w4a4"), method, card=CARD, effort="fast", work=Work(device))
 
 
 def require_same(a: Quantized, b: Quantized) -> None:
@@ -98,9 +99,9 @@ def test_a_method_does_the_same(name: str, toy: torch.device) -> None:
 
 def test_bits_are_chosen_alike(toy: torch.device) -> None:
     config = QConfig.parse("mixed", target_size=6000)
+    graph, method = trace(trained(), EXAMPLE), METHODS["zeroq"](steps=2)
     found = [
-        quantize(trained(), EXAMPLE, config, METHODS["zeroq"](steps=2), card=CARD, effort="fast", device=device)
-        for device in (CPU, toy)
+        quantize_graph(graph, config, method, card=CARD, effort="fast", work=Work(device)) for device in (CPU, toy)
     ]
     assert found[0].task.qconfig.layer_bits == found[1].task.qconfig.layer_bits
 
@@ -182,11 +183,12 @@ class Hungry(Method):
 
 
 def test_half_a_batch_is_tried_once(toy: torch.device) -> None:
-    done = quantize(trained(), EXAMPLE, "w8a8", Hungry(), card=CARD, effort="fast", device=toy)
+    graph, config = trace(trained(), EXAMPLE), QConfig.parse("w8a8")
+    done = quantize_graph(graph, config, Hungry(), card=CARD, effort="fast", work=Work(toy))
     assert "toy:0 has no memory for batches of 64: it began anew with 32" in done.report["notes"]
     assert [s["name"] for s in done.report["stages"]] == ["calibrate", "greedy"]
     with pytest.raises(torch.OutOfMemoryError):
-        quantize(trained(), EXAMPLE, "w8a8", Hungry(most=16), card=CARD, effort="fast", device=toy)
+        quantize_graph(graph, config, Hungry(most=16), card=CARD, effort="fast", work=Work(toy))
 
 
 def test_the_command_line(toy: torch.device, model: Path, tmp_path: Path) -> None:
