@@ -91,7 +91,7 @@ def test_two_processes_have_the_losses_of_one(name: str, steps: int, tmp_path: P
         done += len(alone)
         for key in [k for k in (alone or [{}])[0] if k not in ("stage", "step")]:
             ours, theirs = (torch.tensor([row.get(key, 0.0) for row in rows]) for rows in (alone, together))
-            if (name, stage) != ("gdfq", "gdfq"):  # that one begins where its warm-up ended
+            if stage not in ("gdfq", "zaq"):  # the first begins where its warm-up ended, and a game's step is of many
                 assert theirs[0] == pytest.approx(float(ours[0]), rel=1e-4), (stage, key)
             # Rounding makes much of the last bits of floats: in the end two runs differ as those of two seeds do not.
             assert float(theirs.mean()) == pytest.approx(float(ours.mean()), rel=0.05), (stage, key)
@@ -114,7 +114,7 @@ def test_the_command_line_runs_two(model: Path, tmp_path: Path) -> None:
 
 def test_one_that_dies_ends_all_and_the_run_goes_on(model: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    call = [*QUICK, "-s", "polish=300", "--snapshot", "1s", "-o", run]
+    call = [*QUICK, "-s", "polish=100", "--snapshot", "1s", "-o", run]
     command = [sys.executable, "-m", "zaq", "quantize", model, *call, "--devices", "2"]
     process = subprocess.Popen([*map(str, command)], stderr=subprocess.PIPE, text=True)
     try:
