@@ -94,7 +94,10 @@ def test_two_processes_have_the_losses_of_one(name: str, steps: int, tmp_path: P
             if stage not in ("gdfq", "zaq"):  # the first begins where its warm-up ended, and a game's step is of many
                 assert theirs[0] == pytest.approx(float(ours[0]), rel=1e-4), (stage, key)
             # Rounding makes much of the last bits of floats: in the end two runs differ as those of two seeds do not.
-            assert float(theirs.mean()) == pytest.approx(float(ours.mean()), rel=0.05), (stage, key)
+            assert float(theirs.mean()) == pytest.approx(float(ours.mean()), rel=0.1 if name == "gdfq" else 0.05), (
+                stage,
+                key,
+            )
     assert done >= steps
 
 
@@ -140,3 +143,24 @@ def test_what_cannot_be_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "lightning_fabric", None)
     with pytest.raises(UserError, match="pip install lightning-fabric"):
         launch(CPU, 2)
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_all_between_two_steps(model: Path, tmp_path: Path) -> None:
+    call = [*QUICK, "-s", "polish=100000", "--snapshot", "1s", "-o", tmp_path / "run", "--devices", "2"]
+    command = [sys.executable, "-m", "zaq", "quantize", model, *call]
+    process = subprocess.Popen(
+        [*map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        end = time.monotonic() + 300
+        while not any((tmp_path / "run.partial" / "snapshots").glob("*")):
+            assert process.poll() is None and time.monotonic() < end
+            time.sleep(0.2)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        said, why = process.communicate(timeout=120)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 1 and "interrupted; what was finished is in" in why
+    assert said.count("model.onnx, and report.html") == 1
