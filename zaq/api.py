@@ -13,11 +13,12 @@ from torch.fx import GraphModule
 
 from zaq.config.bits import EFFORTS, QConfig
 from zaq.config.card import Card
+from zaq.config.memory import allowed, hand_back
 from zaq.engine.images import images_in, kept, taken
 from zaq.engine.journal import Journal, Log
 from zaq.engine.progress import Progress
 from zaq.engine.runner import drawing, run_stages
-from zaq.engine.snapshot import Snapshots
+from zaq.engine.snapshot import Content, Snapshots
 from zaq.engine.state import State
 from zaq.engine.task import NO_BATCH_NORM, Task
 from zaq.errors import BitsError, TrainingError, UserError, unknown
@@ -97,6 +98,7 @@ def quantize(
     seed: int = 0,
     progress: Progress | None = None,
     dynamic: str = "",
+    memory: int | str | None = None,
 ) -> Quantized:
     """Quantize a trained network without data. The model is not changed.
 
@@ -110,10 +112,12 @@ def quantize(
         seed: of all random numbers; torch's own random state is left as it was.
         dynamic: `H,W`, or one of them: sizes that stay open in the file, where nothing in the network depends on them;
             the report's notes say where something does.
+        memory: bytes of images and features that are kept in memory, also as `2G`; what is more lies in temporary
+            files. Half of what is free by default.
 
     Raises:
         TraceError: for a model that cannot be captured.
-        BitsError: for bits, an effort or a method that do not exist.
+        BitsError: for bits, an effort or a method that do not exist; for less memory than a batch of images takes.
     """
     qconfig = QConfig.parse(bits) if isinstance(bits, str) else bits
     fixed: tuple[str, ...] = ()
@@ -129,7 +133,16 @@ def quantize(
         graph = trace(model, example_input)
     method, card, notes = method or Flagship(), card or Card(), (*graph.meta["notes"], *fixed)
     return quantize_graph(
-        graph, qconfig, method, card=card, effort=effort, seed=seed, progress=progress, notes=notes, trial=True
+        graph,
+        qconfig,
+        method,
+        card=card,
+        effort=effort,
+        seed=seed,
+        progress=progress,
+        notes=notes,
+        trial=True,
+        memory=memory,
     )
 
 
@@ -148,8 +161,10 @@ def quantize_graph(
     notes: Iterable[str] = (),
     snapshots: Snapshots | None = None,
     trial: bool = False,
-    keep: Callable[[bytes], object] | None = None,
+    keep: Callable[[Content], object] | None = None,
     samples: Path | None = None,
+    memory: int | str | None = None,
+    folder: Path | None = None,
 ) -> Quantized:
     """Quantize a traced graph; what `quantize` and the command line share.
 
@@ -159,6 +174,7 @@ def quantize_graph(
     `keep`: is handed the file of what the method draws from the model alone (`engine.images`).
     `samples`: a run of the same model, whose images are taken instead.
     `trial`: export a rounded copy before the method works, so that what has no form in ONNX is refused at once.
+    `memory`, `folder`: see `quantize`, and where the files of what does not fit go, if not where temporary ones do.
     """
     _check(method, qconfig, effort, seed)
     started = time.monotonic()
@@ -174,13 +190,15 @@ def quantize_graph(
     teacher, unfolded = fold(graph)
     if not weighted_layers(teacher):
         raise BitsError("the model has no convolution or linear layer with a weight of its own; nothing to quantize.")
-    task = Task(teacher, qconfig, card, effort, seed, getattr(method, "search", method.searches))
-    state, journal = State(task), Journal(progress or Progress(), log or Log())
+    task = Task(teacher, qconfig, card, effort, seed, getattr(method, "search", method.searches), allowed(memory))
+    state, journal = State(task, folder=folder), Journal(progress or Progress(), log or Log())
     journal.notes += [*notes, *said, *unfolded, *_notes(task)]
     if trial:
         with drawing(seed):
             rounded = Student(teacher, qconfig, card, search=False, unlike=task.unlike)
             require_exportable(rounded, teacher, task.noise(TRIED), qconfig.runtime)
+        del rounded
+        hand_back()
     with drawing(seed):
         stages = method.plan(task, real) if method.reads_data else method.plan(task)
         told = {**(source or MODULE), "card": card}
@@ -206,6 +224,7 @@ def quantize_graph(
             "effort": effort,
             "seed": seed,
             "threads": torch.get_num_threads(),  # sums are added up in another order by another number
+            "memory": None if memory is None else task.memory,  # half of what is free is never the same
             "card": card.to_dict(),
             "data": None,
             "samples": str(samples) if samples else None,

@@ -10,6 +10,7 @@ import torch
 from zaq import __version__
 from zaq.api import Quantized, quantize_graph
 from zaq.config.bits import QConfig
+from zaq.config.memory import hand_back
 from zaq.cost import deployment
 from zaq.data import shuffled
 from zaq.engine.images import IMAGES
@@ -29,7 +30,7 @@ from zaq.report.page import render
 from zaq.run import FRAME, SNAPSHOTS, Run, beside, disk_errors
 from zaq.sources import Source
 from zaq.sources.frame import put_back
-from zaq.verify.layers import SAMPLES, compare_layers, fault, summary
+from zaq.verify.layers import SAMPLES, compare_in_parts, fault, summary
 from zaq.verify.parity import compare, compare_sizes
 
 __all__ = ["Keeping", "call_of", "quantize_run"]
@@ -58,16 +59,19 @@ def quantize_run(
     data: str | None = None,
     keeping: Keeping | None = None,
     samples: Path | None = None,
+    memory: int | str | None = None,
 ) -> dict[str, Any]:
     """Quantize a loaded model into a run directory and return the report. See `zaq.run` for what lies there after.
 
     `data` is for a method that reads real images, which is `ft` alone; the report says so. `samples` is a run of the
-    same model, whose images are learned from.
+    same model, whose images are learned from. `memory`: bytes of images and features that are kept in memory, also as
+    `2G`; what is more lies in files without a name in the run directory. By default half of what is free.
     The run is kept in snapshots, so that nothing computed is lost if a later step fails or the process is killed.
 
     Raises:
         OutputError: for a folder that cannot be written, or holds a run.
-        BitsError: for `keeping.resume` with other options than the run's; for `samples` with a method that takes none.
+        BitsError: for `keeping.resume` with other options than the run's; for `samples` with a method that takes none;
+            for less memory than a batch of images takes.
         SourceError: for `samples` of another model.
         Interrupted: where Ctrl-C came while files were written; they are whole.
         RunError: once all is written, for a student that is none (`zaq.report.outputs`).
@@ -75,7 +79,7 @@ def quantize_run(
     progress, keeping = progress or Progress(), keeping or Keeping()
     with Run.building(folder, overwrite, keeping.resume) as run:
         log = Log(run / "log.jsonl")
-        quantized = _trained(model, qconfig, method, effort, seed, run, log, progress, data, keeping, samples)
+        quantized = _trained(model, qconfig, method, effort, seed, run, log, progress, data, keeping, samples, memory)
         quantized.report["options"] |= {"data": data, "interface": model.interface.to_dict()}
         with ctrl_c_waits(progress.say) as came:
             report = _saved(run, quantized, model, log, progress)
@@ -98,6 +102,7 @@ def _trained(
     data: str | None,
     keeping: Keeping,
     samples: Path | None,
+    memory: int | str | None,
 ) -> Quantized:
     """The quantized model, which goes on from the run's snapshots and leaves more."""
     source = {"name": model.name, "sha256": model.sha256}
@@ -138,6 +143,8 @@ def _trained(
             trial=True,
             keep=lambda content: run.write(IMAGES, content),
             samples=samples,
+            memory=memory,
+            folder=run.path,
         )
 
 
@@ -174,6 +181,7 @@ def _saved(run: Run, quantized: Quantized, model: Source, log: Log, progress: Pr
     if quantized.state.samples is not None:
         run.write_samples(quantized.state.samples, quantized.card)
     translated = translate(exported)
+    hand_back()
     if model.frame is not None:
         run.write(FRAME, model.frame)
     metadata = reporting.onnx_metadata(report["options"]) | {"parts": run.hashes()}
@@ -192,11 +200,13 @@ def _saved(run: Run, quantized: Quantized, model: Source, log: Log, progress: Pr
             report["notes"].append(
                 f"the {words} {stay} open in the file, which is checked at {' and '.join(sizes)} too"
             )
-        layers, _ = compare_layers(run / "model.onnx", from_exported(exported), run.samples()[:SAMPLES])
+        hand_back()
+        layers = compare_in_parts(run / "model.onnx", from_exported(exported), run.samples()[:SAMPLES])
         wrong = fault(run / "model.onnx", parity, from_exported(exported), run.samples())
         report["fault"] = wrong.replace(str(run.path), str(run.place))
         report["layers"], report["layers_summary"] = [dataclasses.asdict(x) for x in layers], summary(layers)
     report["sizes"] = _sizes(run, quantized)
+    hand_back()
     costs = deployment.costs(in_form(translated, {}, "float"), run / "model.onnx", quantized.card.input)
     report["deployment"] = deployment.report(costs)
     run.write_json("report.json", report)

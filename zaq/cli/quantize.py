@@ -23,7 +23,15 @@ from zaq.errors import BitsError, Interrupted, RunError, UserError, unknown
 
 __all__ = ["quantize"]
 
-NOT_ASKED = ("output", "overwrite", "resume", "every", "dry_run", "as_json")  # they do not change what comes out
+NOT_ASKED = (
+    "output",
+    "overwrite",
+    "resume",
+    "every",
+    "memory",
+    "dry_run",
+    "as_json",
+)  # they do not change what comes out
 NAMES_CODE = ("source", "arch", "method", "settings")
 AGAIN = "zaq.resumed"  # whether options were read from the run that is resumed
 
@@ -70,6 +78,7 @@ AGAIN = "zaq.resumed"  # whether options were read from the run that is resumed
     help="The same seed repeats a CPU run bit for bit, with the same number of threads.",
 )
 @click.option("--threads", type=click.IntRange(1, 1024), help="Of torch; another number gives another student.")
+@click.option("--memory", help="Images and features kept in memory, as 2G; others lie in files. Half of what is free.")
 @click.option("--samples", metavar="RUN", help="Learn from the images of a run of the same model, which draws none.")
 @click.option("-o", "--output", type=PATH, help="Folder for the run; <model>-<bits> by default.")
 @click.option("--overwrite", is_flag=True, help="Replace a run that is there, once the new one is whole.")
@@ -81,7 +90,7 @@ AGAIN = "zaq.resumed"  # whether options were read from the run that is resumed
 def quantize(source: str, bits: str, target_size: str | None, placement: str, weights: str | None,
              activations: str | None, target: str, first_last: str, method: str,
              settings: tuple[str, ...], effort: str, data: str | None, seed: int, threads: int | None,
-             samples: str | None,
+             memory: str | None, samples: str | None,
              output: Path | None, overwrite: bool, resume: Path | None, every: float, dry_run: bool, as_json: bool,
              **flags: Any) -> None:  # fmt: skip
     """Quantize SOURCE; the shipped CIFAR-10 ResNet-20 if none is named.
@@ -92,6 +101,7 @@ def quantize(source: str, bits: str, target_size: str | None, placement: str, we
     import torch
 
     from zaq.config.bits import EFFORTS, QConfig
+    from zaq.config.memory import allowed
     from zaq.pipeline import Keeping, quantize_run
 
     if resume and output not in (None, resume):
@@ -108,6 +118,7 @@ def quantize(source: str, bits: str, target_size: str | None, placement: str, we
             f"--method {method} "
             + ("reads real images: name them with --data." if data is None else "reads no data; only ft does.")
         )
+    kept = allowed(memory)
     if threads is not None:
         torch.set_num_threads(threads)
     model = load_source(source, flags)
@@ -117,11 +128,14 @@ def quantize(source: str, bits: str, target_size: str | None, placement: str, we
 
         click.echo(describe_model(model, qconfig))
         click.echo(f"\nwould run {algorithm}\nwith effort {effort}, seed {seed}, into {folder}{'/'}")
+        click.echo(f"and keep at most {kept / 2**20:.0f} MiB of images and features in memory")
         return
     call = {k: v for k, v in click.get_current_context().params.items() if k not in NOT_ASKED}
     keeping = Keeping(every, resume is not None, call | {"threads": torch.get_num_threads()})
     images = Path(samples) if samples else None
-    report = quantize_run(model, qconfig, algorithm, effort, seed, folder, overwrite, progress(), data, keeping, images)
+    report = quantize_run(
+        model, qconfig, algorithm, effort, seed, folder, overwrite, progress(), data, keeping, images, memory
+    )
     click.echo(json_text(report, indent=1) if as_json else _summary(folder, report))
     if report.get("fault"):
         raise RunError(report["fault"])

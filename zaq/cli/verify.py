@@ -39,7 +39,7 @@ def verify(run: Path, data: str | None, limit: int, layers: bool, min_agreement:
     from zaq.data import ANY, listed, loaded
     from zaq.ir.nodes import open_sizes
     from zaq.run import Run
-    from zaq.verify.layers import SAMPLES, compare_layers, fault, summary
+    from zaq.verify.layers import SAMPLES, compare_in_parts, fault, summary
     from zaq.verify.parity import BATCH, compare, compare_sizes
 
     if min_agreement is not None and 0 < min_agreement <= 1:
@@ -50,7 +50,7 @@ def verify(run: Path, data: str | None, limit: int, layers: bool, min_agreement:
         opened.require_parts(form.name)
     student, samples = opened.student(), opened.samples()
     progress().say("comparing, layer by layer first")
-    found, _ = compare_layers(opened / "model.onnx", student, samples[:SAMPLES])
+    found = compare_in_parts(opened / "model.onnx", student, samples[:SAMPLES])
     parity = {p.name: compare(p, student, samples) for p in forms}
     sizes = compare_sizes(opened / "model.onnx", student, samples, open_sizes(student))
     parity |= {f"model.onnx at {size}": one for size, one in sizes.items()}

@@ -10,6 +10,8 @@ from torch.fx import GraphModule
 
 from zaq.config.bits import QConfig
 from zaq.config.card import Card
+from zaq.config.memory import allowed
+from zaq.errors import BitsError
 from zaq.ir.nodes import output_nodes, shape_of
 from zaq.ir.ops import CONVS
 from zaq.ir.taps import taps
@@ -35,6 +37,10 @@ class Task:
 
     teacher: a folded graph, frozen here; it maps images (N, C, H, W) to its outputs.
     search: whether weight grids are those of the least error; a method that fits them itself can do without.
+    memory: bytes that may be kept beside a batch's own work; what is more lies in files (`engine.store`). By default
+        half of what is free.
+
+    Raises BitsError for less memory than a batch of images takes.
     """
 
     teacher: GraphModule
@@ -43,6 +49,7 @@ class Task:
     effort: str = "default"
     seed: int = 0
     search: bool = True
+    memory: int = field(default_factory=allowed)
     batch: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -53,10 +60,16 @@ class Task:
         pixels = math.prod(self.card.input[1:])
         batch = 2 ** torch.tensor(PIXELS_A_BATCH / pixels).log2().floor().clamp(3, 6)
         object.__setattr__(self, "batch", int(batch))  # a power of two from 8 to 64, so that large images fit
+        least = 4 * self.batch * math.prod(self.card.input)
+        if self.memory < least:
+            raise BitsError(
+                f"memory: {self.memory} bytes are less than a batch of {self.batch} images takes; "
+                f"{-(-least // 2**20)}M is the least."
+            )
 
     @property
     def few(self) -> int:
-        """How many samples are held out, and how many biases are corrected on: all of them are in memory at once."""
+        """How many samples are held out, and how many biases are corrected on."""
         return max(FEW, FEW_BATCHES * self.batch)
 
     @cached_property

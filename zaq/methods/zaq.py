@@ -30,7 +30,14 @@ from zaq.stages.calibrate import Calibrate, HoldOut
 from zaq.stages.synthesis import Draw
 from zaq.stages.training import frozen, rate, step, student_optimizer, varied
 from zaq.synth.generators import generator_of
-from zaq.synth.losses import RELATIONS, activation_loss, batch_norm_loss, output_discrepancy, relation_gaps
+from zaq.synth.losses import (
+    RELATIONS,
+    activation_loss,
+    batch_norm_loss,
+    channel_moments,
+    output_discrepancy,
+    relation_gaps,
+)
 
 __all__ = ["ZAQ", "Game"]
 
@@ -97,7 +104,7 @@ class _Play:
         self.rules, self.state, self.batch = rules, state, state.task.batch
         self.teacher, self.student = state.tapped(student=False), state.tapped(student=True)
         self.stats = state.task.batch_norms() if rules.bns else {}
-        self.watched = with_taps(state.task.teacher, list(self.stats)) if self.stats else None
+        self.watched = with_taps(state.task.teacher, list(self.stats), channel_moments) if self.stats else None
         student, scales = state.student, rules.learn_scales
         self.optimizer_q = student_optimizer(student, rules.rate(rules.steps), rules.lr_bias, scales)
         self.optimizer_g = torch.optim.Adam(state.generator.parameters(), rules.lr_generator)
@@ -186,7 +193,8 @@ class WarmUp(Stage):
         if not stats and generator.classes is None:
             journal.notes.append("the teacher has neither batch norm nor classes: the generator starts from noise")
             return Loop(lambda _: None)
-        teacher = with_taps(task.teacher, [*stats, *task.taps[-1:]])
+        taps = task.taps[-1:]
+        teacher = with_taps(task.teacher, [*stats], channel_moments) if stats else with_taps(task.teacher, taps)
         optimizer = torch.optim.Adam(generator.parameters(), self.lr)
 
         def one(_: int) -> dict[str, float]:
@@ -194,7 +202,7 @@ class WarmUp(Stage):
             outputs, features = teacher(varied(images, task.card))
             found = {}
             if stats:
-                found["batch_norm"] = batch_norm_loss(features[: len(stats)], list(stats.values()))
+                found["batch_norm"] = batch_norm_loss(features, list(stats.values()))
             elif self.beta and features:
                 found["activation"] = self.beta * activation_loss(features[-1])
             if labels is not None:

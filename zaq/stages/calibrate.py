@@ -6,8 +6,10 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.fx import GraphModule
 
 from zaq.config.constants import Count, Share
+from zaq.config.memory import together
 from zaq.engine.journal import Journal
 from zaq.engine.stage import Loop, Stage
 from zaq.engine.state import HeldOut, State
@@ -18,6 +20,8 @@ from zaq.synth.drawings import drawings, reads_drawings
 from zaq.synth.losses import output_discrepancy, relative_discrepancy
 
 __all__ = ["Calibrate", "HoldOut", "Noise", "WholeRanges"]
+
+TOGETHER = 5 * 2**17  # values of samples that are moved at once: half a batch, where images are large
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +42,8 @@ class Noise(Stage):
         return 1
 
     def once(self, state: State, journal: Journal) -> None:
-        state.images = torch.cat([state.task.noise() for _ in range(self.steps)])
+        count = self.steps * state.task.batch
+        state.images = state.store.gather((state.task.noise() for _ in range(self.steps)), count)
         state.samples, state.held_out = (state.task.noise(), True) if self.stored else (state.images, False)
 
 
@@ -59,9 +64,9 @@ class Calibrate(Stage):
     def start(self, state: State, journal: Journal) -> Loop:
         assert state.images is not None
         images, task, student = state.images, state.task, state.student
-        if count := self._drawings(state):
-            images = torch.cat([images, drawings(count, task.card)])
         parts = images.split(task.batch)
+        if count := self._drawings(state):
+            parts = (*parts, *drawings(count, task.card).split(task.batch))
         student.watch(self.observer)
 
         @torch.no_grad()
@@ -122,7 +127,28 @@ class HoldOut(Stage):
         teacher, student = with_taps(state.task.teacher, []), with_taps(state.student.module, [])
         with frozen(state.student.module):
             for _ in range(self.steps):
-                x = part.clone().requires_grad_(True)
-                (gradient,) = torch.autograd.grad(output_discrepancy(teacher(x)[0], student(x)[0]), x)
+                gradient = _uphill(teacher, student, part)
                 part = state.task.card.in_bounds(part + self.attack / self.steps * (high - low) * gradient.sign())
         return part
+
+
+def _uphill(teacher: GraphModule, student: GraphModule, images: Tensor) -> Tensor:
+    """The gradient of what the two differ by, with respect to images (N, C, H, W). First without one, what each output
+    counts; then network by network and a few images at a time, as what is kept for it is by far the most that judging
+    takes.
+    """
+    with torch.no_grad():
+        ends = [y.requires_grad_(True) for network in (teacher, student) for y in network(images)[0]]
+    half = len(ends) // 2
+    slopes = torch.autograd.grad(output_discrepancy(ends[:half], ends[half:]), ends)
+    whole = any(len(y) != len(images) for y in ends)
+    rows = len(images) if whole else together(TOGETHER, images.shape[1:])
+
+    def pulled(network: GraphModule, slopes: tuple[Tensor, ...]) -> Tensor:
+        found = []
+        for part, *some in zip(images.split(rows), *(s.split(rows) for s in slopes), strict=True):
+            x = part.clone().requires_grad_(True)
+            found += torch.autograd.grad(network(x)[0], x, some)
+        return torch.cat(found)
+
+    return pulled(teacher, slopes[:half]) + pulled(student, slopes[half:])

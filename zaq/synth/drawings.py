@@ -9,7 +9,7 @@ from zaq.config.card import Card
 from zaq.engine.task import Task
 from zaq.ir.taps import with_taps
 from zaq.synth.leaves import leaves
-from zaq.synth.losses import batch_norm_loss
+from zaq.synth.losses import batch_norm_loss, channel_moments
 
 __all__ = ["drawings", "reads_drawings"]
 
@@ -78,7 +78,7 @@ def _reads_drawings(task: Task) -> bool:
     card, known = task.card, task.batch_norms()
     if not known:
         return False
-    tapped = with_taps(task.teacher, list(known))
+    tapped = with_taps(task.teacher, list(known), channel_moments)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         shown = leaves(SHOWN, card), drawings(SHOWN, card)
