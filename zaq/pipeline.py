@@ -11,6 +11,7 @@ from zaq import __version__
 from zaq.api import Quantized, quantize_graph
 from zaq.compute.processes import is_first
 from zaq.config.bits import QConfig
+from zaq.config.memory import hand_back
 from zaq.cost import deployment
 from zaq.data import shuffled
 from zaq.engine.images import IMAGES
@@ -30,7 +31,7 @@ from zaq.report.outputs import require_a_student
 from zaq.report.page import render
 from zaq.run import FRAME, SNAPSHOTS, Run, beside, disk_errors
 from zaq.sources import Source
-from zaq.verify.layers import SAMPLES, compare_layers, fault, summary
+from zaq.verify.layers import SAMPLES, compare_in_parts, fault, summary
 from zaq.verify.parity import compare, compare_sizes
 
 __all__ = ["Keeping", "call_of", "quantize_run"]
@@ -60,26 +61,32 @@ def quantize_run(
     keeping: Keeping | None = None,
     samples: Path | None = None,
     work: Work | None = None,
+    memory: int | str | None = None,
 ) -> dict[str, Any]:
     """Quantize a loaded model into a run directory and return the report. See `zaq.run` for what lies there after.
 
     `data` is for a method that reads real images, which is `ft` alone; the report says so. `samples` is a run of the
-    same model, whose images are learned from. `work` says where and how the student learns.
+    same model, whose images are learned from. `work` says where and how the student learns. `memory`: bytes of images
+    and features that each process keeps in memory, also as `2G`; what is more lies in files without a name in the run
+    directory. By default half of what is free.
     The run is kept in snapshots, so that nothing computed is lost if a later step fails or the process is killed.
 
     Raises:
         OutputError: for a folder that cannot be written, or holds a run.
-        BitsError: for `keeping.resume` with other options than the run's; for `samples` with a method that takes none.
+        BitsError: for `keeping.resume` with other options than the run's; for `samples` with a method that takes none;
+            for less memory than a batch of images takes.
         SourceError: for `samples` of another model.
         Interrupted: where Ctrl-C came while files were written; they are whole.
         RunError: once all is written, for a student that is none (`zaq.report.outputs`).
     """
     progress, keeping, work = progress or Progress(), keeping or Keeping(), work or Work()
     if not is_first():
-        return _followed(model, qconfig, method, effort, seed, data, keeping, samples, work)
+        return _followed(model, qconfig, method, effort, seed, data, keeping, samples, work, memory)
     with Run.building(folder, overwrite, keeping.resume) as run:
         log = Log(run / "log.jsonl")
-        quantized = _trained(model, qconfig, method, effort, seed, run, log, progress, data, keeping, samples, work)
+        quantized = _trained(
+            model, qconfig, method, effort, seed, run, log, progress, data, keeping, samples, work, memory
+        )
         quantized.report["options"] |= {"data": data, "interface": model.interface.to_dict()}
         with ctrl_c_waits(progress.say) as came:
             report = _saved(run, quantized, model, log, progress)
@@ -100,6 +107,7 @@ def _followed(
     keeping: Keeping,
     samples: Path | None,
     work: Work,
+    memory: int | str | None,
 ) -> dict[str, Any]:
     """What a process does that is not the first of several: its share of the work, with nothing written."""
     snapshots = Snapshots(Path(), {}) if not method.reads_data else None
@@ -118,6 +126,7 @@ def _followed(
         keep=lambda content: None,  # the stage that keeps images is one of all processes
         samples=samples,
         work=work,
+        memory=memory,
     )
     return done.report
 
@@ -135,6 +144,7 @@ def _trained(
     keeping: Keeping,
     samples: Path | None,
     work: Work,
+    memory: int | str | None,
 ) -> Quantized:
     """The quantized model, which goes on from the run's snapshots and leaves more."""
     source = {"name": model.name, "sha256": model.sha256}
@@ -177,6 +187,8 @@ def _trained(
             keep=lambda content: run.write(IMAGES, content),
             samples=samples,
             work=work,
+            memory=memory,
+            folder=run.path,
         )
 
 
@@ -213,6 +225,7 @@ def _saved(run: Run, quantized: Quantized, model: Source, log: Log, progress: Pr
     if quantized.state.samples is not None:
         run.write_samples(quantized.state.samples, quantized.card)
     translated = translate(exported)
+    hand_back()
     if model.frame is not None:
         run.write(FRAME, model.frame)
     metadata = reporting.onnx_metadata(report["options"]) | {"parts": run.hashes()}
@@ -231,11 +244,13 @@ def _saved(run: Run, quantized: Quantized, model: Source, log: Log, progress: Pr
             report["notes"].append(
                 f"the {words} {stay} open in the file, which is checked at {' and '.join(sizes)} too"
             )
-        layers, _ = compare_layers(run / "model.onnx", from_exported(exported), run.samples()[:SAMPLES])
+        hand_back()
+        layers = compare_in_parts(run / "model.onnx", from_exported(exported), run.samples()[:SAMPLES])
         wrong = fault(run / "model.onnx", parity, from_exported(exported), run.samples())
         report["fault"] = wrong.replace(str(run.path), str(run.place))
         report["layers"], report["layers_summary"] = [dataclasses.asdict(x) for x in layers], summary(layers)
     report["sizes"] = _sizes(run, quantized)
+    hand_back()
     costs = deployment.costs(in_form(translated, {}, "float"), run / "model.onnx", quantized.card.input)
     report["deployment"] = deployment.report(costs)
     run.write_json("report.json", report)

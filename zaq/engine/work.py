@@ -4,7 +4,7 @@ The one place where gradients are taken. A stage asks its task for a network (`T
 takes its steps by `Work.step`; all else it computes in float32, of the whole batch, as if there were one process.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,8 +15,9 @@ from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
 from zaq.compute.devices import CPU
-from zaq.compute.processes import averaged, sharing, whole
+from zaq.compute.processes import averaged, sharing, whole, world
 from zaq.errors import UserError, unknown
+from zaq.ir.taps import with_taps
 
 __all__ = ["PRECISIONS", "Work"]
 
@@ -57,6 +58,20 @@ class Work:
             with sharing(len(x)) as mine, self.autocast():
                 found = gm(x if mine is None else x[mine])
             return pytree.tree_map_only(Tensor, lambda t: _plain(t if mine is None else whole(t)), found)
+
+        return run
+
+    def tapped(self, gm: GraphModule, names: Sequence[str], of: Callable[[Tensor], Any] | None = None) -> Network:
+        """A graph as `network` runs it, which returns ([outputs], [features at these nodes, or what `of` makes of each
+        of them]). `of` is asked inside the graph (see `with_taps`); where several processes run a part of the batch
+        each, it is asked once the whole is there."""
+        if of is None or world() == 1:
+            return self.network(with_taps(gm, list(names), of))
+        gathered = self.network(with_taps(gm, list(names)))
+
+        def run(x: Tensor) -> tuple[list[Tensor], list[Any]]:
+            outputs, features = gathered(x)
+            return outputs, [of(feature) for feature in features]
 
         return run
 

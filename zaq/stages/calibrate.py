@@ -8,15 +8,19 @@ import torch
 from torch import Tensor
 
 from zaq.config.constants import Count, Share
+from zaq.config.memory import rows_in
 from zaq.engine.journal import Journal
 from zaq.engine.stage import Loop, Stage
 from zaq.engine.state import HeldOut, State
+from zaq.engine.work import Network, Work
 from zaq.quant.observers import Observer
 from zaq.stages.training import frozen
 from zaq.synth.drawings import drawings, reads_drawings
 from zaq.synth.losses import output_discrepancy, relative_discrepancy
 
 __all__ = ["Calibrate", "HoldOut", "Noise", "WholeRanges"]
+
+TOGETHER = 5 * 2**17  # values of samples that are moved at once: half a batch, where images are large
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +41,8 @@ class Noise(Stage):
         return 1
 
     def once(self, state: State, journal: Journal) -> None:
-        state.images = torch.cat([state.task.noise() for _ in range(self.steps)])
+        count = self.steps * state.task.batch
+        state.images = state.store.gather((state.task.noise() for _ in range(self.steps)), count)
         state.samples, state.held_out = (state.task.noise(), True) if self.stored else (state.images, False)
 
 
@@ -58,9 +63,9 @@ class Calibrate(Stage):
     def start(self, state: State, journal: Journal) -> Loop:
         assert state.images is not None
         images, task, student = state.images, state.task, state.student
-        if count := self._drawings(state):
-            images = torch.cat([images, drawings(count, task.card).to(images)])
         parts = images.split(task.batch)
+        if count := self._drawings(state):
+            parts = (*parts, *drawings(count, task.card).to(task.device).split(task.batch))
         student.watch(self.observer)
 
         @torch.no_grad()
@@ -121,7 +126,29 @@ class HoldOut(Stage):
         teacher, student = state.task.teacher_at(), state.student_at()
         with frozen(state.student.module):
             for _ in range(self.steps):
-                x = part.clone().requires_grad_(True)
-                gradient = state.task.work.gradient(output_discrepancy(teacher(x)[0], student(x)[0]), x)
+                gradient = _uphill(state.task.work, teacher, student, part)
                 part = state.task.card.in_bounds(part + self.attack / self.steps * (high - low) * gradient.sign())
         return part
+
+
+def _uphill(work: Work, teacher: Network, student: Network, images: Tensor) -> Tensor:
+    """The gradient of what the two differ by, with respect to images (N, C, H, W). First without one, what each output
+    counts; then network by network and a few images at a time, as what is kept for it is by far the most that judging
+    takes.
+    """
+    with torch.no_grad():
+        ends = [y.requires_grad_(True) for network in (teacher, student) for y in network(images)[0]]
+    half = len(ends) // 2
+    slopes = torch.autograd.grad(output_discrepancy(ends[:half], ends[half:]), ends)
+    whole = any(len(y) != len(images) for y in ends)
+    rows = len(images) if whole else rows_in(TOGETHER, images.shape[1:])
+
+    def pulled(network: Network, slopes: tuple[Tensor, ...]) -> Tensor:
+        found = []
+        for part, *some in zip(images.split(rows), *(s.split(rows) for s in slopes), strict=True):
+            x = part.clone().requires_grad_(True)
+            ends = zip(network(x)[0], some, strict=True)
+            found.append(work.gradient(torch.stack([(y * slope).sum() for y, slope in ends]).sum(), x))
+        return torch.cat(found)
+
+    return pulled(teacher, slopes[:half]) + pulled(student, slopes[half:])
