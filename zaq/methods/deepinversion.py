@@ -29,7 +29,14 @@ from zaq.quant.observers import Observer
 from zaq.stages.calibrate import Calibrate
 from zaq.stages.pixels import Pixels
 from zaq.stages.training import cosine, distillation, frozen, rate, student_optimizer
-from zaq.synth.losses import batch_statistics_loss, jensen_shannon, l2_prior, output_discrepancy, total_variation
+from zaq.synth.losses import (
+    batch_statistics_loss,
+    channel_moments,
+    jensen_shannon,
+    l2_prior,
+    output_discrepancy,
+    total_variation,
+)
 from zaq.synth.swing import shifted
 
 __all__ = ["DeepInversion"]
@@ -82,18 +89,18 @@ class Invert(Stage):
 
     def _losses(self, state: State, labels: Tensor | None) -> Callable[[Tensor], dict[str, Tensor]]:
         of, stats, card = self.of, state.task.batch_norms(), state.task.card
-        teacher = state.task.teacher_at(list(stats))
+        teacher = state.task.teacher_at(list(stats), of=channel_moments)
         student = state.student_at() if self.competition else None
 
         def losses(z: Tensor) -> dict[str, Tensor]:  # of mean 0 and deviation 1, whatever pixels the teacher reads
             z = shifted(z, of.jitter)
             x = card.images(z)
-            outputs, features = teacher(x)
+            outputs, moments = teacher(x)
             found = {"tv": of.tv * total_variation(z), "l2": of.l2 * l2_prior(z)}
             if labels is not None:
                 found["cross_entropy"] = F.cross_entropy(outputs[0], labels)
-            if features:
-                found["feature"] = of.feature * batch_statistics_loss(features, list(stats.values()))
+            if moments:
+                found["feature"] = of.feature * batch_statistics_loss(moments, list(stats.values()))
             if student is not None:
                 with frozen(state.student.module):
                     apart = jensen_shannon(outputs[0], student(x)[0][0], of.temperature)
