@@ -143,8 +143,14 @@ def quantize(
     qconfig, method = QConfig.parse(bits) if isinstance(bits, str) else bits, method or Flagship()
     home = CPU if isinstance(model, Source) else device_of(model)
     work = Work(home if str(device) == AUTO and home != CPU else device_named(device), precision)
-    told: dict[str, Any] = {"effort": effort, "seed": seed, "progress": progress, "trial": True, "work": work}
-    told["memory"] = memory
+    told: dict[str, Any] = {
+        "effort": effort,
+        "seed": seed,
+        "progress": progress,
+        "trial": True,
+        "work": work,
+        "memory": memory,
+    }
     if isinstance(model, Source):
         if example_input is not None or card is not None or dynamic:
             raise UserError(
@@ -223,7 +229,7 @@ def quantize_graph(
     if not weighted_layers(teacher):
         raise BitsError("the model has no convolution or linear layer with a weight of its own; nothing to quantize.")
     work, search = work or Work(), getattr(method, "search", method.searches)
-    task = Task(teacher, qconfig, card, effort, seed, search, work, allowed(memory))
+    task = Task(teacher, qconfig, card, effort, seed, search, work, memory=allowed(memory))
     journal = Journal(progress or Progress(), log or Log())
     journal.notes += [*notes, *said, *unfolded, *_notes(task)]
     if trial:
@@ -242,7 +248,7 @@ def quantize_graph(
             return taken(stages, moved(found, task.device), method.name, samples)
         return kept(stages, keep, told) if keep is not None else stages
 
-    state = _learned(task, stages_of, journal, snapshots, folder)
+    state = _learned(State(task, folder=folder), stages_of, journal, snapshots)
     options = {
         "bits": str(qconfig),
         "target": qconfig.target,
@@ -264,16 +270,11 @@ def quantize_graph(
 
 
 def _learned(
-    task: Task,
-    stages_of: Callable[[Task], list[Stage]],
-    journal: Journal,
-    snapshots: Snapshots | None,
-    folder: Path | None,
+    state: State, stages_of: Callable[[Task], list[Stage]], journal: Journal, snapshots: Snapshots | None
 ) -> State:
     """What the stages leave, on the CPU. Where the device has no memory for a batch, half of it is tried once."""
-    notes = list(journal.notes)
+    notes, task, folder = list(journal.notes), state.task, state.folder
     onto(task.teacher, task.work.device)
-    state = State(task, folder=folder)
     with drawing(task.seed, task.device):
         try:
             run_stages(stages_of(task), state, journal, snapshots)

@@ -41,11 +41,14 @@ FT_BATCH = 64
 
 @dataclass(frozen=True)
 class Keeping:
-    """How a run is kept while it lasts. `call` is what it was asked for, in the caller's own words, for `call_of`."""
+    """How a run is kept while it lasts. `call` is what it was asked for, in the caller's own words, for `call_of`;
+    `memory` what may be kept of its images and features in memory, as `zaq.quantize` takes it.
+    """
 
     every: float = 60.0  # seconds between snapshots inside a stage
     resume: bool = False
     call: dict[str, Any] = field(default_factory=dict)
+    memory: int | str | None = None
 
 
 def quantize_run(
@@ -61,14 +64,11 @@ def quantize_run(
     keeping: Keeping | None = None,
     samples: Path | None = None,
     work: Work | None = None,
-    memory: int | str | None = None,
 ) -> dict[str, Any]:
     """Quantize a loaded model into a run directory and return the report. See `zaq.run` for what lies there after.
 
     `data` is for a method that reads real images, which is `ft` alone; the report says so. `samples` is a run of the
-    same model, whose images are learned from. `work` says where and how the student learns. `memory`: bytes of images
-    and features that each process keeps in memory, also as `2G`; what is more lies in files without a name in the run
-    directory. By default half of what is free.
+    same model, whose images are learned from. `work` says where and how the student learns.
     The run is kept in snapshots, so that nothing computed is lost if a later step fails or the process is killed.
 
     Raises:
@@ -81,12 +81,10 @@ def quantize_run(
     """
     progress, keeping, work = progress or Progress(), keeping or Keeping(), work or Work()
     if not is_first():
-        return _followed(model, qconfig, method, effort, seed, data, keeping, samples, work, memory)
+        return _followed(model, qconfig, method, effort, seed, data, keeping, samples, work)
     with Run.building(folder, overwrite, keeping.resume) as run:
         log = Log(run / "log.jsonl")
-        quantized = _trained(
-            model, qconfig, method, effort, seed, run, log, progress, data, keeping, samples, work, memory
-        )
+        quantized = _trained(model, qconfig, method, effort, seed, run, log, progress, data, keeping, samples, work)
         quantized.report["options"] |= {"data": data, "interface": model.interface.to_dict()}
         with ctrl_c_waits(progress.say) as came:
             report = _saved(run, quantized, model, log, progress)
@@ -107,7 +105,6 @@ def _followed(
     keeping: Keeping,
     samples: Path | None,
     work: Work,
-    memory: int | str | None,
 ) -> dict[str, Any]:
     """What a process does that is not the first of several: its share of the work, with nothing written."""
     snapshots = Snapshots(Path(), {}) if not method.reads_data else None
@@ -126,7 +123,7 @@ def _followed(
         keep=lambda content: None,  # the stage that keeps images is one of all processes
         samples=samples,
         work=work,
-        memory=memory,
+        memory=keeping.memory,
     )
     return done.report
 
@@ -144,7 +141,6 @@ def _trained(
     keeping: Keeping,
     samples: Path | None,
     work: Work,
-    memory: int | str | None,
 ) -> Quantized:
     """The quantized model, which goes on from the run's snapshots and leaves more."""
     source = {"name": model.name, "sha256": model.sha256}
@@ -187,7 +183,7 @@ def _trained(
             keep=lambda content: run.write(IMAGES, content),
             samples=samples,
             work=work,
-            memory=memory,
+            memory=keeping.memory,
             folder=run.path,
         )
 

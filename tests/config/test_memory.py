@@ -6,7 +6,7 @@ import psutil
 import pytest
 
 from zaq.config import memory
-from zaq.config.memory import allowed, free, in_bytes, rows_in
+from zaq.config.memory import allowed, at_once, free, in_bytes
 from zaq.errors import BitsError
 
 
@@ -49,5 +49,5 @@ def test_a_limit_above_counts_without_what_is_files_read(
     assert free() > 2**20
 
 
-def test_rows_in() -> None:
-    assert [rows_in(100, shape) for shape in ((3, 4), (50,), (100,), (1000, 2))] == [8, 2, 1, 1]
+def test_at_once() -> None:
+    assert [at_once(100, shape) for shape in ((3, 4), (50,), (100,), (1000, 2))] == [8, 2, 1, 1]

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["quantize"]
 
-# They do not change what comes out.
+# What does not change what comes out.
 NOT_ASKED = ("output", "overwrite", "resume", "every", "memory", "dry_run", "as_json")
 MOVABLE = ("device", "devices", "num_nodes")  # a run may go on with others
 NAMES_CODE = ("source", "arch", "method", "settings")
@@ -109,8 +109,8 @@ AGAIN = "zaq.resumed"  # whether options were read from the run that is resumed
 def quantize(source: str, bits: str, target_size: str | None, placement: str, weights: str | None,
              activations: str | None, target: str, first_last: str, method: str,
              settings: tuple[str, ...], effort: str, data: str | None, seed: int, device: str,
-             precision: str, devices: int, num_nodes: int, threads: int | None, memory: str | None,
-             samples: str | None,
+             precision: str, devices: int, num_nodes: int, threads: int | None,
+             memory: str | None, samples: str | None,
              output: Path | None, overwrite: bool, resume: Path | None, every: float, dry_run: bool, as_json: bool,
              **flags: Any) -> None:  # fmt: skip
     """Quantize SOURCE; the shipped CIFAR-10 ResNet-20 if none is named.
@@ -142,7 +142,7 @@ def quantize(source: str, bits: str, target_size: str | None, placement: str, we
             f"--method {method} "
             + ("reads real images: name them with --data." if data is None else "reads no data; only ft does.")
         )
-    kept, work = allowed(memory), Work(device_named(device), precision)
+    work, kept = Work(device_named(device), precision), allowed(memory)
     model = load_source(source, flags)
     folder = resume or output or Path(f"{model.name}-{qconfig}")
     if dry_run:
@@ -157,12 +157,12 @@ def quantize(source: str, bits: str, target_size: str | None, placement: str, we
     if threads is not None:
         torch.set_num_threads(threads)
     call = {k: v for k, v in click.get_current_context().params.items() if k not in NOT_ASKED}
-    keeping = Keeping(every, resume is not None, call | {"threads": torch.get_num_threads()})
+    keeping = Keeping(every, resume is not None, call | {"threads": torch.get_num_threads()}, memory)
     images = Path(samples) if samples else None
     shown = progress() if is_first() else Progress()
     shown.say(f"{model.name} to {qconfig}, {_where(work)}")
     report = quantize_run(
-        model, qconfig, algorithm, effort, seed, folder, overwrite, shown, data, keeping, images, work, memory
+        model, qconfig, algorithm, effort, seed, folder, overwrite, shown, data, keeping, images, work
     )
     if not is_first():
         return

@@ -14,7 +14,7 @@ import psutil
 
 from zaq.errors import BitsError
 
-__all__ = ["allowed", "free", "hand_back", "in_bytes", "rows_in"]
+__all__ = ["allowed", "at_once", "free", "hand_back", "in_bytes"]
 
 CGROUPS = Path("/sys/fs/cgroup")
 LIMITS = {  # by controller: files of the limit and of what is taken, and what of that is files read
@@ -70,7 +70,7 @@ def _left() -> Iterator[int]:
                 continue
 
 
-def rows_in(values: int, sample: Iterable[int]) -> int:
+def at_once(values: int, sample: Iterable[int]) -> int:
     """How many samples of a shape have so many values together; one at least."""
     return max(values // math.prod(sample), 1)
 

@@ -22,7 +22,7 @@ from zaq.config.bits import QConfig
 from zaq.config.bounds import json_text, plain_json
 from zaq.config.card import Card
 from zaq.config.files import write_whole
-from zaq.config.memory import rows_in
+from zaq.config.memory import at_once
 from zaq.engine.store import in_parts
 from zaq.errors import ZaqError
 
@@ -169,7 +169,7 @@ class Content:
         yield self.head
         for t in self.tensors:
             rows = t if t.dim() else t[None]
-            for part in in_parts(rows, rows_in(CHUNK, rows.shape[1:])):
+            for part in in_parts(rows, at_once(CHUNK, rows.shape[1:])):
                 yield memoryview(part.cpu().contiguous().view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
 
     def digest(self) -> str:

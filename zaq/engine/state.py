@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
+from zaq.compute.processes import world
 from zaq.config.bits import QConfig
 from zaq.engine.snapshot import Unsaved
 from zaq.engine.store import Store
@@ -18,6 +19,7 @@ from zaq.engine.task import Task
 from zaq.engine.work import Network
 from zaq.errors import SourceError
 from zaq.ir.move import moved, onto
+from zaq.ir.taps import with_taps
 from zaq.quant.student import Student
 
 __all__ = ["NOT_FINITE", "HeldOut", "State", "broken_images"]
@@ -45,7 +47,7 @@ class State:
     @cached_property
     def store(self) -> Store:
         """Where images and features are kept."""
-        return Store(self.task.memory, self.folder)
+        return Store(self.task.memory // world(), self.folder)
 
     @property
     def student(self) -> Student:
@@ -115,7 +117,7 @@ class State:
 
     def student_at(self, names: Sequence[str] = ()) -> Network:
         """The student as a network that returns ([outputs], [features at these nodes])."""
-        return self.task.work.tapped(self.student.module, names)
+        return self.task.work.network(with_taps(self.student.module, list(names)))
 
 
 NOT_FINITE = (

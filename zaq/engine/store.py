@@ -2,7 +2,7 @@
 
 A file is mapped into memory, so that a tensor in it is a tensor like any other, and has no name, so that the system
 removes it with the process, however that ends. What is in a file is the same to the bit as what would be in memory, so
-no result depends on the amount. This is of the machine's memory: what comes from another device stays there.
+no result depends on the amount.
 """
 
 import mmap
@@ -15,10 +15,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from zaq.compute.devices import CPU
 from zaq.errors import RunError
 
 __all__ = ["Store", "in_parts", "rest"]
 
+SMALL = 2**28  # bytes of a tensor that stays on its device; a handful of them is there at a time
 _FILES: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()
 
 
@@ -38,7 +40,7 @@ def in_parts(x: Tensor, rows: int) -> Iterator[Tensor]:
 
 class Store:
     """Keeps tensors of `memory` bytes in memory, and those that come when it is full in files in `folder` (None: where
-    temporary files go)."""
+    temporary files go). Small ones that come from another device stay there: who takes a batch moves it."""
 
     def __init__(self, memory: int, folder: Path | None = None) -> None:
         self.memory, self.folder, self.held = memory, folder, 0
@@ -66,8 +68,8 @@ class Store:
         shape = (count, *part.shape[1:])
         strides = (part[0].numel(), *torch.empty_like(part[0]).stride())
         size = count * part[0].numel() * part.element_size()
-        if not size or part.device.type != "cpu":
-            return part.new_empty_strided(shape, strides)
+        if not size or (part.device != CPU and size <= SMALL):
+            return part.new_empty(shape) if not size else part.new_empty_strided(shape, strides)
         if self.held + size <= self.memory:
             memory = mmap.mmap(-1, size)
             self.held += size

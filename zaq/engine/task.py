@@ -19,7 +19,7 @@ from zaq.errors import BitsError
 from zaq.ir.move import device_of
 from zaq.ir.nodes import output_nodes, shape_of
 from zaq.ir.ops import CONVS
-from zaq.ir.taps import taps
+from zaq.ir.taps import taps, with_taps
 from zaq.passes.fold import BatchNormStats
 from zaq.quant.alike import unlike_channels
 from zaq.quant.edges import weighted_layers
@@ -90,11 +90,20 @@ class Task:
         return taps(self.teacher)
 
     def teacher_at(
-        self, names: Sequence[str] = (), of: Callable[[Tensor], Any] | None = None, teacher: GraphModule | None = None
+        self, names: Sequence[str] = (), teacher: GraphModule | None = None, of: Callable[[Tensor], Any] | None = None
     ) -> Network:
-        """The teacher, or another graph of it, as a network that returns ([outputs], [features at these nodes]), or
-        what `of` makes of each of these features."""
-        return self.work.tapped(teacher or self.teacher, names, of)
+        """The teacher, or another graph of it, as a network that returns ([outputs], [features at these nodes]); or
+        what `of` makes of each feature, of the whole batch."""
+        graph, names = teacher or self.teacher, list(names)
+        if of is None or self.work.plain:
+            return self.work.network(with_taps(graph, names, of))
+        network = self.work.network(with_taps(graph, names))
+
+        def run(x: Tensor) -> tuple[list[Tensor], list[Any]]:
+            outputs, features = network(x)
+            return outputs, [of(feature) for feature in features]
+
+        return run
 
     @cached_property
     def classes(self) -> int | None:

@@ -17,7 +17,6 @@ from torch.utils import _pytree as pytree
 from zaq.compute.devices import CPU
 from zaq.compute.processes import averaged, sharing, whole, world
 from zaq.errors import UserError, unknown
-from zaq.ir.taps import with_taps
 
 __all__ = ["PRECISIONS", "Work"]
 
@@ -61,19 +60,10 @@ class Work:
 
         return run
 
-    def tapped(self, gm: GraphModule, names: Sequence[str], of: Callable[[Tensor], Any] | None = None) -> Network:
-        """A graph as `network` runs it, which returns ([outputs], [features at these nodes, or what `of` makes of each
-        of them]). `of` is asked inside the graph (see `with_taps`); where several processes run a part of the batch
-        each, it is asked once the whole is there."""
-        if of is None or world() == 1:
-            return self.network(with_taps(gm, list(names), of))
-        gathered = self.network(with_taps(gm, list(names)))
-
-        def run(x: Tensor) -> tuple[list[Tensor], list[Any]]:
-            outputs, features = gathered(x)
-            return outputs, [of(feature) for feature in features]
-
-        return run
+    @property
+    def plain(self) -> bool:
+        """Whether what a network holds inside is what it returns: float32, and of the whole batch."""
+        return world() == 1 and PRECISIONS[self.precision] is None
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Inside, convolutions and products compute in half precision, where that was asked for."""
@@ -93,6 +83,26 @@ class Work:
         (found,) = torch.autograd.grad(self._scaler.scale(loss), x)
         averaged([found])
         return found / self._scaler.get_scale()
+
+    def ascent(self, networks: Sequence[Network], loss_of: Callable[..., Tensor], x: Tensor, rows: int) -> Tensor:
+        """The gradient at images x, (N, C, H, W), of a loss of the outputs of several networks, a list of each.
+
+        First what each output counts, without a gradient; then network by network and `rows` images at a time, as what
+        is kept for a gradient takes most memory by far.
+        """
+        with torch.no_grad():
+            ends = [[y.detach().clone().requires_grad_(True) for y in network(x)[0]] for network in networks]
+        flat = [y for of_one in ends for y in of_one]
+        slopes = iter(torch.autograd.grad(loss_of(*ends), flat))
+        rows = rows if all(len(y) == len(x) for y in flat) else len(x)
+        found = torch.zeros_like(x)
+        for network, of_one in zip(networks, ends, strict=True):
+            counts = [next(slopes).split(rows) if rows < len(x) else (next(slopes),) for _ in of_one]
+            for i, part in enumerate(x.split(rows)):
+                part = part.detach().clone().requires_grad_(True)
+                loss = torch.stack([(y * c[i]).sum() for y, c in zip(network(part)[0], counts, strict=True)]).sum()
+                found[i * rows :][: len(part)] += self.gradient(loss, part)
+        return found
 
 
 def _plain(x: Tensor) -> Tensor:

@@ -25,7 +25,8 @@ def lighten(graph: Graph) -> None:
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, *rest: Any) -> Tensor:
     """aten.conv2d, (N, C, H, W) -> (N, O, H, W)."""
     learned = weight.requires_grad or (bias is not None and bias.requires_grad)
-    run: Any = aten.conv2d.default if learned or not x.requires_grad else _Light.apply
+    plain = learned or not x.requires_grad or torch.is_autocast_enabled(x.device.type)
+    run: Any = aten.conv2d.default if plain else _Light.apply
     y: Tensor = run(x, weight, bias, *rest)
     return y
 
@@ -40,7 +41,7 @@ class _Light(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        weight = ctx.saved_tensors[0].to(gradients[0].dtype)  # that of the products, in mixed precision
+        (weight,) = ctx.saved_tensors
         given: tuple[Any, ...] = ctx.rest
         defaults: tuple[Any, ...] = ([1, 1], [0, 0], [1, 1], 1)
         stride, padding, dilation, groups = given + defaults[len(given) :]

@@ -89,7 +89,7 @@ class Invert(Stage):
 
     def _losses(self, state: State, labels: Tensor | None) -> Callable[[Tensor], dict[str, Tensor]]:
         of, stats, card = self.of, state.task.batch_norms(), state.task.card
-        teacher = state.task.teacher_at(list(stats), channel_moments)
+        teacher = state.task.teacher_at(list(stats), of=channel_moments)
         student = state.student_at() if self.competition else None
 
         def losses(z: Tensor) -> dict[str, Tensor]:  # of mean 0 and deviation 1, whatever pixels the teacher reads

@@ -180,7 +180,7 @@ def drawing(of: "GDFQ", state: State, batch: int) -> Callable[[], Drawn]:
     """A step of G as a function: draws, learns from it, and returns images, labels, the teacher's logits,
     and losses."""
     stats, generator, optimizer = state.task.batch_norms(), state.generator, state.optimizer
-    teacher = state.task.teacher_at(list(stats), channel_moments)
+    teacher = state.task.teacher_at(list(stats), of=channel_moments)
 
     def draw() -> Drawn:
         images, labels = generator.sample(batch)

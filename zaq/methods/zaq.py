@@ -105,7 +105,7 @@ class _Play:
         self.task = state.task
         self.teacher, self.student = self.task.teacher_at(self.task.taps), state.student_at(self.task.taps)
         self.stats = state.task.batch_norms() if rules.bns else {}
-        self.watched = self.task.teacher_at(list(self.stats), channel_moments) if self.stats else None
+        self.watched = self.task.teacher_at(list(self.stats), of=channel_moments) if self.stats else None
         student, scales = state.student, rules.learn_scales
         self.optimizer_q = student_optimizer(student, rules.rate(rules.steps), rules.lr_bias, scales)
         self.optimizer_g = torch.optim.Adam(state.generator.parameters(), rules.lr_generator)
@@ -194,7 +194,7 @@ class WarmUp(Stage):
         if not stats and generator.classes is None:
             journal.notes.append("the teacher has neither batch norm nor classes: the generator starts from noise")
             return Loop(lambda _: None)
-        teacher = task.teacher_at([*stats], channel_moments) if stats else task.teacher_at(task.taps[-1:])
+        teacher = task.teacher_at([*stats] or task.taps[-1:], of=channel_moments if stats else None)
         optimizer = torch.optim.Adam(generator.parameters(), self.lr)
 
         def one(_: int) -> dict[str, float]:

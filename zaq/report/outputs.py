@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from zaq.config.memory import rows_in
+from zaq.config.memory import at_once
 from zaq.engine.state import NOT_FINITE, State, broken_images
 from zaq.errors import RunError, SourceError, TrainingError
 from zaq.ir.nodes import activations, output_nodes
@@ -93,7 +93,7 @@ def sqnr(signal: Tensor, quantized: Tensor) -> float | None:
     mask by infinity does not count.
     """
     noise = power = 0.0
-    rows = rows_in(TOGETHER, signal.shape[1:])  # in double, and several times over
+    rows = at_once(TOGETHER, signal.shape[1:])  # in double, and several times over
     for p, q in zip(torch.atleast_1d(signal).split(rows), torch.atleast_1d(quantized).split(rows), strict=True):
         p, q = _unmasked(p, q)
         noise += float((p - q).square().sum()) / signal.numel()

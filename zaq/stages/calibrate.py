@@ -8,11 +8,10 @@ import torch
 from torch import Tensor
 
 from zaq.config.constants import Count, Share
-from zaq.config.memory import rows_in
+from zaq.config.memory import at_once
 from zaq.engine.journal import Journal
 from zaq.engine.stage import Loop, Stage
 from zaq.engine.state import HeldOut, State
-from zaq.engine.work import Network, Work
 from zaq.quant.observers import Observer
 from zaq.stages.training import frozen
 from zaq.synth.drawings import drawings, reads_drawings
@@ -65,12 +64,12 @@ class Calibrate(Stage):
         images, task, student = state.images, state.task, state.student
         parts = images.split(task.batch)
         if count := self._drawings(state):
-            parts = (*parts, *drawings(count, task.card).to(task.device).split(task.batch))
+            parts = (*parts, *drawings(count, task.card).split(task.batch))
         student.watch(self.observer)
 
         @torch.no_grad()
         def one(i: int) -> None:
-            student(parts[i])
+            student(parts[i].to(task.device))
 
         return Loop(one, finish=student.freeze)
 
@@ -124,31 +123,9 @@ class HoldOut(Stage):
     def _moved(self, state: State, part: Tensor) -> Tensor:
         low, high = state.task.card.bounds(state.task.device)
         teacher, student = state.task.teacher_at(), state.student_at()
+        rows = at_once(TOGETHER, part.shape[1:])
         with frozen(state.student.module):
             for _ in range(self.steps):
-                gradient = _uphill(state.task.work, teacher, student, part)
+                gradient = state.task.work.ascent([teacher, student], output_discrepancy, part, rows)
                 part = state.task.card.in_bounds(part + self.attack / self.steps * (high - low) * gradient.sign())
         return part
-
-
-def _uphill(work: Work, teacher: Network, student: Network, images: Tensor) -> Tensor:
-    """The gradient of what the two differ by, with respect to images (N, C, H, W). First without one, what each output
-    counts; then network by network and a few images at a time, as what is kept for it is by far the most that judging
-    takes.
-    """
-    with torch.no_grad():
-        ends = [y.requires_grad_(True) for network in (teacher, student) for y in network(images)[0]]
-    half = len(ends) // 2
-    slopes = torch.autograd.grad(output_discrepancy(ends[:half], ends[half:]), ends)
-    whole = any(len(y) != len(images) for y in ends)
-    rows = len(images) if whole else rows_in(TOGETHER, images.shape[1:])
-
-    def pulled(network: Network, slopes: tuple[Tensor, ...]) -> Tensor:
-        found = []
-        for part, *some in zip(images.split(rows), *(s.split(rows) for s in slopes), strict=True):
-            x = part.clone().requires_grad_(True)
-            ends = zip(network(x)[0], some, strict=True)
-            found.append(work.gradient(torch.stack([(y * slope).sum() for y, slope in ends]).sum(), x))
-        return torch.cat(found)
-
-    return pulled(teacher, slopes[:half]) + pulled(student, slopes[half:])

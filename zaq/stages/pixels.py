@@ -53,8 +53,11 @@ class Pixels(Loop):
         self.work = work
         self.losses_of, self.each, self.lr, self.patience, self.bounds = losses_of, steps, lr, patience, bounds
         self.images = list(images.split(together or len(images)))  # those whose turn has not come as they were given
-        self.store = store
-        self.at, self.finished = -1, 0  # the part that is being moved; how many have gone all their steps
+        self.store, self.at, self.finished = (
+            store,
+            -1,
+            0,
+        )  # the part that is being moved; how many have gone all their steps
 
     @property
     def length(self) -> int:
@@ -87,7 +90,8 @@ class Pixels(Loop):
             self.images[self.at] = self.store.gather([self.images[self.at]], len(self.images[self.at]))
         self.at, self.drew = at, torch.get_rng_state()  # what labels are drawn by
         self.losses = self.losses_of(len(self.images[at]))
-        self.x = self.images[at].detach().clone(memory_format=torch.channels_last).requires_grad_(True)
+        x = self.images[at].detach().to(self.work.device)
+        self.x = x.clone(memory_format=torch.channels_last).requires_grad_(True)
         self.optimizer = torch.optim.Adam([self.x], self.lr * self.slower)
         self.plateau = None
         if self.patience is not None:

@@ -25,7 +25,6 @@ from zaq.engine.journal import Journal
 from zaq.engine.stage import Loop, Stage
 from zaq.engine.state import State
 from zaq.engine.store import in_parts
-from zaq.ir.move import moved
 from zaq.ir.nodes import input_node, output_nodes
 from zaq.quant.alike import channel_dim, spreads
 from zaq.quant.edges import HIGH
@@ -93,10 +92,10 @@ class _Blocks(Loop):
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
             group["lr"] = peak * self.slower * (cosine(done / self.steps) if group is not self.first else 1.0)
         index = torch.randint(len(self.source.images), (min(stage.batch, self.task.batch),))
-        exact, noisy = (x[index].to(self.task.device) for x in self.source.pair)
+        (exact, noisy), wanted = self.source.batch(index)
         x = torch.where(uniform(exact) < stage.drop, exact, noisy) if stage.drop else noisy
-        outputs = zip(self.network(x), self.source.wanted, self.weights, strict=True)
-        loss = torch.stack([_mean(w, (q - y[index].to(q)).pow(2)) for q, y, w in outputs]).sum()
+        outputs = zip(self.network(x), wanted, self.weights, strict=True)
+        loss = torch.stack([_mean(w, (q - y).pow(2)) for q, y, w in outputs]).sum()
         self.task.work.step(self.optimizer, loss + self._push(done / self.steps))
         value = float(loss.detach())
         if done + 1 == self.steps and math.isfinite(value):  # else the runner puts the block back
@@ -137,9 +136,9 @@ class _Blocks(Loop):
         self._drop(0.0)  # the blocks before this one have learned, and round all that they write
         self.source.enter(self.block)
         self._drop(self.stage.drop)
-        ends, batch = {n.name for n in output_nodes(self.task.teacher)}, self.task.batch
+        task, ends = self.task, {n.name for n in output_nodes(self.task.teacher)}
         exits = zip(self.block.exits, self.source.wanted, strict=True)
-        self.weights = moved([_weight(y, name in ends, batch) for name, y in exits], self.task.device)
+        self.weights = [_weight(y, name in ends, task.batch, task.device) for name, y in exits]
 
     def _drop(self, part: float) -> None:
         """Let a part of the values pass every quantizer unrounded (QDrop), but where a range is guaranteed."""
@@ -152,7 +151,7 @@ class _Blocks(Loop):
             into_cells(rounding.quantizer, weight.data, rounding.codes())
         self._put_back()
         if self.stage.correct:
-            some = (x[: self.task.few].to(self.task.device) for x in self.source.pair)
+            some = (x[: self.task.few] for x in self.source.pair)
             correct_empirically(between(self.task.teacher, self.block), self.student, *some)
         self.source.advance(self.block, self.student)
 
@@ -210,6 +209,10 @@ class _Source:
         """Find out anew what enters the next block: the student has been put back."""
         self.at, self.pair, self.wanted = self.start, (self.images, self.images), []
 
+    def batch(self, index: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Some rows, by number: (exact, noisy), and what should leave the block."""
+        return tuple([x[index].to(self.task.device) for x in some] for some in (self.pair, self.wanted))  # type: ignore[return-value]
+
     @torch.no_grad()
     def enter(self, block: Block) -> None:
         """Go to where a block begins, if it is not where the last one ended, and find what should leave it."""
@@ -230,30 +233,30 @@ class _Source:
         self.at, self.pair = block.exits[0], (exact, self._run(student, noisy)[0])
 
     def _run(self, gm: GraphModule, x: Tensor) -> list[Tensor]:
-        network, parts, home = self.task.work.network(gm), x.split(self.task.batch), self.task.device
-        found = ([y.cpu() for y in network(part.to(home))] for part in parts)
-        return self.store.gather_each(found, len(x))
+        network, device = self.task.work.network(gm), self.task.device
+        return self.store.gather_each((network(part.to(device)) for part in x.split(self.task.batch)), len(x))
 
 
 def _mean(weight: float | Tensor, errors: Tensor) -> Tensor:
     return weight * errors.mean() if isinstance(weight, float) else (weight * errors).mean()
 
 
-def _weight(wanted: Tensor, leaves: bool, batch: int) -> float | Tensor:
+def _weight(wanted: Tensor, leaves: bool, batch: int, device: torch.device) -> float | Tensor:
     """What squared errors of an exit count: channels over its variance; or over each channel's own, broadcast to it,
     where it leaves the graph. Rows (N, K) are a classifier's, whose entries are alike."""
     if not leaves or wanted.dim() == 2:
         return wanted.shape[1] / float(_variance(wanted, None, batch).clamp(min=1e-12))
     dim = channel_dim(wanted)
     deviations = spreads(_variance(wanted, dim, batch).sqrt())
-    return wanted.shape[1] / deviations.square().view([-1 if d == dim else 1 for d in range(wanted.dim())])
+    weight = wanted.shape[1] / deviations.square().view([-1 if d == dim else 1 for d in range(wanted.dim())])
+    return weight.to(device)
 
 
 def _variance(x: Tensor, dim: int | None, batch: int) -> Tensor:
     """The variance of a tensor, or of each channel along `dim`, () or (C,), from those of its batches."""
     others = [d for d in range(x.dim()) if d != dim]
     found = [torch.var_mean(part, others, correction=0) for part in in_parts(x, batch)]
-    variances, means = (torch.stack(f).double() for f in zip(*found, strict=True))
+    variances, means = (torch.stack(f).cpu().double() for f in zip(*found, strict=True))
     sizes = torch.tensor([len(part) for part in x.split(batch)]).double() / len(x)
     mean = torch.tensordot(sizes, means, 1)
     of_all: Tensor = torch.tensordot(sizes, variances + (means - mean).square(), 1)

@@ -71,9 +71,9 @@ class Likeness(Stage):
     def losses_of(self, task: Task) -> Callable[[Tensor, Tensor | None], dict[str, Tensor]]:
         """The parts of L_G by name, as a function of images (N, C, H, W) and labels (N,)."""
         stats = task.batch_norms()
-        network = with_swing(task.teacher) if self.swing else task.teacher
-        names, of = ([*stats], channel_moments) if stats else (task.taps[-1:], None)
-        teacher = task.teacher_at(names, of, network)
+        network = with_swing(task.teacher) if self.swing else None
+        of = channel_moments if stats else None
+        teacher = task.teacher_at([*stats] or task.taps[-1:], network, of)
 
         def losses(images: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
             outputs, features = teacher(images)
@@ -170,7 +170,7 @@ class Draw(Stage):
                 "from, and what is learned or measured on it says little"
             )
         if self.held_out:
-            state.samples, state.held_out = images, True
+            state.samples, state.held_out = images.to(state.task.device), True
         else:
             state.images = images
 
@@ -207,7 +207,7 @@ class Refine(Likeness):
         def keep(found: Iterator[Tensor], finished: int) -> None:
             refined = state.store.gather(found, len(images))
             if self.held_out:
-                state.samples = refined
+                state.samples = refined.to(state.task.device)
             else:
                 state.images = refined
 
@@ -279,7 +279,7 @@ class FromNoise(Refine):
                 place.copy_(part)
                 rest()
             if self.held_out:
-                state.samples = mixed
+                state.samples = mixed.to(state.task.device)
             else:
                 state.images = mixed
 

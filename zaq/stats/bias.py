@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
-from zaq.config.memory import rows_in
+from zaq.config.memory import at_once
+from zaq.ir.move import device_of
 from zaq.ir.nodes import add_to_bias, has_bias, not_its_own, shape_of, weight_of
 from zaq.ir.ops import PADS, TRANSPOSED
 from zaq.quant.edges import weighted_layers
@@ -83,11 +84,12 @@ def _layer_by_layer(
 ) -> None:
     """Run a graph on all samples, one node after another, each on one part of them after another: what a node needs is
     let go of part by part, as what it makes comes to be. `look` sees the values of some layers, and may change them."""
-    one, parts = Interpreter(gm), samples.split(rows_in(TOGETHER, samples.shape[1:]))
+    one, device = Interpreter(gm), device_of(gm)
+    parts = samples.split(at_once(TOGETHER, samples.shape[1:]))
     known: list[dict[Node, Any]] = [{} for _ in parts]
     for n in gm.graph.nodes:
         for values, part in zip(known, parts, strict=True):
-            one.env, one.args_iter = values, iter([part])
+            one.env, one.args_iter = values, iter([part.to(device)])
             values[n] = one.run_node(n)
             for done in one.user_to_last_uses.get(n, ()):
                 del values[done]

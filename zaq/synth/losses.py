@@ -32,7 +32,6 @@ __all__ = [
 ]
 
 Moments = tuple[Tensor, Tensor]  # mean and variance of each channel, (C,) both
-HALF = (torch.float16, torch.bfloat16)
 SCRM_GAMMA = 0.1
 DEAD = 1e-3  # part of a layer's largest |gamma| below which a channel tells nothing of batch norm's input
 
@@ -119,7 +118,7 @@ def channel_moments(feature: Tensor) -> Moments:
 
     Two passes over rows that lie as they are in channels_last take two thirds of the time of torch's own variance.
     """
-    moments: Moments = _OfChannels.apply(feature.float() if feature.dtype in HALF else feature)  # type: ignore[no-untyped-call]
+    moments: Moments = _OfChannels.apply(feature)  # type: ignore[no-untyped-call]
     return moments
 
 

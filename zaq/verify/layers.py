@@ -16,7 +16,7 @@ from onnx import helper
 from torch import Tensor
 from torch.fx import GraphModule
 
-from zaq.config.memory import rows_in
+from zaq.config.memory import at_once
 from zaq.errors import SourceError
 from zaq.export.ends import behind_casts, declare, inner
 from zaq.export.session import run_session, session, taken
@@ -105,7 +105,7 @@ def compare_layers(path: Path, checkpoint: GraphModule, samples: Tensor) -> tupl
 
 def compare_in_parts(path: Path, checkpoint: GraphModule, samples: Tensor) -> list[Layer]:
     """The same layers, where what all of them write for all samples may be too much at once."""
-    parts = samples.split(rows_in(TOGETHER, samples.shape[1:]))
+    parts = samples.split(at_once(TOGETHER, samples.shape[1:]))
     found = [compare_layers(path, checkpoint, part)[0] for part in parts]
     sizes = [len(part) for part in parts]
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
-from zaq.config.memory import rows_in
+from zaq.config.memory import at_once
 from zaq.export.ends import behind_casts
 from zaq.export.session import batch_of, run_session, session, taken
 from zaq.ir.move import device_of
@@ -75,7 +75,7 @@ def compare(path: Path, student: nn.Module, samples: Tensor | Iterable[Tensor]) 
     expected: list[list[Tensor]] = []
     found: list[list[Tensor]] = []
     if isinstance(samples, Tensor):
-        samples = samples.split(batch_of(run) or min(BATCH, rows_in(TOGETHER, samples.shape[1:])))
+        samples = samples.split(batch_of(run) or min(BATCH, at_once(TOGETHER, samples.shape[1:])))
     for batch in samples:
         batch = taken(run, batch)
         found.append([torch.from_numpy(t) for t in run_session(run, batch)])
