@@ -71,7 +71,7 @@ class Invert(Stage):
 
         def finish() -> None:
             images = task.card.in_bounds(task.card.images(torch.cat(loop.images)))
-            state.images = torch.cat([state.images, images]) if state.images is not None else images
+            state.images = torch.cat([state.images.to(task.device), images]) if state.images is not None else images
             if state.samples is None:
                 state.samples, state.held_out = images, False
 
@@ -120,7 +120,7 @@ class HoldSomeOut(Stage):
 
     def once(self, state: State, journal: Journal) -> None:
         assert state.images is not None
-        images = state.images[torch.randperm(len(state.images))]
+        images = state.images[torch.randperm(len(state.images))].to(state.task.device)
         count = max(int(HELD_OUT * len(images)), 1)
         state.samples, state.images, state.held_out = images[:count], images[count:], True
 
@@ -153,7 +153,8 @@ class Tune(Stage):
         optimizer, loss_of = student_optimizer(state.student, lr, of.lr_bias), self._loss(state)
 
         def one(_: int) -> dict[str, float]:
-            loss = loss_of(shifted(training[torch.randint(len(training), (task.batch,))], of.jitter))
+            chosen = training[torch.randint(len(training), (task.batch,))].to(task.device)
+            loss = loss_of(shifted(chosen, of.jitter))
             task.work.step(optimizer, loss)
             return {"loss_q": float(loss.detach())}
 

@@ -42,7 +42,8 @@ class Noise(Stage):
     def once(self, state: State, journal: Journal) -> None:
         count = self.steps * state.task.batch
         state.images = state.store.gather((state.task.noise() for _ in range(self.steps)), count)
-        state.samples, state.held_out = (state.task.noise(), True) if self.stored else (state.images, False)
+        samples = state.task.noise() if self.stored else state.images.to(state.task.device)
+        state.samples, state.held_out = samples, self.stored
 
 
 @dataclass(frozen=True, kw_only=True)
