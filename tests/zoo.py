@@ -302,9 +302,9 @@ def state_of(graph: str | GraphModule, bits: str | QConfig = "w3a3", card: Card 
     return State(Task(fold(graph)[0], QConfig.parse(bits) if isinstance(bits, str) else bits, card, **task))
 
 
-def calibrated(name: str, bits: str = "w3a3") -> State:
+def calibrated(name: str, bits: str = "w3a3", **task: Any) -> State:
     """The same behind calibration: it learns from, and is judged on, 64 images."""
-    state = state_of(name, bits)
+    state = state_of(name, bits, **task)
     state.images = state.samples = images(64)
     with state.student.watching(), torch.no_grad():
         state.student(state.images)

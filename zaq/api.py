@@ -16,11 +16,12 @@ from zaq.compute.devices import AUTO, CPU, device_named
 from zaq.compute.random import drawing
 from zaq.config.bits import EFFORTS, QConfig
 from zaq.config.card import Card
+from zaq.config.memory import allowed, hand_back
 from zaq.engine.images import images_in, kept, taken
 from zaq.engine.journal import Journal, Log
 from zaq.engine.progress import Progress
 from zaq.engine.runner import run_stages
-from zaq.engine.snapshot import Snapshots
+from zaq.engine.snapshot import Content, Snapshots
 from zaq.engine.stage import Stage
 from zaq.engine.state import State
 from zaq.engine.task import NO_BATCH_NORM, Task
@@ -112,6 +113,7 @@ def quantize(
     dynamic: str = "",
     device: str | torch.device = AUTO,
     precision: str = "32-true",
+    memory: int | str | None = None,
 ) -> Quantized:
     """Quantize a trained network without data. The model is not changed.
 
@@ -129,17 +131,26 @@ def quantize(
         device: where the student learns: `cpu`, `cuda:1`, `mps`, ...; by default that of the model, where it is not the
             CPU, else the accelerator that torch finds. The student that comes back is where the model is.
         precision: of the products of both networks while the student learns: `32-true`, `bf16-mixed`, `16-mixed`.
+        memory: bytes of images and features that are kept in memory, also as `2G`; what is more lies in temporary
+            files. Half of what is free by default.
 
     Raises:
         TraceError: for a model that cannot be captured.
-        BitsError: for bits, an effort or a method that do not exist.
+        BitsError: for bits, an effort or a method that do not exist; for less memory than a batch of images takes.
         UserError: for a device that is not there, and for a precision that it lacks; for a module without an example,
             or a loaded model with one.
     """
     qconfig, method = QConfig.parse(bits) if isinstance(bits, str) else bits, method or Flagship()
     home = CPU if isinstance(model, Source) else device_of(model)
     work = Work(home if str(device) == AUTO and home != CPU else device_named(device), precision)
-    told: dict[str, Any] = {"effort": effort, "seed": seed, "progress": progress, "trial": True, "work": work}
+    told: dict[str, Any] = {
+        "effort": effort,
+        "seed": seed,
+        "progress": progress,
+        "trial": True,
+        "work": work,
+        "memory": memory,
+    }
     if isinstance(model, Source):
         if example_input is not None or card is not None or dynamic:
             raise UserError(
@@ -186,9 +197,11 @@ def quantize_graph(
     notes: Iterable[str] = (),
     snapshots: Snapshots | None = None,
     trial: bool = False,
-    keep: Callable[[bytes], object] | None = None,
+    keep: Callable[[Content], object] | None = None,
     samples: Path | None = None,
     work: Work | None = None,
+    memory: int | str | None = None,
+    folder: Path | None = None,
 ) -> Quantized:
     """Quantize a traced graph; what `quantize` and the command line share.
 
@@ -199,6 +212,7 @@ def quantize_graph(
     `samples`: a run of the same model, whose images are taken instead.
     `work`: where and how the student learns; the graph is on the CPU, and so is what comes back.
     `trial`: export a rounded copy before the method works, so that what has no form in ONNX is refused at once.
+    `memory`, `folder`: see `quantize`, and where the files of what does not fit go, if not where temporary ones do.
     """
     _check(method, qconfig, effort, seed)
     started = time.monotonic()
@@ -215,13 +229,15 @@ def quantize_graph(
     if not weighted_layers(teacher):
         raise BitsError("the model has no convolution or linear layer with a weight of its own; nothing to quantize.")
     work, search = work or Work(), getattr(method, "search", method.searches)
-    task = Task(teacher, qconfig, card, effort, seed, search, work)
+    task = Task(teacher, qconfig, card, effort, seed, search, work, memory=allowed(memory))
     journal = Journal(progress or Progress(), log or Log())
     journal.notes += [*notes, *said, *unfolded, *_notes(task)]
     if trial:
         with drawing(seed):
             rounded = Student(teacher, qconfig, card, search=False, unlike=task.unlike)
             require_exportable(rounded, teacher, task.noise(TRIED), qconfig.runtime)
+        del rounded
+        hand_back()
     told = {**(source or MODULE), "card": card}
     found = images_in(samples, told) if samples is not None else None
 
@@ -232,7 +248,7 @@ def quantize_graph(
             return taken(stages, moved(found, task.device), method.name, samples)
         return kept(stages, keep, told) if keep is not None else stages
 
-    state = _learned(task, stages_of, journal, snapshots)
+    state = _learned(State(task, folder=folder), stages_of, journal, snapshots)
     options = {
         "bits": str(qconfig),
         "target": qconfig.target,
@@ -243,6 +259,7 @@ def quantize_graph(
         "device": str(work.device),
         "precision": work.precision,
         "threads": torch.get_num_threads(),  # sums are added up in another order by another number
+        "memory": None if memory is None else task.memory,  # half of what is free is never the same
         "card": card.to_dict(),
         "data": None,
         "samples": str(samples) if samples else None,
@@ -253,12 +270,11 @@ def quantize_graph(
 
 
 def _learned(
-    task: Task, stages_of: Callable[[Task], list[Stage]], journal: Journal, snapshots: Snapshots | None
+    state: State, stages_of: Callable[[Task], list[Stage]], journal: Journal, snapshots: Snapshots | None
 ) -> State:
     """What the stages leave, on the CPU. Where the device has no memory for a batch, half of it is tried once."""
-    notes = list(journal.notes)
+    notes, task, folder = list(journal.notes), state.task, state.folder
     onto(task.teacher, task.work.device)
-    state = State(task)
     with drawing(task.seed, task.device):
         try:
             run_stages(stages_of(task), state, journal, snapshots)
@@ -272,7 +288,7 @@ def _learned(
             state = None  # type: ignore[assignment]  # what it holds on the device is to be free
         if state is None:
             getattr(torch.get_device_module(half.device.type), "empty_cache", lambda: None)()
-            state = State(half)
+            state = State(half, folder=folder)
             run_stages(stages_of(half), state, journal, snapshots and snapshots.begin_anew())
     state.to(CPU)
     state.student.settle()

@@ -11,6 +11,7 @@ from zaq import __version__
 from zaq.api import Quantized, quantize_graph
 from zaq.compute.processes import is_first
 from zaq.config.bits import QConfig
+from zaq.config.memory import hand_back
 from zaq.cost import deployment
 from zaq.data import shuffled
 from zaq.engine.images import IMAGES
@@ -30,7 +31,7 @@ from zaq.report.outputs import require_a_student
 from zaq.report.page import render
 from zaq.run import FRAME, SNAPSHOTS, Run, beside, disk_errors
 from zaq.sources import Source
-from zaq.verify.layers import SAMPLES, compare_layers, fault, summary
+from zaq.verify.layers import SAMPLES, compare_in_parts, fault, summary
 from zaq.verify.parity import compare, compare_sizes
 
 __all__ = ["Keeping", "call_of", "quantize_run"]
@@ -40,11 +41,14 @@ FT_BATCH = 64
 
 @dataclass(frozen=True)
 class Keeping:
-    """How a run is kept while it lasts. `call` is what it was asked for, in the caller's own words, for `call_of`."""
+    """How a run is kept while it lasts. `call` is what it was asked for, in the caller's own words, for `call_of`;
+    `memory` what may be kept of its images and features in memory, as `zaq.quantize` takes it.
+    """
 
     every: float = 60.0  # seconds between snapshots inside a stage
     resume: bool = False
     call: dict[str, Any] = field(default_factory=dict)
+    memory: int | str | None = None
 
 
 def quantize_run(
@@ -69,7 +73,8 @@ def quantize_run(
 
     Raises:
         OutputError: for a folder that cannot be written, or holds a run.
-        BitsError: for `keeping.resume` with other options than the run's; for `samples` with a method that takes none.
+        BitsError: for `keeping.resume` with other options than the run's; for `samples` with a method that takes none;
+            for less memory than a batch of images takes.
         SourceError: for `samples` of another model.
         Interrupted: where Ctrl-C came while files were written; they are whole.
         RunError: once all is written, for a student that is none (`zaq.report.outputs`).
@@ -118,6 +123,7 @@ def _followed(
         keep=lambda content: None,  # the stage that keeps images is one of all processes
         samples=samples,
         work=work,
+        memory=keeping.memory,
     )
     return done.report
 
@@ -177,6 +183,8 @@ def _trained(
             keep=lambda content: run.write(IMAGES, content),
             samples=samples,
             work=work,
+            memory=keeping.memory,
+            folder=run.path,
         )
 
 
@@ -213,6 +221,7 @@ def _saved(run: Run, quantized: Quantized, model: Source, log: Log, progress: Pr
     if quantized.state.samples is not None:
         run.write_samples(quantized.state.samples, quantized.card)
     translated = translate(exported)
+    hand_back()
     if model.frame is not None:
         run.write(FRAME, model.frame)
     metadata = reporting.onnx_metadata(report["options"]) | {"parts": run.hashes()}
@@ -231,11 +240,13 @@ def _saved(run: Run, quantized: Quantized, model: Source, log: Log, progress: Pr
             report["notes"].append(
                 f"the {words} {stay} open in the file, which is checked at {' and '.join(sizes)} too"
             )
-        layers, _ = compare_layers(run / "model.onnx", from_exported(exported), run.samples()[:SAMPLES])
+        hand_back()
+        layers = compare_in_parts(run / "model.onnx", from_exported(exported), run.samples()[:SAMPLES])
         wrong = fault(run / "model.onnx", parity, from_exported(exported), run.samples())
         report["fault"] = wrong.replace(str(run.path), str(run.place))
         report["layers"], report["layers_summary"] = [dataclasses.asdict(x) for x in layers], summary(layers)
     report["sizes"] = _sizes(run, quantized)
+    hand_back()
     costs = deployment.costs(in_form(translated, {}, "float"), run / "model.onnx", quantized.card.input)
     report["deployment"] = deployment.report(costs)
     run.write_json("report.json", report)

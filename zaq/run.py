@@ -19,7 +19,7 @@ import io
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from zaq.config.bounds import json_text, plain_json, plain_text
 from zaq.config.card import Card
 from zaq.config.files import write_whole
 from zaq.engine.images import IMAGES
+from zaq.engine.snapshot import Content
 from zaq.errors import OutputError, RunError, SourceError
 from zaq.export.session import properties
 from zaq.ir.capture import quiet
@@ -118,7 +119,7 @@ class Run:
             raise SourceError(f"{path}: is no run of zaq quantize ({', '.join(missing)} missing).")
         return cls(path)
 
-    def write(self, name: str, content: bytes | str) -> None:
+    def write(self, name: str, content: bytes | str | Content) -> None:
         write_file(self.path / name, content)
 
     def write_json(self, name: str, value: Any) -> None:
@@ -137,12 +138,14 @@ class Run:
         self.write("samples.safetensors", save({"pixels": pixels.contiguous()}))
 
     def hashes(self) -> dict[str, str]:
-        """SHA-256 of the files that an exported file is made from, or whose truth it shares."""
-        return {
-            name: hashlib.sha256((self.path / name).read_bytes()).hexdigest()
-            for name in PARTS
-            if (self.path / name).is_file()
-        }
+        """SHA-256 of the files that an exported file is made from, or whose truth it shares. How much memory the run
+        was allowed is left out: it makes no difference."""
+        found = {name: (self.path / name).read_bytes() for name in PARTS if (self.path / name).is_file()}
+        with suppress(KeyError, ValueError, TypeError):  # none of that name, or no options that zaq wrote
+            options = plain_json(found["options.json"])
+            del options["memory"]
+            found["options.json"] = json_text(options, indent=1).encode()
+        return {name: hashlib.sha256(content).hexdigest() for name, content in found.items()}
 
     def require_parts(self, name: str) -> None:
         """Raise SourceError if a file of this folder is not zaq's, or was exported from other parts than lie here."""
@@ -275,10 +278,10 @@ def _move(work: Path, path: Path) -> None:
     work.rmdir()
 
 
-def write_file(path: Path, content: bytes | str) -> None:
+def write_file(path: Path, content: bytes | str | Content) -> None:
     """As `write_whole`. Raises OutputError or RunError where that fails."""
     with disk_errors(path):
-        write_whole(path, content if isinstance(content, bytes) else content.encode())
+        write_whole(path, content.encode() if isinstance(content, str) else content)
 
 
 @contextmanager

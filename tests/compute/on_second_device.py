@@ -24,6 +24,7 @@ from toy import CARD, gratings, trained
 from zaq.api import Quantized, quantize, quantize_graph
 from zaq.compute.devices import CPU, device_named, devices
 from zaq.config.bits import QConfig
+from zaq.engine import store
 from zaq.engine.journal import Journal
 from zaq.engine.snapshot import Snapshots
 from zaq.engine.stage import Stage
@@ -96,6 +97,14 @@ def test_a_method_does_the_same(name: str, toy: torch.device) -> None:
     assert there.state.samples is not None and there.state.samples.device == CPU
     if name in ("rtn", "dfq", "aciq", "zeroq"):
         assert all(torch.equal(v, there.module.state_dict()[k]) for k, v in here.module.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["rtn", "dfq", "aciq", "flagship"])
+def test_images_too_many_for_the_device_lie_beside_it(
+    name: str, toy: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "SMALL", 0)
+    require_same(made(name, CPU), made(name, toy))
 
 
 def test_bits_are_chosen_alike(toy: torch.device) -> None:

@@ -10,7 +10,9 @@ from zoo import CARD, quantized_net, saved
 
 from zaq.api import Quantized
 from zaq.config.card import Card
+from zaq.config.files import write_whole
 from zaq.engine.images import IMAGES, images_in
+from zaq.engine.snapshot import Content
 from zaq.errors import BitsError, SourceError
 from zaq.methods import ACIQ, DFQ, GDFQ, RTN, ZAQ, DeepInversion, Flagship, ZeroQ
 from zaq.methods.base import Method
@@ -27,7 +29,10 @@ KINDS: dict[str, Method] = {
 
 def made(folder: Path, method: Method, bits: str = "w4a4", samples: Path | None = None) -> Quantized:
     folder.mkdir(exist_ok=True)
-    keep = (folder / IMAGES).write_bytes
+
+    def keep(content: Content) -> None:
+        write_whole(folder / IMAGES, content)
+
     return quantized_net("residual", bits, method, card=CARD, keep=keep, samples=samples)
 
 

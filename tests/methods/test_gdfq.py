@@ -29,6 +29,7 @@ from zaq.methods.gdfq import GDFQ, FoldedSGD, Play, folded_gains, statistics_los
 from zaq.passes.fold import BatchNormStats, fold
 from zaq.quant.student import Student
 from zaq.stages.training import distillation
+from zaq.synth.losses import channel_moments
 
 QUICK = GDFQ(epochs=2, iterations=5, warm_up=0.5, batch=8, latent=16, width=16, lr_student=1e-3)
 
@@ -188,7 +189,7 @@ def test_statistics_loss_is_that_of_the_batch_norms_inputs() -> None:
         module._forward_hooks.clear()
     job = state_of(trace(model, images(1)))
     stats = job.task.batch_norms()
-    found = statistics_loss(with_taps(job.task.teacher, list(stats))(x)[1], list(stats.values()))
+    found = statistics_loss(with_taps(job.task.teacher, list(stats), channel_moments)(x)[1], list(stats.values()))
     torch.testing.assert_close(found, torch.stack(terms).mean(), rtol=1e-3, atol=1e-5)
 
 
@@ -198,7 +199,7 @@ def test_a_dead_channel_has_no_say_in_the_statistics() -> None:
     stats = BatchNormStats(
         torch.zeros(3), torch.tensor([1.0, 1e-9, 0.0]), torch.zeros(3), torch.tensor([1.0, 2.0, 3e-3])
     )
-    loss = statistics_loss([feature * torch.tensor([1.0, 1e-9, 0.0]).view(1, 3, 1, 1)], [stats])
+    loss = statistics_loss([channel_moments(feature * torch.tensor([1.0, 1e-9, 0.0]).view(1, 3, 1, 1))], [stats])
     loss.backward()
     assert float(loss.detach()) < 1.0 and torch.isfinite(feature.grad).all() and feature.grad.abs().max() < 1.0  # type: ignore[union-attr,arg-type]
 

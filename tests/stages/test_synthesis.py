@@ -14,7 +14,7 @@ from zaq.ir.capture import trace
 from zaq.ir.taps import with_taps
 from zaq.stages import synthesis
 from zaq.stages.synthesis import Draw, FromNoise, Mingle, Refine, Synthesize
-from zaq.synth.losses import batch_norm_loss
+from zaq.synth.losses import batch_norm_loss, channel_moments
 
 
 def toy() -> State:
@@ -60,7 +60,9 @@ def test_a_short_synthesis_draws_from_fewer_classes() -> None:
 def statistics(state: State, x: Tensor) -> float:
     stats = state.task.batch_norms()
     with torch.no_grad():
-        return float(batch_norm_loss(with_taps(state.task.teacher, [*stats])(x)[1], list(stats.values())))
+        return float(
+            batch_norm_loss(with_taps(state.task.teacher, [*stats], channel_moments)(x)[1], list(stats.values()))
+        )
 
 
 def test_refined_images_are_nearer_to_the_statistics_each_on_its_own() -> None:

@@ -162,13 +162,10 @@ def ends(text: str) -> int | str | None:
 
 
 def size_in_bytes(text: str | None) -> int | None:
-    """`0.3MB`, `300KB` or a number of bytes; MB and KB count in 1024."""
-    if text is None:
-        return None
-    match = re.fullmatch(r"(\d{1,18}(?:\.\d*)?|\.\d+)\s*([KM]?)I?B?", text.strip().upper())
-    if not match:
-        raise BitsError(f"--target-size {text}: a size is expected, as 0.3MB or 300KB.")
-    return int(float(match[1]) * {"": 1, "K": 2**10, "M": 2**20}[match[2]])
+    """`--target-size`: see `zaq.config.memory.in_bytes`."""
+    from zaq.config.memory import in_bytes
+
+    return None if text is None else in_bytes(text, "--target-size", "0.3MB or 300KB")
 
 
 def runs_code(text: str) -> bool:

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = ["quantize"]
 
-NOT_ASKED = ("output", "overwrite", "resume", "every", "dry_run", "as_json")  # they do not change what comes out
+# What does not change what comes out.
+NOT_ASKED = ("output", "overwrite", "resume", "every", "memory", "dry_run", "as_json")
 MOVABLE = ("device", "devices", "num_nodes")  # a run may go on with others
 NAMES_CODE = ("source", "arch", "method", "settings")
 AGAIN = "zaq.resumed"  # whether options were read from the run that is resumed
@@ -96,6 +97,7 @@ AGAIN = "zaq.resumed"  # whether options were read from the run that is resumed
     help="Machines that have so many processes each; the command is started on all of them.",
 )
 @click.option("--threads", type=click.IntRange(1, 1024), help="Of torch; another number gives another student.")
+@click.option("--memory", help="Images and features kept in memory, as 2G; others lie in files. Half of what is free.")
 @click.option("--samples", metavar="RUN", help="Learn from the images of a run of the same model, which draws none.")
 @click.option("-o", "--output", type=PATH, help="Folder for the run; <model>-<bits> by default.")
 @click.option("--overwrite", is_flag=True, help="Replace a run that is there, once the new one is whole.")
@@ -108,7 +110,7 @@ def quantize(source: str, bits: str, target_size: str | None, placement: str, we
              activations: str | None, target: str, first_last: str, method: str,
              settings: tuple[str, ...], effort: str, data: str | None, seed: int, device: str,
              precision: str, devices: int, num_nodes: int, threads: int | None,
-             samples: str | None,
+             memory: str | None, samples: str | None,
              output: Path | None, overwrite: bool, resume: Path | None, every: float, dry_run: bool, as_json: bool,
              **flags: Any) -> None:  # fmt: skip
     """Quantize SOURCE; the shipped CIFAR-10 ResNet-20 if none is named.
@@ -121,6 +123,7 @@ def quantize(source: str, bits: str, target_size: str | None, placement: str, we
     from zaq.compute.devices import device_named
     from zaq.compute.processes import is_first, launch
     from zaq.config.bits import EFFORTS, QConfig
+    from zaq.config.memory import allowed
     from zaq.engine.progress import Progress
     from zaq.engine.work import Work
     from zaq.pipeline import Keeping, quantize_run
@@ -139,7 +142,7 @@ def quantize(source: str, bits: str, target_size: str | None, placement: str, we
             f"--method {method} "
             + ("reads real images: name them with --data." if data is None else "reads no data; only ft does.")
         )
-    work = Work(device_named(device), precision)
+    work, kept = Work(device_named(device), precision), allowed(memory)
     model = load_source(source, flags)
     folder = resume or output or Path(f"{model.name}-{qconfig}")
     if dry_run:
@@ -147,13 +150,14 @@ def quantize(source: str, bits: str, target_size: str | None, placement: str, we
 
         click.echo(describe_model(model, qconfig))
         click.echo(f"\nwould run {algorithm}\nwith effort {effort}, seed {seed}, {_where(work)}, into {folder}{'/'}")
+        click.echo(f"and keep at most {kept / 2**20:.0f} MiB of images and features in memory")
         return
     if devices * num_nodes > 1:
         work = Work(launch(work.device, devices, num_nodes), precision)
     if threads is not None:
         torch.set_num_threads(threads)
     call = {k: v for k, v in click.get_current_context().params.items() if k not in NOT_ASKED}
-    keeping = Keeping(every, resume is not None, call | {"threads": torch.get_num_threads()})
+    keeping = Keeping(every, resume is not None, call | {"threads": torch.get_num_threads()}, memory)
     images = Path(samples) if samples else None
     shown = progress() if is_first() else Progress()
     shown.say(f"{model.name} to {qconfig}, {_where(work)}")

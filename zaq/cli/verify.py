@@ -45,7 +45,7 @@ def verify(
     from zaq.ir.move import onto
     from zaq.ir.nodes import open_sizes
     from zaq.run import Run
-    from zaq.verify.layers import SAMPLES, compare_layers, fault, summary
+    from zaq.verify.layers import SAMPLES, compare_in_parts, fault, summary
     from zaq.verify.parity import BATCH, compare, compare_sizes
 
     if min_agreement is not None and 0 < min_agreement <= 1:
@@ -56,7 +56,7 @@ def verify(
         opened.require_parts(form.name)
     student, samples = opened.student(), opened.samples()
     progress().say("comparing, layer by layer first")
-    found, _ = compare_layers(opened / "model.onnx", student, samples[:SAMPLES])
+    found = compare_in_parts(opened / "model.onnx", student, samples[:SAMPLES])
     there = onto(copy.deepcopy(student), where)
     parity = {p.name: compare(p, there, samples) for p in forms}
     sizes = compare_sizes(opened / "model.onnx", there, samples, open_sizes(student))

@@ -3,7 +3,7 @@
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,15 +14,16 @@ __all__ = ["scratch", "write_whole"]
 FULL = 2**16  # bytes: a disk with fewer left is what an error came from
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write to a file of a name that nobody can foresee, made anew and in the same folder, then move it into place.
+def write_whole(path: Path, content: bytes | Iterable[bytes | memoryview]) -> None:
+    """Write bytes, or chunks of them, to a file of a name that nobody can foresee, made anew and in the same folder,
+    then move it into place.
 
     Raises OSError where that fails; nothing is left of it then.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     with temporary.open("xb") as stream:  # x: no file and no link that lies there already
         try:
-            stream.write(content)
+            stream.writelines([content] if isinstance(content, bytes) else content)
             stream.flush()
             temporary.replace(path)
         finally:

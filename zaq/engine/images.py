@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from zaq.compute.processes import is_first
 from zaq.engine.journal import Journal
-from zaq.engine.snapshot import Unsaved, content_of, told_in
+from zaq.engine.snapshot import Content, Unsaved, told_in
 from zaq.engine.stage import Stage
 from zaq.engine.state import State
 from zaq.errors import BitsError, OutputError, RunError, SourceError
@@ -27,7 +27,7 @@ class Keep(Stage):
     """Have the images written, and what drew them."""
 
     name: str = "keep images"
-    write: Callable[[bytes], object]
+    write: Callable[[Content], object]
     told: Any = None  # of which model they are
 
     recorded: ClassVar[bool] = False
@@ -36,7 +36,7 @@ class Keep(Stage):
         if not is_first():
             return
         try:
-            self.write(content_of({"model": self.told, "found": {name: getattr(state, name) for name in TAKEN}}))
+            self.write(Content({"model": self.told, "found": {name: getattr(state, name) for name in TAKEN}}))
         except (Unsaved, OutputError, RunError) as error:  # the run itself is well
             journal.notes.append(f"its images are not kept, and no other run can take them ({error})")
 
@@ -54,9 +54,10 @@ class Take(Stage):
     def once(self, state: State, journal: Journal) -> None:
         for name, value in self.found.items():
             setattr(state, name, value)
+        state.keep_images()
 
 
-def kept(stages: Sequence[Stage], write: Callable[[bytes], object], told: Any) -> list[Stage]:
+def kept(stages: Sequence[Stage], write: Callable[[Content], object], told: Any) -> list[Stage]:
     """The stages, with one that keeps what they draw behind those that draw it. Noise is not worth a file."""
     drawing = _drawing(stages)
     if not any(stages[i].recorded for i in drawing):

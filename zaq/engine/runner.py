@@ -12,12 +12,14 @@ from torch.utils import _pytree as pytree
 
 from zaq.compute.processes import sent, together, world
 from zaq.compute.random import drawing, random_state, set_random_state, set_seed
+from zaq.config.memory import hand_back
 from zaq.engine.interruption import ctrl_c_of_all, stop_together
 from zaq.engine.journal import Journal, Record
 from zaq.engine.saver import Saver
 from zaq.engine.snapshot import Snapshots
 from zaq.engine.stage import Diverged, Loop, Stage
 from zaq.engine.state import State
+from zaq.engine.store import rest
 from zaq.errors import UserError
 
 __all__ = ["run_stage", "run_stages", "seed_of"]
@@ -106,6 +108,8 @@ def run_stage(
         if not stopped or stage.after_ctrl_c == "run":
             _Steps(stage, loop, record, journal, judge, seed, state.task.device, saver).run(stage.length(state), point)
         loop.finish()
+        del loop  # with all that it needed for its steps
+        hand_back()
         state.require_finite()
         if judge and before is not None:
             record.loss_after = judge()
@@ -132,8 +136,11 @@ def _undisturbed(judge: Callable[[], float] | None, journal: Journal) -> Callabl
 
 
 def _finite(saved: Any) -> bool:
-    tensors = (leaf for leaf in pytree.tree_leaves(saved) if isinstance(leaf, Tensor))
-    return all(bool(t.isfinite().all()) for t in tensors)
+    for leaf in pytree.tree_leaves(saved):
+        if isinstance(leaf, Tensor) and not bool(leaf.isfinite().all()):
+            return False
+        rest()
+    return True
 
 
 class _Steps:
@@ -174,6 +181,7 @@ class _Steps:
                 if i is None:
                     break
                 why = self._step(i, steps)
+                rest()
             except KeyboardInterrupt:
                 self.journal.interrupted = True
                 if self.stage.after_ctrl_c == "run":

@@ -8,13 +8,13 @@ import dataclasses
 import hashlib
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import load
 from torch import Tensor, nn
 
 from zaq.compute.processes import is_first, sent
@@ -22,12 +22,19 @@ from zaq.config.bits import QConfig
 from zaq.config.bounds import json_text, plain_json
 from zaq.config.card import Card
 from zaq.config.files import write_whole
+from zaq.config.memory import at_once
+from zaq.engine.store import in_parts
 from zaq.errors import ZaqError
 
-__all__ = ["KNOWN", "Remade", "Snapshots", "Unsaved", "content_of", "known", "pack", "run_of", "told_in", "unpack"]
+__all__ = ["KNOWN", "Content", "Remade", "Snapshots", "Unsaved", "known", "pack", "run_of", "told_in", "unpack"]
 
 KNOWN: dict[str, Callable[..., Any]] = {"Card": Card, "QConfig": QConfig}
 KEPT = 2  # the newest, and the one before, for when the newest is damaged
+CHUNK = 2**22  # values that are written at a time
+DTYPES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
+    torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip  # as safetensors calls them
 COST = 20  # times what the last one took to write: so much time passes at least before the next
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -140,12 +147,37 @@ def _strided(tensors: dict[str, Tensor], key: str, stride: list[int]) -> Tensor:
     return tensors[key]
 
 
-def content_of(told: dict[str, Any]) -> bytes:
-    """A safetensors file of values by name. Raises Unsaved for what `pack` cannot hold."""
-    tensors: dict[str, Tensor] = {}
-    head = {name: json_text(pack(value, tensors)) for name, value in told.items()}
-    plain = {k: t.detach().cpu().clone(memory_format=torch.contiguous_format) for k, t in tensors.items()}
-    return save(plain, head)
+class Content:
+    """A safetensors file of values by name, as chunks of bytes: safetensors' own writer wants all of it at once, three
+    times over. Raises Unsaved for what `pack` cannot hold.
+    """
+
+    def __init__(self, told: dict[str, Any]) -> None:
+        tensors: dict[str, Tensor] = {}
+        head: dict[str, Any] = {"__metadata__": {n: json_text(pack(value, tensors)) for n, value in told.items()}}
+        order = sorted(tensors.items(), key=lambda item: -item[1].element_size())  # so that all lie aligned
+        self.tensors, at = [t.detach() for _, t in order], 0
+        for key, t in order:
+            end = at + t.numel() * t.element_size()
+            head[key] = {"dtype": DTYPES[t.dtype], "shape": list(t.shape), "data_offsets": [at, end]}
+            at = end
+        text = json_text(head).encode()
+        text += b" " * (-len(text) % 8)
+        self.head = len(text).to_bytes(8, "little") + text
+
+    def __iter__(self) -> Iterator[bytes | memoryview]:
+        yield self.head
+        for t in self.tensors:
+            rows = t if t.dim() else t[None]
+            for part in in_parts(rows, at_once(CHUNK, rows.shape[1:])):
+                yield memoryview(part.cpu().contiguous().view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
+
+    def digest(self) -> str:
+        """The start of the SHA-256 of all of it."""
+        found = hashlib.sha256()
+        for chunk in self:
+            found.update(chunk)
+        return found.hexdigest()[:32]
 
 
 def told_in(content: bytes, *names: str, tensors: bool = True) -> dict[str, Any] | None:
@@ -212,7 +244,7 @@ class Snapshots:
             return
         began = time.monotonic()
         try:
-            content = content_of({"run": self.run, "call": self.call, "seconds": self.seconds, "found": make()})
+            content = Content({"run": self.run, "call": self.call, "seconds": self.seconds, "found": make()})
         except Unsaved as error:
             self.stop(error)
             return
@@ -229,12 +261,11 @@ class Snapshots:
         if why:
             self.say(f"{why}: what comes behind the last snapshot would have to be done again")
 
-    def _write(self, content: bytes) -> None:
+    def _write(self, content: Content) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         there = self.there()
         self._number = max([self._number, *(number for number, _ in there)]) + 1
-        digest = hashlib.sha256(content).hexdigest()[:32]
-        write_whole(self.folder / f"snapshot-{self._number:06d}-{digest}.safetensors", content)
+        write_whole(self.folder / f"snapshot-{self._number:06d}-{content.digest()}.safetensors", content)
         for _, path in there[KEPT - 1 :]:
             path.unlink(missing_ok=True)
 

@@ -3,14 +3,18 @@
 import copy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
+from zaq.compute.processes import world
 from zaq.config.bits import QConfig
 from zaq.engine.snapshot import Unsaved
+from zaq.engine.store import Store
 from zaq.engine.task import Task
 from zaq.engine.work import Network
 from zaq.errors import SourceError
@@ -36,8 +40,14 @@ class State:
     optimizer: Any = None  # of `generator`, where later stages go on with it
     judge: Callable[[], float] | None = None  # the held-out loss that stages are kept or taken back by
     frontier: list[tuple[int, float]] = field(default_factory=list)  # mixed precision: (bytes, least sensitivity)
+    folder: Path | None = None  # for files of what does not fit into `task.memory`; None: where temporary files go
     _student: Student | None = None
     _sound: bool = False  # whether the teacher's outputs on the first samples were looked at
+
+    @cached_property
+    def store(self) -> Store:
+        """Where images and features are kept."""
+        return Store(self.task.memory // world(), self.folder)
 
     @property
     def student(self) -> Student:
@@ -82,6 +92,7 @@ class State:
         self.rewrite(qconfig=saved["qconfig"])
         for name in (*PLAIN, "generator", "other"):
             setattr(self, name, saved[name])
+        self.keep_images()
         if saved["student"]:
             self.student.load(saved["student"])
         if saved["judge"]:
@@ -98,6 +109,11 @@ class State:
             if broken := broken_images(outputs):
                 raise SourceError(NOT_FINITE.format(broken, len(self.samples)))
             self._sound = True
+
+    def keep_images(self) -> None:
+        """Have the images in the store, wherever they came from."""
+        if self.images is not None:
+            self.images = self.store.gather(self.images.split(self.task.batch), len(self.images))
 
     def student_at(self, names: Sequence[str] = ()) -> Network:
         """The student as a network that returns ([outputs], [features at these nodes])."""

@@ -1,9 +1,10 @@
 """What is asked of a method: one network to quantize, at these bits, with this effort and seed."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +13,9 @@ from torch.fx import GraphModule
 from zaq.compute.random import drawing
 from zaq.config.bits import QConfig
 from zaq.config.card import Card
+from zaq.config.memory import allowed
 from zaq.engine.work import Network, Work
+from zaq.errors import BitsError
 from zaq.ir.move import device_of
 from zaq.ir.nodes import output_nodes, shape_of
 from zaq.ir.ops import CONVS
@@ -40,6 +43,10 @@ class Task:
     teacher: a folded graph, frozen here; it maps images (N, C, H, W) to its outputs.
     work: where and how networks are run.
     search: whether weight grids are those of the least error; a method that fits them itself can do without.
+    memory: bytes that may be kept beside a batch's own work; what is more lies in files (`engine.store`). By default
+        half of what is free.
+
+    Raises BitsError for less memory than a batch of images takes.
     """
 
     teacher: GraphModule
@@ -49,6 +56,7 @@ class Task:
     seed: int = 0
     search: bool = True
     work: Work = field(default_factory=Work)
+    memory: int = field(default_factory=allowed)
     batch: int = 0  # images at a time; by default as many as fit, by their size
 
     def __post_init__(self) -> None:
@@ -59,6 +67,12 @@ class Task:
         pixels = math.prod(self.card.input[1:])
         batch = 2 ** torch.tensor(PIXELS_A_BATCH / pixels).log2().floor().clamp(3, 6)
         object.__setattr__(self, "batch", self.batch or int(batch))  # a power of two from 8 to 64: large images fit
+        least = 4 * self.batch * math.prod(self.card.input)
+        if self.memory < least:
+            raise BitsError(
+                f"memory: {self.memory} bytes are less than a batch of {self.batch} images takes; "
+                f"{-(-least // 2**20)}M is the least."
+            )
 
     @property
     def device(self) -> torch.device:
@@ -67,7 +81,7 @@ class Task:
 
     @property
     def few(self) -> int:
-        """How many samples are held out, and how many biases are corrected on: all of them are in memory at once."""
+        """How many samples are held out, and how many biases are corrected on."""
         return max(FEW, FEW_BATCHES * self.batch)
 
     @cached_property
@@ -75,9 +89,21 @@ class Task:
         """The names of the teacher's feature maps that students are compared at."""
         return taps(self.teacher)
 
-    def teacher_at(self, names: Sequence[str] = (), teacher: GraphModule | None = None) -> Network:
-        """The teacher, or another graph of it, as a network that returns ([outputs], [features at these nodes])."""
-        return self.work.network(with_taps(teacher or self.teacher, list(names)))
+    def teacher_at(
+        self, names: Sequence[str] = (), teacher: GraphModule | None = None, of: Callable[[Tensor], Any] | None = None
+    ) -> Network:
+        """The teacher, or another graph of it, as a network that returns ([outputs], [features at these nodes]); or
+        what `of` makes of each feature, of the whole batch."""
+        graph, names = teacher or self.teacher, list(names)
+        if of is None or self.work.plain:
+            return self.work.network(with_taps(graph, names, of))
+        network = self.work.network(with_taps(graph, names))
+
+        def run(x: Tensor) -> tuple[list[Tensor], list[Any]]:
+            outputs, features = network(x)
+            return outputs, [of(feature) for feature in features]
+
+        return run
 
     @cached_property
     def classes(self) -> int | None:

@@ -4,7 +4,7 @@ The one place where gradients are taken. A stage asks its task for a network (`T
 takes its steps by `Work.step`; all else it computes in float32, of the whole batch, as if there were one process.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +15,7 @@ from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
 from zaq.compute.devices import CPU
-from zaq.compute.processes import averaged, sharing, whole
+from zaq.compute.processes import averaged, sharing, whole, world
 from zaq.errors import UserError, unknown
 
 __all__ = ["PRECISIONS", "Work"]
@@ -60,6 +60,11 @@ class Work:
 
         return run
 
+    @property
+    def plain(self) -> bool:
+        """Whether what a network holds inside is what it returns: float32, and of the whole batch."""
+        return world() == 1 and PRECISIONS[self.precision] is None
+
     def autocast(self) -> AbstractContextManager[Any]:
         """Inside, convolutions and products compute in half precision, where that was asked for."""
         dtype = PRECISIONS[self.precision]
@@ -78,6 +83,26 @@ class Work:
         (found,) = torch.autograd.grad(self._scaler.scale(loss), x)
         averaged([found])
         return found / self._scaler.get_scale()
+
+    def ascent(self, networks: Sequence[Network], loss_of: Callable[..., Tensor], x: Tensor, rows: int) -> Tensor:
+        """The gradient at images x, (N, C, H, W), of a loss of the outputs of several networks, a list of each.
+
+        First what each output counts, without a gradient; then network by network and `rows` images at a time, as what
+        is kept for a gradient takes most memory by far.
+        """
+        with torch.no_grad():
+            ends = [[y.detach().clone().requires_grad_(True) for y in network(x)[0]] for network in networks]
+        flat = [y for of_one in ends for y in of_one]
+        slopes = iter(torch.autograd.grad(loss_of(*ends), flat))
+        rows = rows if all(len(y) == len(x) for y in flat) else len(x)
+        found = torch.zeros_like(x)
+        for network, of_one in zip(networks, ends, strict=True):
+            counts = [next(slopes).split(rows) if rows < len(x) else (next(slopes),) for _ in of_one]
+            for i, part in enumerate(x.split(rows)):
+                part = part.detach().clone().requires_grad_(True)
+                loss = torch.stack([(y * c[i]).sum() for y, c in zip(network(part)[0], counts, strict=True)]).sum()
+                found[i * rows :][: len(part)] += self.gradient(loss, part)
+        return found
 
 
 def _plain(x: Tensor) -> Tensor:

@@ -52,7 +52,7 @@ class Clip(Stage):
         known = {} if self.synthetic else moments(on_cpu(state.task.teacher), state.task.card)
         with student.watching(self.distribution), torch.no_grad():
             for part in images.split(state.task.batch):
-                student(part)
+                student(part.to(state.task.device))
         for name, quantizer in student.placement.activations.items():
             tensor = student.placement.tensors[name]
             if tensor in known and not quantizer.guaranteed:

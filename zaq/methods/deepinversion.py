@@ -29,7 +29,14 @@ from zaq.quant.observers import Observer
 from zaq.stages.calibrate import Calibrate
 from zaq.stages.pixels import Pixels
 from zaq.stages.training import cosine, distillation, frozen, rate, student_optimizer
-from zaq.synth.losses import batch_statistics_loss, jensen_shannon, l2_prior, output_discrepancy, total_variation
+from zaq.synth.losses import (
+    batch_statistics_loss,
+    channel_moments,
+    jensen_shannon,
+    l2_prior,
+    output_discrepancy,
+    total_variation,
+)
 from zaq.synth.swing import shifted
 
 __all__ = ["DeepInversion"]
@@ -64,7 +71,7 @@ class Invert(Stage):
 
         def finish() -> None:
             images = task.card.in_bounds(task.card.images(torch.cat(loop.images)))
-            state.images = torch.cat([state.images, images]) if state.images is not None else images
+            state.images = torch.cat([state.images.to(task.device), images]) if state.images is not None else images
             if state.samples is None:
                 state.samples, state.held_out = images, False
 
@@ -82,18 +89,18 @@ class Invert(Stage):
 
     def _losses(self, state: State, labels: Tensor | None) -> Callable[[Tensor], dict[str, Tensor]]:
         of, stats, card = self.of, state.task.batch_norms(), state.task.card
-        teacher = state.task.teacher_at(list(stats))
+        teacher = state.task.teacher_at(list(stats), of=channel_moments)
         student = state.student_at() if self.competition else None
 
         def losses(z: Tensor) -> dict[str, Tensor]:  # of mean 0 and deviation 1, whatever pixels the teacher reads
             z = shifted(z, of.jitter)
             x = card.images(z)
-            outputs, features = teacher(x)
+            outputs, moments = teacher(x)
             found = {"tv": of.tv * total_variation(z), "l2": of.l2 * l2_prior(z)}
             if labels is not None:
                 found["cross_entropy"] = F.cross_entropy(outputs[0], labels)
-            if features:
-                found["feature"] = of.feature * batch_statistics_loss(features, list(stats.values()))
+            if moments:
+                found["feature"] = of.feature * batch_statistics_loss(moments, list(stats.values()))
             if student is not None:
                 with frozen(state.student.module):
                     apart = jensen_shannon(outputs[0], student(x)[0][0], of.temperature)
@@ -113,7 +120,7 @@ class HoldSomeOut(Stage):
 
     def once(self, state: State, journal: Journal) -> None:
         assert state.images is not None
-        images = state.images[torch.randperm(len(state.images))]
+        images = state.images[torch.randperm(len(state.images))].to(state.task.device)
         count = max(int(HELD_OUT * len(images)), 1)
         state.samples, state.images, state.held_out = images[:count], images[count:], True
 
@@ -146,7 +153,8 @@ class Tune(Stage):
         optimizer, loss_of = student_optimizer(state.student, lr, of.lr_bias), self._loss(state)
 
         def one(_: int) -> dict[str, float]:
-            loss = loss_of(shifted(training[torch.randint(len(training), (task.batch,))], of.jitter))
+            chosen = training[torch.randint(len(training), (task.batch,))].to(task.device)
+            loss = loss_of(shifted(chosen, of.jitter))
             task.work.step(optimizer, loss)
             return {"loss_q": float(loss.detach())}
 

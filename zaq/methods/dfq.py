@@ -47,7 +47,7 @@ class Ranges(Stage):
         placed = student.placement
         unknown = [n for n, q in placed.activations.items() if placed.tensors[n] not in known and not q.guaranteed]
         with student.watching("minmax"), torch.no_grad():
-            student(images)
+            student(images.to(state.task.device))
         for name, quantizer in placed.activations.items():
             if placed.tensors[name] in known and not quantizer.guaranteed:
                 low, high = known[placed.tensors[name]].reach(self.deviations)

@@ -35,7 +35,7 @@ from zaq.passes.fold import BatchNormStats
 from zaq.stages.synthesis import Draw
 from zaq.stages.training import distillation, varied
 from zaq.synth.generators import DCGAN
-from zaq.synth.losses import channel_moments
+from zaq.synth.losses import Moments, channel_moments
 
 __all__ = ["GDFQ", "FoldedSGD", "folded_gains", "statistics_loss"]
 
@@ -180,12 +180,12 @@ def drawing(of: "GDFQ", state: State, batch: int) -> Callable[[], Drawn]:
     """A step of G as a function: draws, learns from it, and returns images, labels, the teacher's logits,
     and losses."""
     stats, generator, optimizer = state.task.batch_norms(), state.generator, state.optimizer
-    teacher = state.task.teacher_at(list(stats))
+    teacher = state.task.teacher_at(list(stats), of=channel_moments)
 
     def draw() -> Drawn:
         images, labels = generator.sample(batch)
-        (p,), features = teacher(varied(images, state.task.card))
-        cross_entropy, bns = F.cross_entropy(p, labels), statistics_loss(features, list(stats.values()))
+        (p,), moments = teacher(varied(images, state.task.card))
+        cross_entropy, bns = F.cross_entropy(p, labels), statistics_loss(moments, list(stats.values()))
         loss = cross_entropy + of.beta * bns
         state.task.work.step(optimizer, loss)
         found = numbers({"loss_g": loss, "cross_entropy": cross_entropy, "statistics": bns})
@@ -293,18 +293,17 @@ def folded_gains(state: State) -> dict[nn.Parameter, Tensor]:
     return gains
 
 
-def statistics_loss(features: list[Tensor], stats: list[BatchNormStats]) -> Tensor:
+def statistics_loss(moments: list[Moments], stats: list[BatchNormStats]) -> Tensor:
     """L_BNS: how far the inputs of the batch norms are from the statistics they hold (GDFQ, eq. 4, as the code has it):
 
         mean over layers of   mean_c (mu_c - mean_c)^2 + mean_c (sigma_c^2 - var_c)^2
 
-    mu and sigma^2 (biased) over batch and space. features: the folded outputs y = gamma (x - mean) / s + beta, (N, C,
-    ...), s = sqrt(var + eps); so x - mean = (y - beta) s / gamma. In a dead channel, with next to no gamma, y knows
+    mu and sigma^2 (biased) over batch and space. moments: of the folded outputs y = gamma (x - mean) / s + beta, s =
+    sqrt(var + eps); so x - mean = (y - beta) s / gamma. In a dead channel, with next to no gamma, y knows
     nothing of x.
     """
     losses = []
-    for feature, stat in zip(features, stats, strict=True):
+    for (mean, var), stat in zip(moments, stats, strict=True):
         unfold = stat.running_std / stat.std.clamp(min=DEAD * float(stat.std.max()) + 1e-12)  # s / |gamma|
-        mean, var = channel_moments(feature)
         losses.append((((mean - stat.mean) * unfold) ** 2).mean() + (((var - stat.std**2) * unfold**2) ** 2).mean())
     return torch.stack(losses).mean()

@@ -30,7 +30,14 @@ from zaq.stages.calibrate import Calibrate, HoldOut
 from zaq.stages.synthesis import Draw
 from zaq.stages.training import frozen, rate, student_optimizer, varied
 from zaq.synth.generators import generator_of
-from zaq.synth.losses import RELATIONS, activation_loss, batch_norm_loss, output_discrepancy, relation_gaps
+from zaq.synth.losses import (
+    RELATIONS,
+    activation_loss,
+    batch_norm_loss,
+    channel_moments,
+    output_discrepancy,
+    relation_gaps,
+)
 
 __all__ = ["ZAQ", "Game"]
 
@@ -98,7 +105,7 @@ class _Play:
         self.task = state.task
         self.teacher, self.student = self.task.teacher_at(self.task.taps), state.student_at(self.task.taps)
         self.stats = state.task.batch_norms() if rules.bns else {}
-        self.watched = self.task.teacher_at(list(self.stats)) if self.stats else None
+        self.watched = self.task.teacher_at(list(self.stats), of=channel_moments) if self.stats else None
         student, scales = state.student, rules.learn_scales
         self.optimizer_q = student_optimizer(student, rules.rate(rules.steps), rules.lr_bias, scales)
         self.optimizer_g = torch.optim.Adam(state.generator.parameters(), rules.lr_generator)
@@ -187,7 +194,7 @@ class WarmUp(Stage):
         if not stats and generator.classes is None:
             journal.notes.append("the teacher has neither batch norm nor classes: the generator starts from noise")
             return Loop(lambda _: None)
-        teacher = task.teacher_at([*stats, *task.taps[-1:]])
+        teacher = task.teacher_at([*stats] or task.taps[-1:], of=channel_moments if stats else None)
         optimizer = torch.optim.Adam(generator.parameters(), self.lr)
 
         def one(_: int) -> dict[str, float]:
@@ -195,7 +202,7 @@ class WarmUp(Stage):
             outputs, features = teacher(varied(images, task.card))
             found = {}
             if stats:
-                found["batch_norm"] = batch_norm_loss(features[: len(stats)], list(stats.values()))
+                found["batch_norm"] = batch_norm_loss(features, list(stats.values()))
             elif self.beta and features:
                 found["activation"] = self.beta * activation_loss(features[-1])
             if labels is not None:

@@ -48,7 +48,7 @@ def _ends(zero_point: Tensor, scale: Tensor, x: Tensor, axis: int, quant_min: in
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, scale, zero_point, ctx.axis, ctx.quant_min, ctx.quant_max = inputs
-    ctx.save_for_backward(x, output, scale, zero_point)
+    ctx.save_for_backward(x, output if ctx.needs_input_grad[1] else None, scale, zero_point)
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

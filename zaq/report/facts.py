@@ -1,15 +1,16 @@
 """What happened, as facts: the report of a run, from which JSON, tables and the page are made."""
 
 import dataclasses
+import itertools
+import math
 import platform
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from zaq.engine.journal import Journal
 from zaq.engine.state import State
-from zaq.ir.nodes import attribute, input_node
+from zaq.ir.nodes import attribute, input_node, shape_of
 from zaq.ir.taps import with_taps
 from zaq.report.outputs import outputs_of, sqnr
 from zaq.stats.mixed import packed_bytes
@@ -17,6 +18,7 @@ from zaq.stats.mixed import packed_bytes
 __all__ = ["SCHEMA", "describe", "method_dict", "onnx_metadata"]
 
 SCHEMA = 1
+TOGETHER = 2**25  # bytes of activations that are looked at together
 LOST = 3.0  # dB; less is more than half as much noise as signal
 
 
@@ -78,13 +80,8 @@ def onnx_metadata(options: dict[str, Any]) -> dict[str, Any]:
 @torch.no_grad()
 def _tensors(state: State) -> list[dict[str, Any]]:
     """Every quantized tensor: what it is, its grid, and how well the grid holds it (SQNR in dB, synthetic samples)."""
-    tensors = state.student.placement.tensors
     rows = []
-    values: tuple[list[Tensor], list[Tensor]] | None = None
-    if state.samples is not None:
-        inner = [n for n in dict.fromkeys(tensors.values()) if not _is_input(state, n)]
-        some = state.samples[: state.task.batch]
-        values = with_taps(state.task.teacher, inner)(some)[1], with_taps(state.student.module, inner)(some)[1]
+    seen = _seen(state) if state.samples is not None else {}
     for name, quantizer in state.student.placement.activations.items():
         low, high = quantizer.limits()
         row = {
@@ -96,14 +93,7 @@ def _tensors(state: State) -> list[dict[str, Any]]:
             "low": low,
             "high": high,
         }
-        if values is not None and tensors[name] in inner:
-            p, q = (v[inner.index(tensors[name])] for v in values)
-            row |= {
-                "seen_low": float(p.min()),
-                "seen_high": float(p.max()),
-                "sqnr": sqnr(p.clamp(*quantizer.known), quantizer(q)),
-            }
-        rows.append(row)
+        rows.append(row | seen.get(name, {}))
     for name, quantizer in state.student.placement.weights.items():
         weight = state.student.weight(name)
         rows.append(
@@ -121,6 +111,27 @@ def _tensors(state: State) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _seen(state: State) -> dict[str, dict[str, Any]]:
+    """Of each quantizer of activations the range and the SQNR on a batch of samples. As many tensors at a time as have
+    TOGETHER bytes: all of them are more than training takes."""
+    assert state.samples is not None
+    tensors, some = state.student.placement.tensors, state.samples[: state.task.batch]
+    sizes = {n.name: len(some) * 4 * math.prod(shape_of(n) or ()) for n in state.task.teacher.graph.nodes}
+    names, found = [n for n in dict.fromkeys(tensors.values()) if not _is_input(state, n)], dict[str, dict[str, Any]]()
+    ends = list(itertools.accumulate(sizes[n] for n in names))
+    for _, group in itertools.groupby(zip(names, ends, strict=True), lambda pair: pair[1] // TOGETHER):
+        inner = [name for name, _ in group]
+        values = with_taps(state.task.teacher, inner)(some)[1], with_taps(state.student.module, inner)(some)[1]
+        of_both = dict(zip(inner, zip(*values, strict=True), strict=True))
+        for name, quantizer in state.student.placement.activations.items():
+            if tensors[name] in of_both:
+                p, q = of_both[tensors[name]]
+                low, high = float(p.min()), float(p.max())
+                told = sqnr(p.clamp(*quantizer.known), quantizer(q))
+                found[name] = {"seen_low": low, "seen_high": high, "sqnr": told}
+    return found
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from zaq.config.memory import at_once
 from zaq.engine.state import NOT_FINITE, State, broken_images
 from zaq.errors import RunError, SourceError, TrainingError
 from zaq.ir.nodes import activations, output_nodes
@@ -22,6 +23,7 @@ __all__ = ["Output", "outputs_of", "require_a_student", "sqnr"]
 
 NOTHING = 1.0  # dB: an answer of zeros has 0
 ENOUGH_BITS = 6  # from which on a student of less than that is a fault, and not what so few bits can do
+TOGETHER = 2**20  # values that are looked at at once
 STILL = 0.02  # of an output's greatest value: a teacher whose answers differ by less may round to a single one
 
 
@@ -90,8 +92,12 @@ def sqnr(signal: Tensor, quantized: Tensor) -> float | None:
     None where either is not finite: of what is no number nothing can be said, least of all that it is right. What both
     mask by infinity does not count.
     """
-    signal, quantized = _unmasked(signal, quantized)
-    noise, power = float((signal - quantized).pow(2).mean()), float(signal.pow(2).mean())
+    noise = power = 0.0
+    rows = at_once(TOGETHER, signal.shape[1:])  # in double, and several times over
+    for p, q in zip(torch.atleast_1d(signal).split(rows), torch.atleast_1d(quantized).split(rows), strict=True):
+        p, q = _unmasked(p, q)
+        noise += float((p - q).square().sum()) / signal.numel()
+        power += float(p.square().sum()) / signal.numel()
     if not (math.isfinite(noise) and math.isfinite(power)):
         return None
     if noise <= 1e-20 * max(power, 1e-20):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from zaq.config.constants import Count, Share
+from zaq.config.memory import at_once
 from zaq.engine.journal import Journal
 from zaq.engine.stage import Loop, Stage
 from zaq.engine.state import HeldOut, State
@@ -17,6 +18,8 @@ from zaq.synth.drawings import drawings, reads_drawings
 from zaq.synth.losses import output_discrepancy, relative_discrepancy
 
 __all__ = ["Calibrate", "HoldOut", "Noise", "WholeRanges"]
+
+TOGETHER = 5 * 2**17  # values of samples that are moved at once: half a batch, where images are large
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +40,10 @@ class Noise(Stage):
         return 1
 
     def once(self, state: State, journal: Journal) -> None:
-        state.images = torch.cat([state.task.noise() for _ in range(self.steps)])
-        state.samples, state.held_out = (state.task.noise(), True) if self.stored else (state.images, False)
+        count = self.steps * state.task.batch
+        state.images = state.store.gather((state.task.noise() for _ in range(self.steps)), count)
+        samples = state.task.noise() if self.stored else state.images.to(state.task.device)
+        state.samples, state.held_out = samples, self.stored
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,14 +63,14 @@ class Calibrate(Stage):
     def start(self, state: State, journal: Journal) -> Loop:
         assert state.images is not None
         images, task, student = state.images, state.task, state.student
-        if count := self._drawings(state):
-            images = torch.cat([images, drawings(count, task.card).to(images)])
         parts = images.split(task.batch)
+        if count := self._drawings(state):
+            parts = (*parts, *drawings(count, task.card).split(task.batch))
         student.watch(self.observer)
 
         @torch.no_grad()
         def one(i: int) -> None:
-            student(parts[i])
+            student(parts[i].to(task.device))
 
         return Loop(one, finish=student.freeze)
 
@@ -119,9 +124,9 @@ class HoldOut(Stage):
     def _moved(self, state: State, part: Tensor) -> Tensor:
         low, high = state.task.card.bounds(state.task.device)
         teacher, student = state.task.teacher_at(), state.student_at()
+        rows = at_once(TOGETHER, part.shape[1:])
         with frozen(state.student.module):
             for _ in range(self.steps):
-                x = part.clone().requires_grad_(True)
-                gradient = state.task.work.gradient(output_discrepancy(teacher(x)[0], student(x)[0]), x)
+                gradient = state.task.work.ascent([teacher, student], output_discrepancy, part, rows)
                 part = state.task.card.in_bounds(part + self.attack / self.steps * (high - low) * gradient.sign())
         return part

@@ -49,7 +49,7 @@ class ChooseBits(Stage):
         budget: int = target
         nothing = {name: dict.fromkeys(choices, 0.0) for name, choices in size.items()}
         allocate(nothing, size, budget, biases)  # what cannot be reached, at once
-        some = images if self.all_images else images[: task.batch]
+        some = (images if self.all_images else images[: task.batch]).to(task.device)
         measured = Sensitivities(task.teacher, fewest, some, self.search, task.batch)
 
         def finish() -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from zaq.compute.random import drawing
 from zaq.engine.stage import Loop, numbers
+from zaq.engine.store import Store
 from zaq.engine.work import Work
 
 __all__ = ["Pixels"]
@@ -31,6 +32,7 @@ class Pixels(Loop):
         patience: steps without a smaller loss after which the rate is a tenth.
         bounds: the least and the greatest pixel, (C, 1, 1) each, kept at every step.
         finish: see `Loop`.
+        store: keeps the parts that are finished; by default they stay where they are.
     """
 
     def __init__(
@@ -45,12 +47,17 @@ class Pixels(Loop):
         patience: int | None = None,
         bounds: tuple[Tensor, Tensor] | None = None,
         finish: Callable[[], object] = lambda: None,
+        store: Store | None = None,
     ) -> None:
         super().__init__(lambda i: None, finish=finish, resumable=True)
         self.work = work
         self.losses_of, self.each, self.lr, self.patience, self.bounds = losses_of, steps, lr, patience, bounds
         self.images = list(images.split(together or len(images)))  # those whose turn has not come as they were given
-        self.at, self.finished = -1, 0  # the part that is being moved; how many have gone all their steps
+        self.store, self.at, self.finished = (
+            store,
+            -1,
+            0,
+        )  # the part that is being moved; how many have gone all their steps
 
     @property
     def length(self) -> int:
@@ -79,9 +86,12 @@ class Pixels(Loop):
 
     def _open(self, at: int) -> None:
         """Begin with the next part."""
+        if self.store is not None and self.at >= 0:
+            self.images[self.at] = self.store.gather([self.images[self.at]], len(self.images[self.at]))
         self.at, self.drew = at, torch.get_rng_state()  # what labels are drawn by
         self.losses = self.losses_of(len(self.images[at]))
-        self.x = self.images[at].detach().clone(memory_format=torch.channels_last).requires_grad_(True)
+        x = self.images[at].detach().to(self.work.device)
+        self.x = x.clone(memory_format=torch.channels_last).requires_grad_(True)
         self.optimizer = torch.optim.Adam([self.x], self.lr * self.slower)
         self.plateau = None
         if self.patience is not None:

@@ -66,4 +66,4 @@ class Polish(Stage):
         batch, given = state.task.batch, state.images
         if given is None or self.drawn or not moves(state.task):
             return varied(state.generator.draw(batch, self.unpainted), state.task.card)
-        return shifted(given[torch.randint(len(given), (batch,))], shift(state.task))
+        return shifted(given[torch.randint(len(given), (batch,))].to(state.task.device), shift(state.task))

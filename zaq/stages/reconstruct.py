@@ -24,6 +24,7 @@ from zaq.config.constants import Amount, Count, OneOrMore, Positive, Share
 from zaq.engine.journal import Journal
 from zaq.engine.stage import Loop, Stage
 from zaq.engine.state import State
+from zaq.engine.store import in_parts
 from zaq.ir.nodes import input_node, output_nodes
 from zaq.quant.alike import channel_dim, spreads
 from zaq.quant.edges import HIGH
@@ -35,8 +36,6 @@ from zaq.stages.training import StepAdam, cosine, rate
 from zaq.stats.bias import correct_empirically
 
 __all__ = ["Reconstruct"]
-
-CACHED = 2**30  # bytes of features kept at a time; more images are taken in pieces
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,17 +88,14 @@ class _Blocks(Loop):
     def step(self, i: int, of: int) -> dict[str, float]:
         stage, done = self.stage, i % self.steps
         if self.at != i // self.steps:
-            self._open(i // self.steps, done)
-        piece = min(done * self.pieces // self.steps, self.pieces - 1)
-        if piece != self.piece:
-            self._take(piece)
+            self._open(i // self.steps)
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
             group["lr"] = peak * self.slower * (cosine(done / self.steps) if group is not self.first else 1.0)
-        index = torch.randint(len(self.pair[0]), (min(stage.batch, self.task.batch),))
-        exact, noisy = (x[index] for x in self.pair)
+        index = torch.randint(len(self.source.images), (min(stage.batch, self.task.batch),))
+        (exact, noisy), wanted = self.source.batch(index)
         x = torch.where(uniform(exact) < stage.drop, exact, noisy) if stage.drop else noisy
-        outputs = zip(self.network(x), self.wanted, self.weights, strict=True)
-        loss = torch.stack([_mean(w, (q - y[index]).pow(2)) for q, y, w in outputs]).sum()
+        outputs = zip(self.network(x), wanted, self.weights, strict=True)
+        loss = torch.stack([_mean(w, (q - y).pow(2)) for q, y, w in outputs]).sum()
         self.task.work.step(self.optimizer, loss + self._push(done / self.steps))
         value = float(loss.detach())
         if done + 1 == self.steps and math.isfinite(value):  # else the runner puts the block back
@@ -127,7 +123,7 @@ class _Blocks(Loop):
         if self.at >= 0:  # broken off
             self._put_back()
 
-    def _open(self, at: int, done: int) -> None:
+    def _open(self, at: int) -> None:
         """Begin to learn a block (with the steps that are left,
         where it was put back after a loss that was no number)."""
         self.closed, self.at, self.block = self.whole.snapshot(), at, self.blocks[at]
@@ -137,17 +133,12 @@ class _Blocks(Loop):
         self.optimizer = self._optimizer()
         self.first = self.optimizer.param_groups[0]
         self.peaks = [group["lr"] for group in self.optimizer.param_groups]
-        self.pieces = self.source.pieces(self.block)
-        self._take(min(done * self.pieces // self.steps, self.pieces - 1))
-
-    def _take(self, piece: int) -> None:
-        """Take a piece of the images: what enters the block in teacher and student, and what should leave it."""
-        self.piece = piece
         self._drop(0.0)  # the blocks before this one have learned, and round all that they write
-        self.pair, self.wanted = self.source.piece(self.block, piece)
+        self.source.enter(self.block)
         self._drop(self.stage.drop)
-        ends = {n.name for n in output_nodes(self.task.teacher)}
-        self.weights = [_weight(y, name in ends) for name, y in zip(self.block.exits, self.wanted, strict=True)]
+        task, ends = self.task, {n.name for n in output_nodes(self.task.teacher)}
+        exits = zip(self.block.exits, self.source.wanted, strict=True)
+        self.weights = [_weight(y, name in ends, task.batch, task.device) for name, y in exits]
 
     def _drop(self, part: float) -> None:
         """Let a part of the values pass every quantizer unrounded (QDrop), but where a range is guaranteed."""
@@ -160,8 +151,8 @@ class _Blocks(Loop):
             into_cells(rounding.quantizer, weight.data, rounding.codes())
         self._put_back()
         if self.stage.correct:
-            exact, noisy = (x[: self.task.few] for x in self.pair)
-            correct_empirically(between(self.task.teacher, self.block), self.student, exact, noisy)
+            some = (x[: self.task.few] for x in self.source.pair)
+            correct_empirically(between(self.task.teacher, self.block), self.student, *some)
         self.source.advance(self.block, self.student)
 
     def _put_back(self) -> None:
@@ -175,7 +166,7 @@ class _Blocks(Loop):
         """lambda sum (1 - |2 h(V) - 1|^beta), after a warm-up, with a beta that falls."""
         stage = self.stage
         if done < stage.warm_up or not self.roundings:
-            return self.pair[0].new_zeros(())
+            return torch.zeros((), device=self.task.device)
         start, end = stage.beta
         beta = start + (end - start) * (done - stage.warm_up) / (1 - stage.warm_up)
         return stage.weight * torch.stack([r.regularization(beta) for _, r, _ in self.roundings]).sum()
@@ -206,60 +197,70 @@ class _Blocks(Loop):
 
 
 class _Source:
-    """What enters a block in teacher and student, and what should leave it, for a piece of the images at a time."""
+    """What enters a block in teacher and student, of all images, and what should leave it."""
 
     def __init__(self, state: State, images: Tensor) -> None:
-        self.task, self.whole, self.images = state.task, state.student, images
+        self.task, self.whole, self.store, self.images = state.task, state.student, state.store, images
         self.start = input_node(self.task.teacher).name
-        self.at, self.pair = self.start, (images, images)  # kept from block to block where all images fit
+        self.at, self.pair = self.start, (images, images)  # the tensor that `pair` has of both, (exact, noisy)
+        self.wanted: list[Tensor] = []
 
     def forget(self) -> None:
         """Find out anew what enters the next block: the student has been put back."""
-        self.at, self.pair = "", (self.images[:0],) * 2
+        self.at, self.pair, self.wanted = self.start, (self.images, self.images), []
 
-    def pieces(self, block: Block) -> int:
-        """How many pieces the images are taken in, so that a block's features fit into `CACHED` bytes."""
-        values = {n.name: n.meta["val"] for n in self.task.teacher.graph.nodes if n.name in (block.entry, *block.exits)}
-        each = sum(4 * math.prod(v.shape[1:]) * (2 if name == block.entry else 1) for name, v in values.items())
-        return max(math.ceil(int(each) * len(self.images) / CACHED), 1)
+    def batch(self, index: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Some rows, by number: (exact, noisy), and what should leave the block."""
+        return tuple([x[index].to(self.task.device) for x in some] for some in (self.pair, self.wanted))  # type: ignore[return-value]
 
     @torch.no_grad()
-    def piece(self, block: Block, number: int) -> tuple[tuple[Tensor, Tensor], list[Tensor]]:
-        """(exact, noisy) entries and the teacher's exits."""
-        pair = self.pair
-        if self.at != block.entry or self.pieces(block) > 1:
-            way = Block(self.start, (block.entry,), ())
-            images = self.images[number :: self.pieces(block)]
-            pair = tuple(self._run(between(gm, way), images)[0] for gm in (self.task.teacher, self.whole.module))  # type: ignore[assignment]
-        wanted = self._run(between(self.task.teacher, block), pair[0])
-        self.at, self.pair = (block.entry, pair) if self.pieces(block) == 1 else ("", (self.images[:0],) * 2)
-        self.exact = wanted[0]
-        return pair, wanted
+    def enter(self, block: Block) -> None:
+        """Go to where a block begins, if it is not where the last one ended, and find what should leave it."""
+        if self.at != block.entry:
+            way = Block(self.at, (block.entry,), ())
+            exact, noisy = (
+                self._run(between(gm, way), x)[0]
+                for gm, x in zip((self.task.teacher, self.whole.module), self.pair, strict=True)
+            )
+            self.at, self.pair = block.entry, (exact, noisy)
+        self.wanted = self._run(between(self.task.teacher, block), self.pair[0])
 
     @torch.no_grad()
     def advance(self, block: Block, student: GraphModule) -> None:
         """Go on to where a block ends, with what it has learned."""
-        if self.at == block.entry:
-            self.at, self.pair = block.exits[0], (self.exact, self._run(student, self.pair[1])[0])
+        exact, noisy = self.wanted[0], self.pair[1]
+        self.pair, self.wanted = (exact, noisy), []
+        self.at, self.pair = block.exits[0], (exact, self._run(student, noisy)[0])
 
     def _run(self, gm: GraphModule, x: Tensor) -> list[Tensor]:
-        network = self.task.work.network(gm)
-        found = [network(part) for part in x.split(self.task.batch)]
-        return [torch.cat(list(exit)) for exit in zip(*found, strict=True)]
+        network, device = self.task.work.network(gm), self.task.device
+        return self.store.gather_each((network(part.to(device)) for part in x.split(self.task.batch)), len(x))
 
 
 def _mean(weight: float | Tensor, errors: Tensor) -> Tensor:
     return weight * errors.mean() if isinstance(weight, float) else (weight * errors).mean()
 
 
-def _weight(wanted: Tensor, leaves: bool) -> float | Tensor:
+def _weight(wanted: Tensor, leaves: bool, batch: int, device: torch.device) -> float | Tensor:
     """What squared errors of an exit count: channels over its variance; or over each channel's own, broadcast to it,
     where it leaves the graph. Rows (N, K) are a classifier's, whose entries are alike."""
     if not leaves or wanted.dim() == 2:
-        return wanted.shape[1] / float(wanted.var().clamp(min=1e-12))
+        return wanted.shape[1] / float(_variance(wanted, None, batch).clamp(min=1e-12))
     dim = channel_dim(wanted)
-    deviations = spreads(wanted.movedim(dim, 0).flatten(1).std(1))
-    return wanted.shape[1] / deviations.square().view([-1 if d == dim else 1 for d in range(wanted.dim())])
+    deviations = spreads(_variance(wanted, dim, batch).sqrt())
+    weight = wanted.shape[1] / deviations.square().view([-1 if d == dim else 1 for d in range(wanted.dim())])
+    return weight.to(device)
+
+
+def _variance(x: Tensor, dim: int | None, batch: int) -> Tensor:
+    """The variance of a tensor, or of each channel along `dim`, () or (C,), from those of its batches."""
+    others = [d for d in range(x.dim()) if d != dim]
+    found = [torch.var_mean(part, others, correction=0) for part in in_parts(x, batch)]
+    variances, means = (torch.stack(f).cpu().double() for f in zip(*found, strict=True))
+    sizes = torch.tensor([len(part) for part in x.split(batch)]).double() / len(x)
+    mean = torch.tensordot(sizes, means, 1)
+    of_all: Tensor = torch.tensordot(sizes, variances + (means - mean).square(), 1)
+    return of_all.float()
 
 
 def _place_roundings(whole: Student, student: GraphModule) -> list[tuple[str, LearnedRounding, Tensor]]:

@@ -11,9 +11,10 @@ a student learns on them it does not keep on others, however small the loss beco
 refined: its pixels go down the same loss (ZeroQ, eq. 3; DeepInversion, eq. 2), from where they are.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from itertools import islice
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ from zaq.config.constants import Amount, Count, OneOrMore
 from zaq.engine.journal import Journal
 from zaq.engine.stage import Loop, Stage, numbers
 from zaq.engine.state import State
+from zaq.engine.store import in_parts, rest
 from zaq.engine.task import Task
 from zaq.errors import TrainingError
 from zaq.ir.move import onto
@@ -31,7 +33,7 @@ from zaq.stages.training import cosine, varied
 from zaq.synth.drawings import drawings, reads_drawings
 from zaq.synth.generators import alike
 from zaq.synth.leaves import Painter
-from zaq.synth.losses import activation_loss, batch_norm_loss
+from zaq.synth.losses import activation_loss, batch_norm_loss, channel_moments
 from zaq.synth.swing import shifted, with_swing
 
 __all__ = ["Draw", "FromNoise", "Mingle", "Refine", "Synthesize", "refines", "shift"]
@@ -69,7 +71,9 @@ class Likeness(Stage):
     def losses_of(self, task: Task) -> Callable[[Tensor, Tensor | None], dict[str, Tensor]]:
         """The parts of L_G by name, as a function of images (N, C, H, W) and labels (N,)."""
         stats = task.batch_norms()
-        teacher = task.teacher_at([*stats] or task.taps[-1:], with_swing(task.teacher) if self.swing else None)
+        network = with_swing(task.teacher) if self.swing else None
+        of = channel_moments if stats else None
+        teacher = task.teacher_at([*stats] or task.taps[-1:], network, of)
 
         def losses(images: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
             outputs, features = teacher(images)
@@ -152,20 +156,21 @@ class Draw(Stage):
     def once(self, state: State, journal: Journal) -> None:
         generator = state.other if self.held_out and state.other is not None else state.generator
         batch = state.task.batch
-        images = torch.cat([generator.draw(batch) for _ in range(-(-self.count // batch))])[: self.count]
-        if broken := int((~images.isfinite()).flatten(1).any(1).sum()):
+        drawn = (generator.draw(batch) for _ in range(-(-self.count // batch)))
+        images = state.store.gather(drawn, self.count)
+        if broken := sum(int((~x.isfinite()).flatten(1).any(1).sum()) for x in in_parts(images, batch)):
             raise TrainingError(
                 f"{self.name}: {broken} of the {self.count} images that the generator draws are NaN or infinite; there "
                 "is nothing to learn from. A smaller learning rate of the generator may help, or another generator."
             )
-        if alike(images, state.task.card):
+        if alike(images[: state.task.few], state.task.card):
             what = "held out" if self.held_out else "that are learned from"
             journal.notes.append(
                 f"the {len(images)} images {what} are all alike: the generator draws one image, whatever it starts "
                 "from, and what is learned or measured on it says little"
             )
         if self.held_out:
-            state.samples, state.held_out = images, True
+            state.samples, state.held_out = images.to(state.task.device), True
         else:
             state.images = images
 
@@ -199,16 +204,22 @@ class Refine(Likeness):
         images = state.samples if self.held_out else state.images
         assert images is not None
 
-        def keep(found: Pixels) -> None:
+        def keep(found: Iterator[Tensor], finished: int) -> None:
+            refined = state.store.gather(found, len(images))
             if self.held_out:
-                state.samples = torch.cat(found.images)
+                state.samples = refined.to(state.task.device)
             else:
-                state.images = torch.cat(found.images)
+                state.images = refined
 
-        return self.pixels(state.task, images, self.steps, self.together, keep)
+        start = state.store.gather(map(state.task.card.standard, in_parts(images, self.together)), len(images))
+        return self.pixels(state, start, self.steps, self.together, keep)
 
-    def pixels(self, task: Task, images: Tensor, steps: int, together: int, keep: Callable[[Pixels], None]) -> Pixels:
-        """The descent of pixels from `images`; what it comes to is handed to `keep`."""
+    def pixels(
+        self, state: State, start: Tensor, steps: int, together: int, keep: Callable[[Iterator[Tensor], int], None]
+    ) -> Pixels:
+        """The descent of pixels, of mean 0 and deviation 1 at the start; `keep` is handed what it comes to, in parts,
+        and how many of these have gone all their steps."""
+        task = state.task
         losses_of, reach, card = self.losses_of(task), shift(task), task.card
 
         def part(count: int) -> Callable[[Tensor], dict[str, Tensor]]:
@@ -216,12 +227,20 @@ class Refine(Likeness):
             return lambda z: losses_of(shifted(card.images(z), reach), labels)
 
         def finish() -> None:
-            loop.images = [card.in_bounds(card.images(z)) for z in loop.images]
-            keep(loop)
+            keep((card.in_bounds(card.images(z)) for z in loop.images), loop.finished)
 
         low, high = (card.standard(end) for end in card.bounds(task.device))
-        start = card.standard(images)
-        loop = Pixels(start, part, steps, self.lr, task.work, together=together, bounds=(low, high), finish=finish)
+        loop = Pixels(
+            start,
+            part,
+            steps,
+            self.lr,
+            task.work,
+            together=together,
+            bounds=(low, high),
+            finish=finish,
+            store=state.store,
+        )
         return loop
 
 
@@ -253,17 +272,20 @@ class FromNoise(Refine):
         task, images = state.task, state.samples if self.held_out else state.images
         assert images is not None
 
-        def keep(found: Pixels) -> None:
+        def keep(found: Iterator[Tensor], finished: int) -> None:
             """Those that have gone all their steps; where Ctrl-C came before, painted ones stay, and no noise."""
-            done: Any = torch.cat([*found.images[: found.finished], images[:0]])
-            mixed = images.clone()
-            mixed[:: self.every][: len(done)] = done
+            mixed = state.store.gather(images.split(task.batch), len(images))
+            for place, part in zip(mixed[:: self.every].split(task.batch), islice(found, finished), strict=False):
+                place.copy_(part)
+                rest()
             if self.held_out:
-                state.samples = mixed
+                state.samples = mixed.to(state.task.device)
             else:
                 state.images = mixed
 
-        return self.pixels(task, task.noise(self._count(state)), self._half, task.batch, keep)
+        count = self._count(state)
+        noise = (task.card.standard(task.noise()) for _ in range(-(-count // task.batch)))
+        return self.pixels(state, state.store.gather(noise, count), self._half, task.batch, keep)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,12 +6,15 @@ Analytic: E[x] from batch norm's statistics (`moments`). Empirical: both means m
 layer from the front, so that each layer also takes back what those before it shifted.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
+from zaq.config.memory import at_once
+from zaq.ir.move import device_of
 from zaq.ir.nodes import add_to_bias, has_bias, not_its_own, shape_of, weight_of
 from zaq.ir.ops import PADS, TRANSPOSED
 from zaq.quant.edges import weighted_layers
@@ -21,6 +24,7 @@ from zaq.stats.moments import Clipped
 __all__ = ["correct_analytically", "correct_empirically"]
 
 BIAS = (2,)  # of a layer's arguments
+TOGETHER = 2**20  # values of samples that a layer is run on at once
 
 
 @torch.no_grad()
@@ -59,44 +63,45 @@ def correct_empirically(
     noisy: what the student reads instead, where both are the same block of two networks.
     """
     layers = {n.name for n in weighted_layers(teacher) if has_bias(n) and not not_its_own(teacher, n, BIAS)}
-    expected = _Means(teacher, layers)
-    expected.run(samples)
-    _Corrector(student, expected.means).run(samples if noisy is None else noisy)
-    return len(expected.means)
+    expected: dict[str, Tensor] = {}
+
+    def note(node: Node, values: list[Tensor]) -> None:
+        expected[node.name] = _mean(values)
+
+    def correct(node: Node, values: list[Tensor]) -> None:
+        shift = expected[node.name] - _mean(values)
+        add_to_bias(student, node, shift)
+        for value in values:
+            value += shift.view(1, -1, *[1] * (value.dim() - 2))
+
+    _layer_by_layer(teacher, samples, layers, note)
+    _layer_by_layer(student, samples if noisy is None else noisy, set(expected), correct)
+    return len(expected)
 
 
-class _Means(Interpreter):
-    """Runs a graph and remembers the mean of each channel that some of its nodes write."""
-
-    def __init__(self, gm: GraphModule, layers: set[str]) -> None:
-        super().__init__(gm)
-        self.layers, self.means = layers, dict[str, Tensor]()
-
-    def run_node(self, n: Node) -> Any:
-        value = super().run_node(n)
-        if n.name in self.layers:
-            self.means[n.name] = _mean(value)
-        return value
-
-
-class _Corrector(Interpreter):
-    """Runs a graph and, as it goes, moves each layer's bias to where its output has the mean expected."""
-
-    def __init__(self, gm: GraphModule, expected: dict[str, Tensor]) -> None:
-        super().__init__(gm)
-        self.gm, self.expected = gm, expected
-
-    def run_node(self, n: Node) -> Any:
-        value = super().run_node(n)
-        if n.name in self.expected:
-            shift = self.expected[n.name] - _mean(value)
-            add_to_bias(self.gm, n, shift)
-            value = value + shift.view(1, -1, *[1] * (value.dim() - 2))
-        return value
+def _layer_by_layer(
+    gm: GraphModule, samples: Tensor, layers: set[str], look: Callable[[Node, list[Tensor]], None]
+) -> None:
+    """Run a graph on all samples, one node after another, each on one part of them after another: what a node needs is
+    let go of part by part, as what it makes comes to be. `look` sees the values of some layers, and may change them."""
+    one, device = Interpreter(gm), device_of(gm)
+    parts = samples.split(at_once(TOGETHER, samples.shape[1:]))
+    known: list[dict[Node, Any]] = [{} for _ in parts]
+    for n in gm.graph.nodes:
+        for values, part in zip(known, parts, strict=True):
+            one.env, one.args_iter = values, iter([part.to(device)])
+            values[n] = one.run_node(n)
+            for done in one.user_to_last_uses.get(n, ()):
+                del values[done]
+        if n.name in layers:
+            look(n, [values[n] for values in known])
 
 
-def _mean(x: Tensor) -> Tensor:
-    return x.mean([d for d in range(x.dim()) if d != 1])
+def _mean(parts: list[Tensor]) -> Tensor:
+    """The mean of each channel, (C,), of a tensor in parts."""
+    count = sum(map(len, parts))
+    means = [len(x) / count * x.mean([d for d in range(x.dim()) if d != 1]) for x in parts]
+    return torch.stack(means).sum(0)
 
 
 def _expected_input(source: Node, known: dict[str, Clipped]) -> Tensor | None:

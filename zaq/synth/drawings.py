@@ -9,7 +9,7 @@ from zaq.compute.random import drawing
 from zaq.config.card import Card
 from zaq.engine.task import Task
 from zaq.synth.leaves import leaves
-from zaq.synth.losses import batch_norm_loss
+from zaq.synth.losses import batch_norm_loss, channel_moments
 
 __all__ = ["drawings", "reads_drawings"]
 
@@ -78,7 +78,7 @@ def _reads_drawings(task: Task) -> bool:
     card, known = task.card, task.batch_norms()
     if not known:
         return False
-    tapped = task.teacher_at(list(known))
+    tapped = task.teacher_at(list(known), of=channel_moments)
     with drawing(0):
         shown = leaves(SHOWN, card), drawings(SHOWN, card)
     far = [float(batch_norm_loss(tapped(x.to(task.device))[1], list(known.values()))) for x in shown]

@@ -1,6 +1,7 @@
 """The losses of the data-free game, each with its equation."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,6 +31,7 @@ __all__ = [
     "total_variation",
 ]
 
+Moments = tuple[Tensor, Tensor]  # mean and variance of each channel, (C,) both
 SCRM_GAMMA = 0.1
 DEAD = 1e-3  # part of a layer's largest |gamma| below which a channel tells nothing of batch norm's input
 
@@ -81,7 +83,7 @@ def gram(feature: Tensor) -> Tensor:
 
 
 def _products(feature: Tensor) -> Tensor:
-    rows = feature.movedim(1, -1).flatten(0, -2)  # (N H W, C): a view in channels_last
+    rows = _rows(feature)
     return rows.T @ rows
 
 
@@ -111,27 +113,49 @@ def activation_loss(feature: Tensor) -> Tensor:
     return -feature.abs().mean()
 
 
-def channel_moments(feature: Tensor) -> tuple[Tensor, Tensor]:
+def channel_moments(feature: Tensor) -> Moments:
     """Mean and variance of each channel over batch and space: (N, C, ...) -> (C,), (C,).
 
     Two passes over rows that lie as they are in channels_last take two thirds of the time of torch's own variance.
     """
-    rows = feature.movedim(1, -1).flatten(0, -2)
-    mean = rows.mean(0)
-    return mean, (rows - mean).square().mean(0)
+    moments: Moments = _OfChannels.apply(feature)  # type: ignore[no-untyped-call]
+    return moments
 
 
-def batch_norm_loss(features: list[Tensor], stats: list[BatchNormStats]) -> Tensor:
+class _OfChannels(torch.autograd.Function):
+    """Keeps the feature alone for its gradient, where autograd would keep what it differs from its mean by as well."""
+
+    @staticmethod
+    def forward(ctx: Any, feature: Tensor) -> tuple[Tensor, Tensor]:
+        rows = _rows(feature)
+        mean = rows.mean(0)
+        ctx.save_for_backward(feature, mean)
+        return mean, (rows - mean).square_().mean(0)
+
+    @staticmethod
+    def backward(ctx: Any, *given: Tensor) -> Tensor:
+        feature, mean = ctx.saved_tensors
+        of_mean, of_variance = (g / (feature.numel() // len(mean)) for g in given)
+        rows = (_rows(feature) - mean).mul_(2 * of_variance).add_(of_mean)
+        gradient: Tensor = rows.view(len(feature), *feature.shape[2:], -1).movedim(-1, 1)
+        return gradient
+
+
+def _rows(feature: Tensor) -> Tensor:
+    return feature.movedim(1, -1).flatten(0, -2)  # (N H W, C): a view in channels_last
+
+
+def batch_norm_loss(moments: list[Moments], stats: list[BatchNormStats]) -> Tensor:
     """How far a batch's statistics are from those the teacher was trained on, in units of each channel's deviation:
 
         sum over layers, mean over channels, of ((mean - beta) / |gamma|)^2 + (std / |gamma| - 1)^2
 
     (ZeroQ, eq. 3, on the folded network, where batch norm's output has mean beta and deviation |gamma|.)
+    moments: of the outputs of folded layers, see `channel_moments`.
     """
     losses = []
-    for feature, stat in zip(features, stats, strict=True):
+    for (mean, var), stat in zip(moments, stats, strict=True):
         unit = stat.std.clamp(min=0.05 * float(stat.std.max()) + 1e-6)  # a dead channel has no unit of its own
-        mean, var = channel_moments(feature)
         std = (var + 1e-8).sqrt()
         losses.append((((mean - stat.mean) / unit) ** 2 + ((std - stat.std) / unit) ** 2).mean())
     return torch.stack(losses).sum()
@@ -170,14 +194,14 @@ def sample_statistics_loss(features: list[Tensor], stats: list[BatchNormStats]) 
     return torch.stack(losses).sum()
 
 
-def batch_statistics_loss(features: list[Tensor], stats: list[BatchNormStats]) -> Tensor:
+def batch_statistics_loss(moments: list[Moments], stats: list[BatchNormStats]) -> Tensor:
     """R_feature = sum over layers of ||mu(x) - mu_BN||_2 + ||sigma^2(x) - sigma^2_BN||_2 (DeepInversion, eq. 4).
 
-    Statistics of batch norm's input over batch and pixels; features: outputs of folded layers, (N, C, ...).
+    Statistics of batch norm's input over batch and pixels; moments: of the outputs of folded layers.
     """
     losses = []
-    for feature, stat in zip(features, stats, strict=True):
-        gap, var, running_var, _ = _before(*channel_moments(feature), stat)
+    for (mean, variance), stat in zip(moments, stats, strict=True):
+        gap, var, running_var, _ = _before(mean, variance, stat)
         losses.append(torch.linalg.vector_norm(gap) + torch.linalg.vector_norm(var - running_var))
     return torch.stack(losses).sum()
 

@@ -8,7 +8,6 @@ only those offsets would give away. Shifting what it reads at random makes them 
 import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
-from torch.nn import functional as F
 
 from zaq.ir.nodes import shape_of
 from zaq.ir.ops import CONVS
@@ -40,8 +39,13 @@ def _shifted(x: Tensor) -> Tensor:
     """(N, C, H, W) moved by up to a pixel either way, the edge mirrored."""
     if min(x.shape[2:]) < 2:
         return x
-    down, right = torch.randint(3, (2,)).tolist()
-    return F.pad(x, (1, 1, 1, 1), mode="reflect")[:, :, down : down + x.shape[2], right : right + x.shape[3]]
+    for dim, by in zip((2, 3), torch.randint(3, (2,)).tolist(), strict=True):
+        size = x.shape[dim]
+        if by == 0:
+            x = torch.cat([x.narrow(dim, 1, 1), x.narrow(dim, 0, size - 1)], dim)
+        elif by == 2:
+            x = torch.cat([x.narrow(dim, 1, size - 1), x.narrow(dim, size - 2, 1)], dim)
+    return x  # padded and cut out again it would be the same, and the gradient would keep more
 
 
 def shifted(images: Tensor, reach: int) -> Tensor:

@@ -4,7 +4,8 @@ What is compared is what each quantizer writes, as integers. A layer that parts 
 one that does is the one to look at.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from onnx import helper
 from torch import Tensor
 from torch.fx import GraphModule
 
+from zaq.config.memory import at_once
 from zaq.errors import SourceError
 from zaq.export.ends import behind_casts, declare, inner
 from zaq.export.session import run_session, session, taken
@@ -24,11 +26,12 @@ from zaq.sources.frame import network_of
 from zaq.verify.integer import Execution, execute
 from zaq.verify.parity import Parity
 
-__all__ = ["LEAST_SQNR", "SAMPLES", "Layer", "Shares", "compare_layers", "fault", "summary"]
+__all__ = ["LEAST_SQNR", "SAMPLES", "Layer", "Shares", "compare_in_parts", "compare_layers", "fault", "summary"]
 
 
 LEAST_SQNR = 20.0  # dB between a file's outputs and its checkpoint's: see `fault`
 SAMPLES = 16  # as many show what a layer does; the referee is no fast path
+TOGETHER = 2**18  # values of samples that are run at once: all that is made of them is kept, in 64 bits
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,22 @@ def compare_layers(path: Path, checkpoint: GraphModule, samples: Tensor) -> tupl
     return layers, referee
 
 
+def compare_in_parts(path: Path, checkpoint: GraphModule, samples: Tensor) -> list[Layer]:
+    """The same layers, where what all of them write for all samples may be too much at once."""
+    parts = samples.split(at_once(TOGETHER, samples.shape[1:]))
+    found = [compare_layers(path, checkpoint, part)[0] for part in parts]
+    sizes = [len(part) for part in parts]
+
+    def mean(shares: Sequence[Shares]) -> Shares:
+        rows = zip(*(astuple(s) for s in shares), strict=True)
+        return Shares(*(sum(n * x for n, x in zip(sizes, row, strict=True)) / len(samples) for row in rows))
+
+    return [
+        replace(same[0], file=mean([x.file for x in same]), checkpoint=mean([x.checkpoint for x in same]))
+        for same in zip(*found, strict=True)
+    ]
+
+
 def summary(layers: list[Layer], every: bool = False) -> list[str]:
     """Lines for a terminal: how many layers are equal to the referee's in all elements, and the first that is not."""
     lines = []
@@ -129,7 +148,7 @@ def fault(path: Path, parity: Parity, checkpoint: GraphModule, samples: Tensor) 
     if path.suffix != ".onnx":
         return f"{told}. zaq export --format qdq shows whether it is this form alone."
     try:
-        layers, _ = compare_layers(path, checkpoint, samples[:SAMPLES])
+        layers = compare_in_parts(path, checkpoint, samples[:SAMPLES])
     except SourceError:
         return f"{told}. It does not hold the checkpoint's tensors one by one, as the forms qdq and packed do."
     parted = [x for x in layers if min(x.file.equal, x.checkpoint.equal) < 1]

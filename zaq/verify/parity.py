@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
+from zaq.config.memory import at_once
 from zaq.export.ends import behind_casts
 from zaq.export.session import batch_of, run_session, session, taken
 from zaq.ir.move import device_of
@@ -22,7 +23,7 @@ from zaq.verify.kernels import Kernels, kernels
 
 __all__ = ["BATCH", "Parity", "compare", "compare_sizes"]
 
-BATCH = 50
+BATCH, TOGETHER = 50, 2**20  # samples, and values of samples, that are run at once
 FEW = 16  # samples at another size
 
 
@@ -73,7 +74,9 @@ def compare(path: Path, student: nn.Module, samples: Tensor | Iterable[Tensor]) 
     run, there = session(path), device_of(student)
     expected: list[list[Tensor]] = []
     found: list[list[Tensor]] = []
-    for batch in samples.split(batch_of(run) or BATCH) if isinstance(samples, Tensor) else samples:
+    if isinstance(samples, Tensor):
+        samples = samples.split(batch_of(run) or min(BATCH, at_once(TOGETHER, samples.shape[1:])))
+    for batch in samples:
         batch = taken(run, batch)
         found.append([torch.from_numpy(t) for t in run_session(run, batch)])
         made = zip(pytree.tree_leaves(student(batch.to(there))), found[-1], strict=True)
