@@ -7,6 +7,7 @@ and features. Only the last grows with the number of images, and only for it `--
 import ctypes
 import math
 import re
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -78,6 +79,5 @@ def at_once(values: int, sample: Iterable[int]) -> int:
 def hand_back() -> None:
     """Hand free memory back to the system. The C library keeps what a stage had at once for the next one, which may
     need it in other pieces; asked for at the end of a stage this costs milliseconds."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's alone
-    if trim is not None:
-        trim(0)
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):  # glibc's alone
+        libc.malloc_trim(0)

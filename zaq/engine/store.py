@@ -27,7 +27,7 @@ _FILES: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()
 def rest() -> None:
     """Let go of the pages of files that were read or written: they stay in the system's cache as long as it has room,
     and are no part of this process any more."""
-    for mapped in _FILES:
+    for mapped in _FILES if hasattr(mmap, "MADV_DONTNEED") else ():
         mapped.madvise(mmap.MADV_DONTNEED)
 
 
@@ -85,7 +85,10 @@ class Store:
     def _file(self, size: int) -> mmap.mmap:
         try:
             with tempfile.TemporaryFile(dir=self.folder) as file:
-                os.posix_fallocate(file.fileno(), 0, size)  # now, where a full disk is an error; later it is a signal
+                if hasattr(os, "posix_fallocate"):  # a full disk is an error now; later it is a signal
+                    os.posix_fallocate(file.fileno(), 0, size)
+                else:
+                    file.truncate(size)
                 return mmap.mmap(file.fileno(), size)
         except OSError as error:
             raise RunError(
