@@ -5,7 +5,9 @@ import importlib.util
 import os
 import subprocess
 import sys
+import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -69,6 +71,21 @@ def zaq(*args: object, cwd: Path | None = None) -> subprocess.CompletedProcess[s
 def zaq_here(*args: object) -> Result:
     """The same in this process, whose imports of timm, torchvision and onnx2torch are paid for already."""
     return CliRunner().invoke(main, list(map(str, args)))
+
+
+def begun(*args: object, alone: bool = False) -> "subprocess.Popen[str]":
+    """`zaq quantize` in a process of its own, which the test goes on beside; `alone`: with all it starts, as a terminal
+    has them, so that they can be sent one signal."""
+    command = [sys.executable, "-m", "zaq", "quantize", *map(str, args)]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=alone)
+
+
+def wait_for(there: Callable[[], bool], seconds: float = 240) -> None:
+    """Until something is there."""
+    deadline = time.monotonic() + seconds
+    while not there():
+        assert time.monotonic() < deadline, "it never came so far"
+        time.sleep(0.02)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -5,13 +5,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import zaq, zaq_here
+from conftest import begun, wait_for, zaq, zaq_here
 
 QUICK = (
     "--effort",
@@ -35,18 +34,6 @@ def whole(model: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     folder = tmp_path_factory.mktemp("whole") / "out"
     assert zaq("quantize", model, *QUICK, "-o", folder).returncode == 0
     return (folder / "model.onnx").read_bytes()
-
-
-def begun(*args: object) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-m", "zaq", "quantize", *map(str, args)]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-
-def wait_for(there: Callable[[], bool], seconds: float = 240) -> None:
-    deadline = time.monotonic() + seconds
-    while not there():
-        assert time.monotonic() < deadline, "it never came so far"
-        time.sleep(0.02)
 
 
 def logged(folder: Path, text: str) -> Callable[[], bool]:

@@ -1,6 +1,5 @@
 """The pipeline: graph in, fold, run the method's stages on a student, and what comes out as one object."""
 
-import copy
 import dataclasses
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -30,7 +29,7 @@ from zaq.errors import BitsError, TrainingError, UserError, unknown
 from zaq.export.onnx import write_onnx
 from zaq.export.trial import require_exportable
 from zaq.ir.capture import trace
-from zaq.ir.move import device_of, moved, onto
+from zaq.ir.move import device_of, moved, on, onto
 from zaq.ir.nodes import image_sizes, input_node
 from zaq.ir.opening import read_opening
 from zaq.ir.sizes import dimensions, open_up
@@ -162,9 +161,7 @@ def quantize(
         return dataclasses.replace(made, interface=model.interface, frame=model.frame)
     if example_input is None:
         raise UserError("quantize: a module needs an example_input, such as torch.zeros(1, 3, 224, 224).")
-    if home != CPU:  # it is read, checked and exported there
-        model = onto(copy.deepcopy(model), CPU)
-    example_input = moved(example_input, CPU)
+    model, example_input = on(model, CPU), moved(example_input, CPU)  # it is read, checked and exported there
     fixed: tuple[str, ...] = ()
     if dims := dimensions(dynamic):
         name, x = next(iter(example_input.items())) if isinstance(example_input, dict) else ("", example_input)

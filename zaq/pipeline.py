@@ -2,6 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,11 +81,37 @@ def quantize_run(
         RunError: once all is written, for a student that is none (`zaq.report.outputs`).
     """
     progress, keeping, work = progress or Progress(), keeping or Keeping(), work or Work()
-    if not is_first():
-        return _followed(model, qconfig, method, effort, seed, data, keeping, samples, work)
+    learn = partial(
+        quantize_graph,
+        model.graph,
+        qconfig,
+        method,
+        card=model.card,
+        effort=effort,
+        seed=seed,
+        source={"name": model.name, "sha256": model.sha256},
+        real=shuffled(data, model.card, FT_BATCH, seed) if data and method.reads_data else None,
+        notes=model.notes,
+        samples=samples,
+        work=work,
+        memory=keeping.memory,
+    )
+    if not is_first():  # its share of the work, and nothing is written; the stage that keeps images is one of all
+        snapshots = None if method.reads_data else Snapshots(Path(), {})
+        return learn(snapshots=snapshots, keep=lambda content: None).report
     with Run.building(folder, overwrite, keeping.resume) as run:
         log = Log(run / "log.jsonl")
-        quantized = _trained(model, qconfig, method, effort, seed, run, log, progress, data, keeping, samples, work)
+        asked = _asked(model, qconfig, method, effort, seed, samples, work)
+        snapshots = _snapshots(asked, method, run, keeping, progress)
+        with disk_errors(run.path):  # the log grows with every step
+            quantized = learn(
+                progress=progress,
+                log=log,
+                snapshots=snapshots,
+                trial=True,
+                keep=lambda content: run.write(IMAGES, content),
+                folder=run.path,
+            )
         quantized.report["options"] |= {"data": data, "interface": model.interface.to_dict()}
         with ctrl_c_waits(progress.say) as came:
             report = _saved(run, quantized, model, log, progress)
@@ -95,97 +122,33 @@ def quantize_run(
     return report
 
 
-def _followed(
-    model: Source,
-    qconfig: QConfig,
-    method: Any,
-    effort: str,
-    seed: int,
-    data: str | None,
-    keeping: Keeping,
-    samples: Path | None,
-    work: Work,
+def _asked(
+    model: Source, qconfig: QConfig, method: Any, effort: str, seed: int, samples: Path | None, work: Work
 ) -> dict[str, Any]:
-    """What a process does that is not the first of several: its share of the work, with nothing written."""
-    snapshots = Snapshots(Path(), {}) if not method.reads_data else None
-    real = shuffled(data, model.card, FT_BATCH, seed) if data else None
-    done = quantize_graph(
-        model.graph,
-        qconfig,
-        method,
-        card=model.card,
-        effort=effort,
-        seed=seed,
-        source={"name": model.name, "sha256": model.sha256},
-        real=real,
-        notes=model.notes,
-        snapshots=snapshots,
-        keep=lambda content: None,  # the stage that keeps images is one of all processes
-        samples=samples,
-        work=work,
-        memory=keeping.memory,
-    )
-    return done.report
+    """What a run has to be begun with, and gone on with, for its student to be the same."""
+    return {
+        "source": {"name": model.name, "sha256": model.sha256},
+        "bits": qconfig,
+        "method": reporting.method_dict(method),
+        "effort": effort,
+        "seed": seed,
+        "card": model.card,
+        "precision": work.precision,
+        "threads": torch.get_num_threads(),
+        "version": [__version__, torch.__version__],
+        "samples": str(samples) if samples else None,
+    }
 
 
-def _trained(
-    model: Source,
-    qconfig: QConfig,
-    method: Any,
-    effort: str,
-    seed: int,
-    run: Run,
-    log: Log,
-    progress: Progress,
-    data: str | None,
-    keeping: Keeping,
-    samples: Path | None,
-    work: Work,
-) -> Quantized:
-    """The quantized model, which goes on from the run's snapshots and leaves more."""
-    source = {"name": model.name, "sha256": model.sha256}
-    real, snapshots = None, None
+def _snapshots(asked: dict[str, Any], method: Any, run: Run, keeping: Keeping, progress: Progress) -> Snapshots | None:
+    """Where a run goes on from, and leaves more. Raises BitsError where what is there is of other options."""
     if method.reads_data:
         if keeping.resume:
             raise BitsError(f"--resume: --method {method.name} reads images in an order of their own; it begins anew.")
-        real = shuffled(data, model.card, FT_BATCH, seed) if data else None
-    else:
-        asked = {
-            "source": source,
-            "bits": qconfig,
-            "method": reporting.method_dict(method),
-            "effort": effort,
-            "seed": seed,
-            "card": model.card,
-            "precision": work.precision,
-            "threads": torch.get_num_threads(),
-            "version": [__version__, torch.__version__],
-            "samples": str(samples) if samples else None,
-        }
-        snapshots = Snapshots(run / SNAPSHOTS, asked, keeping.every, progress.say, keeping.call)
-        if keeping.resume:
-            _same(asked, run)
-    with disk_errors(run.path):  # the log grows with every step
-        return quantize_graph(
-            model.graph,
-            qconfig,
-            method,
-            card=model.card,
-            effort=effort,
-            seed=seed,
-            progress=progress,
-            log=log,
-            source=source,
-            real=real,
-            notes=model.notes,
-            snapshots=snapshots,
-            trial=True,
-            keep=lambda content: run.write(IMAGES, content),
-            samples=samples,
-            work=work,
-            memory=keeping.memory,
-            folder=run.path,
-        )
+        return None
+    if keeping.resume:
+        _same(asked, run)
+    return Snapshots(run / SNAPSHOTS, asked, keeping.every, progress.say, keeping.call)
 
 
 def _same(asked: dict[str, Any], run: Run) -> None:

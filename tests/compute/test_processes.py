@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from conftest import QUICK, zaq
+from conftest import QUICK, begun, wait_for, zaq
 from toy import CARD, trained
 
 from zaq.compute.devices import CPU
@@ -115,16 +115,21 @@ def test_the_command_line_runs_two(model: Path, tmp_path: Path) -> None:
         assert a["name"] == b["name"] and a["loss_after"] == (b["loss_after"] and pytest.approx(b["loss_after"], 0.1))
 
 
+def saved_in(process: "subprocess.Popen[str]", folder: Path) -> Callable[[], bool]:
+    """Whether the process, which has to be at work still, has left a snapshot of its run."""
+
+    def there() -> bool:
+        assert process.poll() is None
+        return any((folder / "run.partial" / "snapshots").glob("*"))
+
+    return there
+
+
 def test_one_that_dies_ends_all_and_the_run_goes_on(model: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    call = [*QUICK, "-s", "polish=100", "--snapshot", "1s", "-o", run]
-    command = [sys.executable, "-m", "zaq", "quantize", model, *call, "--devices", "2"]
-    process = subprocess.Popen([*map(str, command)], stderr=subprocess.PIPE, text=True)
+    process = begun(model, *QUICK, "-s", "polish=100", "--snapshot", "1s", "-o", run, "--devices", "2")
     try:
-        end = time.monotonic() + 300
-        while not any((tmp_path / "run.partial" / "snapshots").glob("*")):
-            assert process.poll() is None and time.monotonic() < end
-            time.sleep(0.2)
+        wait_for(saved_in(process, tmp_path))
         (child,) = subprocess.run(
             ["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True
         ).stdout.split()
@@ -148,15 +153,9 @@ def test_what_cannot_be_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.slow
 def test_ctrl_c_stops_all_between_two_steps(model: Path, tmp_path: Path) -> None:
     call = [*QUICK, "-s", "polish=100000", "--snapshot", "1s", "-o", tmp_path / "run", "--devices", "2"]
-    command = [sys.executable, "-m", "zaq", "quantize", model, *call]
-    process = subprocess.Popen(
-        [*map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+    process = begun(model, *call, alone=True)
     try:
-        end = time.monotonic() + 300
-        while not any((tmp_path / "run.partial" / "snapshots").glob("*")):
-            assert process.poll() is None and time.monotonic() < end
-            time.sleep(0.2)
+        wait_for(saved_in(process, tmp_path))
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does
         said, why = process.communicate(timeout=120)
     finally:

@@ -1,6 +1,5 @@
 """`zaq verify`."""
 
-import copy
 import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,7 +41,7 @@ def verify(
     from zaq.compute.devices import device_named
     from zaq.cost.deployment import forms_of
     from zaq.data import ANY, listed, loaded
-    from zaq.ir.move import onto
+    from zaq.ir.move import on
     from zaq.ir.nodes import open_sizes
     from zaq.run import Run
     from zaq.verify.layers import SAMPLES, compare_in_parts, fault, summary
@@ -57,7 +56,7 @@ def verify(
     student, samples = opened.student(), opened.samples()
     progress().say("comparing, layer by layer first")
     found = compare_in_parts(opened / "model.onnx", student, samples[:SAMPLES])
-    there = onto(copy.deepcopy(student), where)
+    there = on(student, where)
     parity = {p.name: compare(p, there, samples) for p in forms}
     sizes = compare_sizes(opened / "model.onnx", there, samples, open_sizes(student))
     parity |= {f"model.onnx at {size}": one for size, one in sizes.items()}

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from zaq.errors import RunError, UserError
 
-__all__ = ["averaged", "is_first", "launch", "rows", "sent", "sharing", "together", "uniform", "whole", "world"]
+__all__ = ["averaged", "is_first", "launch", "sent", "sharing", "together", "uniform", "whole", "world"]
 
 LOST = re.compile(r"gloo|nccl|connection (closed|reset)|broken pipe|timed out", re.I)
 
@@ -81,20 +81,15 @@ def is_first() -> bool:
     return world() == 1 or dist.get_rank() == 0
 
 
-def rows(count: int) -> slice | None:
-    """This process's rows of a batch; None where the batch cannot be shared out evenly: then each runs all of it."""
-    parts = world()
-    if parts == 1 or count % parts:
-        return None
-    each = count // parts
-    return slice(dist.get_rank() * each, (dist.get_rank() + 1) * each)
-
-
 @contextmanager
 def sharing(count: int) -> Iterator[slice | None]:
-    """Inside, a network runs this process's rows of a batch, which are handed out: see `rows`."""
+    """Inside, a network runs this process's rows of a batch, which are handed out; None where it cannot be shared out
+    evenly: then each runs all of it."""
     global _shared
-    before, mine = _shared, rows(count)
+    before, mine = _shared, None
+    if world() > 1 and count % world() == 0:
+        each = count // world()
+        mine = slice(dist.get_rank() * each, (dist.get_rank() + 1) * each)
     _shared = mine is not None
     try:
         yield mine

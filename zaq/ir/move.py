@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+from itertools import chain
 from typing import Any, TypeVar
 
 import torch
@@ -11,14 +12,14 @@ from torch.utils import _pytree as pytree
 
 from zaq.compute.devices import CPU
 
-__all__ = ["device_of", "moved", "on_cpu", "onto"]
+__all__ = ["device_of", "moved", "on", "onto"]
 
 M = TypeVar("M", bound=nn.Module)
 
 
 def device_of(module: nn.Module) -> torch.device:
     """Where a module's tensors are; the CPU where it has none."""
-    return next((t.device for t in (*module.parameters(), *module.buffers())), CPU)
+    return next((t.device for t in chain(module.parameters(), module.buffers())), CPU)
 
 
 def moved(value: Any, device: torch.device) -> Any:
@@ -56,9 +57,9 @@ def onto(module: M, device: torch.device) -> M:
     return module
 
 
-def on_cpu(gm: GraphModule) -> GraphModule:
-    """A graph that is on the CPU; else a copy of it there."""
-    return gm if device_of(gm) == CPU else onto(copy.deepcopy(gm), CPU)
+def on(module: M, device: torch.device) -> M:
+    """A module that is on a device; else a copy of it there."""
+    return module if device_of(module) == device else onto(copy.deepcopy(module), device)
 
 
 def _move_nodes(gm: GraphModule, device: torch.device) -> None:

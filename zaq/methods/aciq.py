@@ -11,12 +11,13 @@ from typing import Annotated, ClassVar
 
 import torch
 
+from zaq.compute.devices import CPU
 from zaq.config.constants import named
 from zaq.engine.journal import Journal
 from zaq.engine.stage import Stage
 from zaq.engine.state import State
 from zaq.engine.task import Task
-from zaq.ir.move import on_cpu
+from zaq.ir.move import on
 from zaq.ir.nodes import set_parameter
 from zaq.methods.base import Method
 from zaq.methods.zeroq import Distil
@@ -49,7 +50,7 @@ class Clip(Stage):
     def once(self, state: State, journal: Journal) -> None:
         student, images = state.student, state.images
         assert images is not None
-        known = {} if self.synthetic else moments(on_cpu(state.task.teacher), state.task.card)
+        known = {} if self.synthetic else moments(on(state.task.teacher, CPU), state.task.card)
         with student.watching(self.distribution), torch.no_grad():
             for part in images.split(state.task.batch):
                 student(part.to(state.task.device))

@@ -12,12 +12,13 @@ from typing import Annotated, ClassVar
 import torch
 from torch.fx import GraphModule
 
+from zaq.compute.devices import CPU
 from zaq.config.constants import Amount, Count, named
 from zaq.engine.journal import Journal
 from zaq.engine.stage import Stage
 from zaq.engine.state import State
 from zaq.engine.task import Task
-from zaq.ir.move import on_cpu
+from zaq.ir.move import on
 from zaq.methods.base import Method
 from zaq.methods.zeroq import Distil
 from zaq.passes.absorb import absorb, absorb_constants
@@ -42,7 +43,7 @@ class Ranges(Stage):
     after_ctrl_c: ClassVar[str] = "run"
 
     def once(self, state: State, journal: Journal) -> None:
-        student, known, images = state.student, moments(on_cpu(state.task.teacher), state.task.card), state.images
+        student, known, images = state.student, moments(on(state.task.teacher, CPU), state.task.card), state.images
         assert images is not None
         placed = student.placement
         unknown = [n for n, q in placed.activations.items() if placed.tensors[n] not in known and not q.guaranteed]

@@ -3,10 +3,11 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from zaq.compute.devices import CPU
 from zaq.engine.journal import Journal
 from zaq.engine.stage import Stage
 from zaq.engine.state import State
-from zaq.ir.move import on_cpu
+from zaq.ir.move import on
 from zaq.stats.bias import correct_analytically, correct_empirically
 from zaq.stats.moments import moments
 
@@ -29,7 +30,7 @@ class CorrectBiases(Stage):
     def once(self, state: State, journal: Journal) -> None:
         task, student = state.task, state.student
         if self.analytic:
-            known = moments(on_cpu(task.teacher), task.card)
+            known = moments(on(task.teacher, CPU), task.card)
             correct_analytically(task.teacher, student.module, student.placement, known, self.mean_only)
         else:
             assert state.images is not None

@@ -8,10 +8,11 @@ from typing import ClassVar
 import torch
 from torch.fx import GraphModule
 
+from zaq.compute.devices import CPU
 from zaq.engine.journal import Journal
 from zaq.engine.stage import Loop, Stage
 from zaq.engine.state import State
-from zaq.ir.move import on_cpu, onto
+from zaq.ir.move import on, onto
 from zaq.passes.even import even, free_to_scale
 from zaq.synth.drawings import drawings
 from zaq.synth.leaves import leaves
@@ -27,7 +28,7 @@ class Rewrite(Stage):
 
     def start(self, state: State, journal: Journal) -> Loop:
         def one(_: int) -> None:
-            graph, count, skipped = self.rewrite(on_cpu(state.task.teacher))
+            graph, count, skipped = self.rewrite(on(state.task.teacher, CPU))
             state.rewrite(onto(graph, state.task.device))
             journal.notes.extend(skipped)
             counted.append(count)
@@ -53,7 +54,7 @@ class Even(Stage):
 
     def once(self, state: State, journal: Journal) -> None:
         task, half = state.task, state.task.batch // 2
-        graph, count = even(on_cpu(task.teacher), torch.cat([leaves(half, task.card), drawings(half, task.card)]))
+        graph, count = even(on(task.teacher, CPU), torch.cat([leaves(half, task.card), drawings(half, task.card)]))
         if count:
             journal.notes.append(f"the channels of {count} tensors have alike ranges now, which costs no weight")
             state.rewrite(onto(graph, task.device))
