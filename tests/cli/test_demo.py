@@ -7,6 +7,7 @@ import re
 import shutil
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 import onnx
 import pytest
 from conftest import zaq_here
+from foreign import SSD, YOLO, half, negative, segmenter, ssd, yolo
 from PIL import Image
 
 from zaq.use.runtime import FILES
@@ -84,15 +86,15 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
         pass
 
 
-@pytest.fixture
-def address(site: Path) -> Iterator[str]:
+@contextmanager
+def served(site: Path) -> Iterator[str]:
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(site))) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://localhost:{server.server_port}/"
         server.shutdown()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     if not CHROMIUM or not PACKAGE.is_dir():
         pytest.skip("Chromium, or the npm package onnxruntime-web under NODE_PATH, is not there")
@@ -114,37 +116,87 @@ def drop(page: Any, path: Path) -> None:
     page.wait_for_selector("#state.ready")
 
 
-def test_a_photograph_is_dropped(run: Path, browser: Any, address: str, photo: Path, tmp_path: Path) -> None:
+def test_a_photograph_is_dropped(run: Path, browser: Any, site: Path, photo: Path, tmp_path: Path) -> None:
     """The page says what zaq predict says, of both networks; then without a web server, as a phone has it kept."""
     (told,) = json.loads(zaq_here("predict", run, photo, "--json").stdout)
     ours, theirs = (told[name]["classes"][0] for name in ("w4a4", "float"))
-    page = browser.new_page(viewport={"width": 1300, "height": 900}, color_scheme="light")
-    asked, wrong = list[str](), list[str]()
-    page.on("request", lambda request: asked.append(request.url))
-    page.on("pageerror", lambda error: wrong.append(str(error)))
+    with served(site) as address:
+        page = browser.new_page(viewport={"width": 1300, "height": 900}, color_scheme="light")
+        asked, wrong = list[str](), list[str]()
+        page.on("request", lambda request: asked.append(request.url))
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.goto(address)
+        page.wait_for_selector("#state.ready")
+        for width, scheme in ((1300, "light"), (390, "dark")):
+            page.set_viewport_size({"width": width, "height": 844})
+            page.emulate_media(color_scheme=scheme)
+            drop(page, photo)
+            first = page.locator("#answers .row").first
+            assert first.locator(".name").inner_text() == ours["name"]
+            said = re.findall(r"([\d.]+) %", first.locator(".value").inner_text())
+            assert float(said[0]) == pytest.approx(100 * ours["probability"], abs=0.5)
+            if theirs["name"] == ours["name"]:
+                assert float(said[1]) == pytest.approx(100 * theirs["probability"], abs=0.5)
+            assert re.findall(r"(\w+)\s+[\d.]+ ms", page.inner_text("#times")) == ["w4a4", "float"]
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+            pictures = Path(os.environ.get("ZAQ_SCREENSHOTS", tmp_path))
+            page.screenshot(path=pictures / f"demo-{width}-{scheme}.png", full_page=True)
+        page.evaluate("navigator.serviceWorker.ready.then(() => true)")
+        page.context.set_offline(True)
+        page.reload()
+        page.wait_for_selector("#state.ready")
+        drop(page, photo)
+        assert page.locator("#answers .row .name").first.inner_text() == ours["name"]
+        (tmp_path / "notes.txt").write_text("no image")
+        drop(page, tmp_path / "notes.txt")
+        assert "notes.txt cannot be read as an image" in page.inner_text("#error")
+        assert not wrong and all(url.startswith((address, "blob:")) for url in asked)
+
+
+def opened(browser: Any, address: str) -> Any:
+    page = browser.new_page()
     page.goto(address)
     page.wait_for_selector("#state.ready")
-    for width, scheme in ((1300, "light"), (390, "dark")):
-        page.set_viewport_size({"width": width, "height": 844})
-        page.emulate_media(color_scheme=scheme)
+    return page
+
+
+@pytest.mark.parametrize("task", ["yolo", "ssd", "segmentation", "image", "embedding"])
+def test_every_task_is_shown(task: str, browser: Any, tmp_path: Path) -> None:
+    """Of files that somebody else wrote, in the browser as by zaq predict."""
+    make = {"yolo": yolo, "ssd": ssd, "segmentation": segmenter, "image": negative, "embedding": negative}[task]
+    flags: list[object] = ["--normalize", "-1-1" if task == "image" else "0-1"]
+    flags += ["--task", "detection" if task in ("yolo", "ssd") else task]
+    if task in ("yolo", "ssd"):
+        (tmp_path / "decode.json").write_text(json.dumps(YOLO if task == "yolo" else SSD))
+        flags += ["--decode", tmp_path / "decode.json"]
+    if task == "segmentation":
+        (tmp_path / "labels.txt").write_text("black\nred\n")
+        flags += ["--labels", tmp_path / "labels.txt", "--crop", 16]
+    file, photo = make(tmp_path / "net.onnx"), half(tmp_path)
+    (told,) = json.loads(zaq_here("predict", file, photo, *flags, "--json").stdout)
+    done = zaq_here("demo", file, "-o", tmp_path / "page", "--ort", PACKAGE, *flags)
+    assert done.exit_code == 0, done.output
+    with served(tmp_path / "page") as address:
+        page = opened(browser, address)
         drop(page, photo)
-        first = page.locator("#answers .row").first
-        assert first.locator(".name").inner_text() == ours["name"]
-        said = re.findall(r"([\d.]+) %", first.locator(".value").inner_text())
-        assert float(said[0]) == pytest.approx(100 * ours["probability"], abs=0.5)
-        if theirs["name"] == ours["name"]:
-            assert float(said[1]) == pytest.approx(100 * theirs["probability"], abs=0.5)
-        assert re.findall(r"(\w+)\s+[\d.]+ ms", page.inner_text("#times")) == ["w4a4", "float"]
-        assert page.evaluate("document.documentElement.scrollWidth") <= width
-        pictures = Path(os.environ.get("ZAQ_SCREENSHOTS", tmp_path))
-        page.screenshot(path=pictures / f"demo-{width}-{scheme}.png", full_page=True)
-    page.evaluate("navigator.serviceWorker.ready.then(() => true)")
-    page.context.set_offline(True)
-    page.reload()
-    page.wait_for_selector("#state.ready")
-    drop(page, photo)
-    assert page.locator("#answers .row .name").first.inner_text() == ours["name"]
-    (tmp_path / "notes.txt").write_text("no image")
-    drop(page, tmp_path / "notes.txt")
-    assert "notes.txt cannot be read as an image" in page.inner_text("#error")
-    assert not wrong and all(url.startswith((address, "blob:")) for url in asked)
+        shown, picture = page.inner_text("#answers"), page.locator("#picture")
+        colour = "(canvas, x, y) => [...canvas.getContext('2d').getImageData(x, y, 1, 1).data]"
+        if task in ("yolo", "ssd"):
+            assert [line for line in shown.split("\n") if line in ("cat", "dog")] == [
+                b["name"] for b in told["file"]["boxes"]
+            ]
+            x1, y1, *_ = min(b["box"] for b in told["file"]["boxes"])
+            at = picture.evaluate(f"c => ({colour})(c, {x1 - 1}, {y1 + 12})")
+            assert at != [255, 0, 0, 255] and picture.evaluate(f"c => ({colour})(c, 60, 30)") == [0, 0, 0, 255]
+        elif task == "segmentation":
+            assert told["file"]["pixels"] == {"black": 0.5, "red": 0.5} and shown.count("50.0 %") == 2
+            assert picture.evaluate(f"c => ({colour})(c, 20, 16)") not in ([255, 0, 0, 255], [0, 0, 0, 255])
+            assert picture.evaluate(f"c => ({colour})(c, 4, 16)") == [255, 0, 0, 255]  # the network did not see it
+        elif task == "image":
+            canvas = page.locator("#answers canvas")
+            assert canvas.evaluate(f"c => ({colour})(c, 2, 8)") == [0, 255, 255, 255]
+            assert canvas.evaluate(f"c => ({colour})(c, 13, 8)") == [255, 255, 255, 255]
+        else:
+            assert "768 numbers, from -1.000, -1.000" in shown
+        assert not page.is_visible("#error")
+        page.close()

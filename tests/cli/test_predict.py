@@ -5,12 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import onnxruntime
 import pytest
 import torch
 from conftest import zaq_here
-from onnx import NodeProto, helper, numpy_helper
+from foreign import SSD, YOLO, half, negative, segmenter, ssd, yolo
 from PIL import Image
 
 from zaq.export.session import run_session, session
@@ -84,31 +83,11 @@ def test_a_file_alone_and_a_photograph_turned_by_its_phone(run: Path, tmp_path: 
     assert plain["w4a4"] == upright["w4a4"] and "float" not in plain
 
 
-def network(path: Path, *layers: NodeProto, **weights: Any) -> Path:
-    """A float ONNX file of somebody else's, from `input` (1, 3, 16, 16) to `output`."""
-    ends = [helper.make_tensor_value_info("input", 1, (1, 3, 16, 16)), helper.make_tensor_value_info("output", 1, None)]
-    stored = [numpy_helper.from_array(np.array(v, np.float32), name) for name, v in weights.items()]
-    graph = helper.make_graph(list(layers), "theirs", ends[:1], ends[1:], stored)
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
-    return path
-
-
-def half(folder: Path) -> Path:
-    """A photograph of 64 x 32 pixels whose left half is red and whose right half is black."""
-    pixels = np.zeros((32, 64, 3), np.uint8)
-    pixels[:, :32, 0] = 255
-    Image.fromarray(pixels).save(folder / "half.png")
-    return folder / "half.png"
-
-
-def test_boxes_are_counted_and_drawn_in_pixels_of_the_photograph(tmp_path: Path) -> None:
-    """A head of 1 x 1 cells of 8 pixels that finds an object where it sees red: the left half of the photograph."""
-    weight = np.zeros((7, 3, 8, 8))
-    weight[4, 0], weight[6, 0] = 1, 1  # object, and the second of two classes
-    convolution = helper.make_node("Conv", ["input", "w", "b"], ["output"], strides=[8, 8])
-    path = network(tmp_path / "yolo.onnx", convolution, w=weight, b=[0, 0, 0, 0, -32, -9, -32])
-    constants = {"kind": "yolov3", "heads": [{"anchors": [[4, 8]]}], "names": ["cat", "dog"]}
-    (tmp_path / "decode.json").write_text(json.dumps(constants))
+@pytest.mark.parametrize("kind", ["yolo", "ssd"])
+def test_boxes_are_counted_and_drawn_in_pixels_of_the_photograph(kind: str, tmp_path: Path) -> None:
+    """Found where there is red, the left half of the photograph; by either kind of head."""
+    path = {"yolo": yolo, "ssd": ssd}[kind](tmp_path / f"{kind}.onnx")
+    (tmp_path / "decode.json").write_text(json.dumps({"yolo": YOLO, "ssd": SSD}[kind]))
     flags = ("--task", "detection", "--decode", tmp_path / "decode.json", "--normalize", "0-1")
     (found,) = said(path, half(tmp_path), *flags, "-o", tmp_path / "drawn")
     boxes = found["file"]["boxes"]
@@ -122,11 +101,8 @@ def test_boxes_are_counted_and_drawn_in_pixels_of_the_photograph(tmp_path: Path)
 
 
 def test_masks_cover_what_the_network_saw(tmp_path: Path) -> None:
-    """A point convolution that tells red from black, on the middle square of the photograph."""
-    weight = np.zeros((2, 3, 1, 1))
-    weight[1, 0] = 1
-    convolution = helper.make_node("Conv", ["input", "w", "b"], ["output"])
-    path = network(tmp_path / "seg.onnx", convolution, w=weight, b=[0.5, 0])
+    """Red told from black, on the middle square of the photograph."""
+    path = segmenter(tmp_path / "seg.onnx")
     (tmp_path / "labels.txt").write_text("black\nred\n")
     flags = ("--task", "segmentation", "--normalize", "0-1", "--labels", tmp_path / "labels.txt", "--crop", 16)
     (found,) = said(path, half(tmp_path), *flags, "-o", tmp_path / "drawn")
@@ -139,7 +115,7 @@ def test_masks_cover_what_the_network_saw(tmp_path: Path) -> None:
 
 def test_images_come_out_as_they_went_in(tmp_path: Path) -> None:
     """A network that turns its image upside down in value: white becomes black."""
-    path = network(tmp_path / "negative.onnx", helper.make_node("Neg", ["input"], ["output"]))
+    path = negative(tmp_path / "negative.onnx")
     flags = ("--task", "image", "--normalize", "-1-1")
     assert said(path, half(tmp_path), *flags, "-o", tmp_path / "made")[0]["file"] == {"height": 16, "width": 16}
     made = np.asarray(Image.open(tmp_path / "made" / "half.png"))
