@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx import NodeProto, helper, numpy_helper
-from PIL import Image
+from PIL import Image, ImageDraw
 
 YOLO = {"kind": "yolov3", "heads": [{"anchors": [[4, 8]]}], "names": ["cat", "dog"]}
 SSD = {"kind": "ssd", "heads": [{"grid": [2, 2], "boxes": [[0.25, 0.5]]}], "names": ["cat", "dog"]}
@@ -18,6 +18,20 @@ def half(folder: Path) -> Path:
     pixels[:, :32, 0] = 255
     Image.fromarray(pixels).save(folder / "half.png")
     return folder / "half.png"
+
+
+def ship(path: Path) -> Path:
+    """A drawing of a ship that the shipped network knows for one, 320 x 320."""
+    image = Image.new("RGB", (320, 320), (176, 206, 232))
+    pen = ImageDraw.Draw(image)
+    pen.rectangle((0, 205, 320, 320), fill=(44, 86, 122))  # sea
+    pen.polygon([(30, 180), (290, 180), (262, 238), (62, 238)], fill=(120, 38, 34))  # hull
+    for box, colour in (((62, 140, 230, 180), (238, 238, 232)), ((92, 104, 190, 140), (228, 228, 224))):
+        pen.rectangle(box, fill=colour)
+    pen.rectangle((120, 58, 146, 104), fill=(200, 60, 44))  # funnel
+    pen.line((210, 50, 210, 180), fill=(60, 60, 60), width=7)
+    image.save(path)
+    return path
 
 
 def network(path: Path, *layers: NodeProto, outputs: tuple[str, ...] = ("output",), **weights: Any) -> Path:

@@ -105,13 +105,15 @@ function drawn(source, width, height) {
 }
 
 async function open(file) {
-  await stop();
+  state("reading");
   tell("");
+  await stop();
   let bitmap;
   try {
     bitmap = await createImageBitmap(file, { imageOrientation: "from-image" });
   } catch {
     tell(`${file.name || "This"} cannot be read as an image; the browser knows JPEG, PNG, WebP, GIF and AVIF.`);
+    state("ready", true);
     return;
   }
   state("computing");
