@@ -1,6 +1,7 @@
 """A run, or an ONNX file alone, opened to be asked: our network, the float one beside it where the run keeps it."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,13 @@ class Deployed:
     name: str
     bits: str
     ours: ort.InferenceSession
-    teacher: GraphModule | None = None
+    run: Run | None = None
+
+    @cached_property
+    def teacher(self) -> GraphModule | None:
+        """The float network, read when it is first asked for; None where nobody kept it."""
+        found = self.run.teacher() if self.run else None
+        return found and found.requires_grad_(False)
 
     @property
     def networks(self) -> dict[str, ort.InferenceSession | GraphModule]:
@@ -80,7 +87,7 @@ def deployed(place: Path, overrides: dict[str, Any]) -> Deployed:
             "--mean and --std."
         )
     name = str(run.options()["source"]["name"]) if run else path.stem
-    return Deployed(path, card, name, _bits(said), ours, run.teacher() if run else None)
+    return Deployed(path, card, name, _bits(said), ours, run)
 
 
 def _card(path: Path, said: dict[str, str], ours: ort.InferenceSession) -> Card:
