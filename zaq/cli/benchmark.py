@@ -68,6 +68,14 @@ def benchmark(
     Cells are what a PLAN.yaml says, or the flags. Several processes may share a folder; a killed one goes on where it
     was.
     """
+    from zaq.config.names import kind_of, missing
+
+    for source in sources:
+        if Path(source).suffix.lower() not in PLANS:
+            kind_of(source)
+        elif not Path(source).exists():
+            raise UserError(missing(Path(source)))
+
     from zaq.benchmark.cells import Folder
     from zaq.benchmark.cluster import Cluster
     from zaq.benchmark.measure import Meter

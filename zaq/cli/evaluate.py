@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from zaq.cli.options import PATH, card_options, card_overrides, device_option, progress
+from zaq.cli.options import PATH, THERE, card_options, card_overrides, device_option, progress
 from zaq.config.bounds import json_text
 from zaq.errors import UserError
 
@@ -16,7 +16,7 @@ __all__ = ["evaluate"]
 
 
 @click.command(name="eval")
-@click.argument("run", type=PATH)
+@click.argument("run", type=THERE)
 @click.option(
     "--data",
     required=True,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 import re
 import sys
 import typing
@@ -11,13 +12,15 @@ from typing import Any
 import click
 
 from zaq.config.bounds import plain_json
-from zaq.errors import BitsError, UserError, unknown
+from zaq.errors import BitsError, SourceError, UserError, unknown
 
 __all__ = [
     "PATH",
+    "THERE",
     "MethodOption",
     "Number",
     "Seconds",
+    "There",
     "card_options",
     "card_overrides",
     "device_option",
@@ -28,9 +31,47 @@ __all__ = [
     "runs_code",
     "size_in_bytes",
     "source_options",
+    "talk_options",
 ]
 
 PATH = click.Path(path_type=Path)
+LEVELS = ("warning", "info", "debug")
+RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")  # where several processes do a run, 0 in the first
+
+
+class There(click.ParamType):  # type: ignore[type-arg]
+    """A file or a folder that is there; looked for before torch is imported."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        from zaq.config.names import missing
+
+        path = Path(value)
+        if not path.exists():
+            raise SourceError(missing(path))
+        return path
+
+
+THERE = There()
+
+
+def talk_options(command: Any) -> Any:
+    """`--log-level`, `-q` and `-v`: how much is said on stderr while it lasts. The command gets `level`."""
+    for option in (
+        click.option("-v", "--verbose", "level", flag_value="debug", help="Say what each stage was worth, too."),
+        click.option("-q", "--quiet", "level", flag_value="warning", help="Say nothing while it lasts."),
+        click.option(
+            "--log-level",
+            "level",
+            type=click.Choice(LEVELS),
+            default="info",
+            show_default=True,
+            help="How much is said on stderr while it lasts: warning is -q, debug is -v.",
+        ),
+    ):
+        command = option(command)
+    return command
 
 
 def device_option(command: Any) -> Any:
@@ -275,8 +316,12 @@ def _constant(setting: str, name: str, text: str, hint: Any) -> Any:
     return value
 
 
-def progress() -> Any:
-    """Bars with the time left where a terminal shows them, else nothing."""
-    from zaq.engine.progress import Progress, TerminalProgress
+def progress(level: str = "info") -> Any:
+    """Bars with the time left where a terminal shows them, else a line for whatever begins; nothing where `level` is
+    `warning`, and in all processes but the first.
+    """
+    from zaq.engine.progress import LineProgress, Progress, TerminalProgress
 
-    return TerminalProgress() if sys.stderr.isatty() else Progress()
+    if level == "warning" or any(os.environ.get(name, "0") != "0" for name in RANKS):
+        return Progress()
+    return (TerminalProgress if sys.stderr.isatty() else LineProgress)(level == "debug")

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from zaq.cli.options import PATH, Number, progress
+from zaq.cli.options import THERE, Number, progress
 from zaq.config.bounds import json_text
 from zaq.config.files import scratch
 
@@ -13,7 +13,7 @@ __all__ = ["profile"]
 
 
 @click.command()
-@click.argument("run", type=PATH)
+@click.argument("run", type=THERE)
 @click.option(
     "--latency", is_flag=True, help="Time it in onnxruntime too, beside float and onnxruntime's own static int8."
 )

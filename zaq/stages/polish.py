@@ -36,6 +36,7 @@ class Polish(Stage):
     lr_bias: Amount = 1e-4
     enough: Count = 16  # images a step that may move weights: at eight it forgets what rounding has learned
 
+    cost: ClassVar[float] = 3.6
     look: ClassVar[int] = 5
 
     def judge(self, state: State) -> Callable[[], float] | None:
