@@ -224,7 +224,7 @@ def measure(row: Row, size: int, done: Callable[[], None]) -> None:
         if settings["method"] == "rtn":
             checkpoint = from_exported(exported)
         else:  # to disk and back takes longest of all
-            run.write_checkpoint(exported)
+            run.write_program("quantized.pt2", exported)
             checkpoint = run.student()
         at("export")
         run.write("model.onnx", to_onnx(exported, {}))

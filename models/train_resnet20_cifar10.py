@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from zaq.sources.zoo import resnet20
 
+CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 NAME = "resnet20_cifar10"
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)
 BATCH, PEAK_LR, WARM_UP, MOMENTUM, WEIGHT_DECAY = 128, 0.2, 0.15, 0.9, 5e-4
@@ -103,6 +104,7 @@ def main(data: Path, out: Path, work: Path, epochs: tuple[int, int], seed: int) 
         "input": [3, 32, 32],
         "task": "classification",
         "classes": 10,
+        "class_names": CLASSES,
         "mean": MEAN,
         "std": STD,
         "arch": "resnet20",

@@ -45,6 +45,7 @@ LAYERS = (
     {"verify", "cost"},
     {"report"},
     {"evaluate", "api", "run"},
+    {"use"},
     {"pipeline"},
     {"benchmark"},
     {"cli"},

@@ -30,8 +30,9 @@ from zaq.ir.sizes import WORDS
 from zaq.report import facts as reporting
 from zaq.report.outputs import require_a_student
 from zaq.report.page import render
-from zaq.run import FRAME, SNAPSHOTS, Run, beside, disk_errors
+from zaq.run import FRAME, SNAPSHOTS, TEACHER, Run, beside, disk_errors
 from zaq.sources import Source
+from zaq.use.usage import usage_files
 from zaq.verify.layers import SAMPLES, compare_in_parts, fault, summary
 from zaq.verify.parity import compare, compare_sizes
 
@@ -100,6 +101,7 @@ def quantize_run(
         snapshots = None if method.reads_data else Snapshots(Path(), {})
         return learn(snapshots=snapshots, keep=lambda content: None).report
     with Run.building(folder, overwrite, keeping.resume) as run:
+        run.write_program(TEACHER, program_of(model.graph))
         log = Log(run / "log.jsonl")
         asked = _asked(model, qconfig, method, effort, seed, samples, work)
         snapshots = _snapshots(asked, method, run, keeping, progress)
@@ -180,7 +182,7 @@ def _saved(run: Run, quantized: Quantized, model: Source, log: Log, progress: Pr
     run.write_json("options.json", report["options"])
     progress.say("saving and verifying")
     exported = program_of(quantized.module)
-    run.write_checkpoint(exported)
+    run.write_program("quantized.pt2", exported)
     if quantized.state.samples is not None:
         run.write_samples(quantized.state.samples, quantized.card)
     translated = translate(exported)
@@ -191,6 +193,8 @@ def _saved(run: Run, quantized: Quantized, model: Source, log: Log, progress: Pr
     target = quantized.task.qconfig.runtime
     content = in_form(translated, metadata, target=target, interface=model.interface, frame=model.frame)
     run.write("model.onnx", content)
+    for name, text in usage_files(run / "model.onnx", run.card()).items():
+        run.write(name, text)
     if quantized.state.samples is not None:
         parity = compare(run / "model.onnx", quantized.module, run.samples())
         report["parity"], report["parity_sentence"] = parity.to_dict(), parity.sentence()

@@ -3,10 +3,13 @@
 model.onnx            the integer file
 frame.onnx            what stands around the network in it, where its source has such
 quantized.pt2         the student, with its quantizers (torch.export)
+teacher.pt2           the float network it was made from, to be compared with
 options.json          everything resolved, so that the run can be repeated
 log.jsonl             losses, step by step
 samples.safetensors   synthetic samples, as 8-bit pixels, for `zaq verify`
 report.json, report.html
+labels.txt            what the classes are called, where that is known
+usage.py, .js, .cpp   how a program calls the file; not of what takes no images
 images.safetensors    what the method drew from the model alone, for other runs (`--samples`); not all methods do
 snapshots/            where a run that was broken off can go on (`--resume`)
 
@@ -43,22 +46,28 @@ from zaq.report.facts import onnx_metadata
 from zaq.sources import read_program, read_pt2
 from zaq.sources.interface import Interface
 
-__all__ = ["FILES", "FRAME", "NEEDED", "SNAPSHOTS", "Run", "beside", "disk_errors", "write_file"]
+__all__ = ["FILES", "FRAME", "NEEDED", "SNAPSHOTS", "TEACHER", "Run", "beside", "disk_errors", "write_file"]
 
+TEACHER = "teacher.pt2"
 FILES = (
     "model.onnx",
     "quantized.pt2",
+    TEACHER,
     "options.json",
     "log.jsonl",
     "samples.safetensors",
     "report.json",
     "report.html",
+    "labels.txt",
+    "usage.py",
+    "usage.js",
+    "usage.cpp",
 )
 NEEDED = ("quantized.pt2", "options.json")  # for a file to be made
 FRAME = "frame.onnx"
 PARTS = (*NEEDED, FRAME)
 SNAPSHOTS = "snapshots"
-FORMS = ("model.*.onnx", "model.ort")  # what `zaq export` adds
+FORMS = ("model.*.onnx", "model.*ort", "usage.*")  # what `zaq export` adds
 LOCK = "lock"
 
 
@@ -125,12 +134,14 @@ class Run:
     def write_json(self, name: str, value: Any) -> None:
         self.write(name, json_text(value, indent=1) + "\n")
 
-    def write_checkpoint(self, exported: torch.export.ExportedProgram) -> None:
-        """The student as a .pt2 whose graph holds `zaq::fake_quantize` on its edges, biases rounded as in the file."""
+    def write_program(self, name: str, exported: torch.export.ExportedProgram) -> None:
+        """A network as a .pt2. The student's graph holds `zaq::fake_quantize` on its edges, biases rounded as in the
+        file.
+        """
         buffer = io.BytesIO()
         with quiet():
             torch.export.save(exported, buffer)  # straight to a full disk, torch's writer would abort the process
-        self.write("quantized.pt2", buffer.getvalue())
+        self.write(name, buffer.getvalue())
 
     def write_samples(self, samples: Tensor, card: Card) -> None:
         low, high = card.bounds()
@@ -183,7 +194,8 @@ class Run:
         return options
 
     def card(self) -> Card:
-        return Card.from_dict(self.options()["card"])
+        """What is known of the input, and what the classes are called."""
+        return Card.from_dict(self.options()["card"]).override(class_names=self.interface().classes)
 
     def frame(self) -> bytes | None:
         """What stands around the network in its files (`zaq.sources.frame`); None for nothing."""
@@ -200,8 +212,17 @@ class Run:
     def student(self) -> GraphModule:
         return read_pt2(self.path / "quantized.pt2")
 
+    def teacher(self) -> GraphModule | None:
+        """The float network that the run was made from; a run of an older zaq keeps none."""
+        return read_pt2(self.path / TEACHER) if (self.path / TEACHER).is_file() else None
+
     def samples(self) -> Tensor:
         """The stored synthetic samples, as the model reads them, (N, C, H, W)."""
+        low, high = self.card().bounds()
+        return self.pixels().float() / 255 * (high - low) + low
+
+    def pixels(self) -> Tensor:
+        """The stored synthetic samples as bytes (N, C, H, W), from the least to the greatest value of the input."""
         path = self.path / "samples.safetensors"
         if not path.is_file():
             raise SourceError(f"{path}: missing; the run stored no samples to verify with.")
@@ -215,8 +236,7 @@ class Run:
                 f"{path}: holds {pixels.dtype} of {tuple(pixels.shape)}; bytes (N, {', '.join(map(str, card.input))}) "
                 "are expected."
             )
-        low, high = card.bounds()
-        return pixels.float() / 255 * (high - low) + low
+        return pixels
 
 
 def beside(path: Path) -> Path:

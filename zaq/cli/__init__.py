@@ -21,6 +21,7 @@ from zaq.cli.benchmark import benchmark
 from zaq.cli.evaluate import evaluate
 from zaq.cli.export import export
 from zaq.cli.inspect import inspect_model
+from zaq.cli.predict import predict
 from zaq.cli.profile import profile
 from zaq.cli.quantize import quantize
 from zaq.cli.verify import verify
@@ -111,5 +112,5 @@ def main(debug: bool) -> None:
     """Make a trained vision model small without its training data: 8 to 2 bits, as an integer ONNX file."""
 
 
-for verb in (quantize, inspect_model, export, verify, profile, evaluate, benchmark):
+for verb in (quantize, inspect_model, export, verify, profile, evaluate, predict, benchmark):
     main.add_command(verb)

@@ -90,6 +90,7 @@ def card_options(command: Any) -> Any:
             ),
             click.option("--mean", help="Mean of x/255 per channel, as 0.485,0.456,0.406."),
             click.option("--std", help="Standard deviation of x/255 per channel."),
+            click.option("--labels", metavar="FILE", help="Names of the classes in order: one a line, or JSON."),
             click.option("--input-shape", help="C,H,W; where neither source nor card says it."),
             click.option(
                 "--resize",
@@ -175,8 +176,11 @@ def _bound(given: tuple[str, ...]) -> dict[str, tuple[float, ...]]:
 def card_overrides(flags: dict[str, Any]) -> dict[str, Any]:
     """Card fields from the flags of `card_options`."""
     from zaq.config.card import BLUE_FIRST, NORMALIZATIONS
+    from zaq.config.labels import read_labels
 
     found: dict[str, Any] = {k: flags[k] for k in ("resize", "crop") if flags.get(k) is not None}
+    if flags.get("labels"):
+        found["class_names"] = read_labels(Path(flags["labels"]))
     if flags.get("normalize"):
         if flags["normalize"] not in NORMALIZATIONS:
             raise UserError("--normalize: " + unknown("normalisation", flags["normalize"], NORMALIZATIONS))

@@ -78,6 +78,13 @@ class Card:
     def __post_init__(self) -> None:
         if math.prod(self.input) > ELEMENTS or self.input[:1] > (2**16,):
             raise SourceError(f"card: input is {self.input}; of so many values no model takes an image.")
+        if self.class_names and self.classes not in (None, len(self.class_names)):
+            raise SourceError(
+                f"card: {len(self.class_names)} names for {self.classes} classes; one each is needed, in order "
+                "(class_names, or --labels)."
+            )
+        if not all(name.strip() for name in self.class_names):
+            raise SourceError("card: class_names has an empty name; every class needs one.")
         channels = self.input[0] if self.input else None
         if (self.mean is None) != (self.std is None):
             raise SourceError("card: mean and std come together; one of them is missing.")
@@ -170,6 +177,11 @@ class Card:
         """Whether mean and std are those of a data set, or unknown; not, where they only say which pixels enter."""
         given = (self.mean or (), self.std or ())
         return all(low <= v <= high for values, (low, high) in zip(given, OF_DATA, strict=True) for v in values)
+
+    def normalised(self, pixels: Tensor) -> Tensor:
+        """Bytes (N, C, H, W), their colours in this card's order, as the model reads them: (x/255 - mean) / std."""
+        mean, std = (torch.tensor(v, dtype=torch.float32).view(-1, 1, 1) for v in (self.mean, self.std))
+        return (pixels.float() / 255 - mean) / std
 
     def images(self, z: Tensor) -> Tensor:
         """Images (N, C, H, W) as the model reads them out of such of mean 0 and deviation 1. All that is drawn or moved

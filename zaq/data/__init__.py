@@ -80,7 +80,7 @@ def shuffled(spec: str, card: Card, size: int, seed: int) -> Iterator[Batch]:
         for chosen in order[: len(order) - len(order) % size or None].split(size):
             images = torch.from_numpy(np.stack([held(i) for i in chosen.tolist()]))
             yield (
-                _normalised(_augmented(images, generator), card),
+                card.normalised(_augmented(images, generator)),
                 torch.tensor([samples[i].label for i in chosen.tolist()]),
             )
 
@@ -118,7 +118,7 @@ def loaded(samples: list[Sample[L]], card: Card, size: int) -> Iterator[tuple[Te
     """Samples in batches: the images (n, C, H, W) as the model reads them, and what they are of."""
     for start in range(0, len(samples), size):
         chosen = samples[start : start + size]
-        yield _normalised(torch.from_numpy(np.stack([read(s, card) for s in chosen])), card), chosen
+        yield card.normalised(torch.from_numpy(np.stack([read(s, card) for s in chosen]))), chosen
 
 
 def classified(spec: str, card: Card, split: str = "test") -> list[Sample[int]]:
@@ -134,11 +134,6 @@ def classified(spec: str, card: Card, split: str = "test") -> list[Sample[int]]:
 
 def _spelled(kinds: Iterable[str]) -> str:
     return ", ".join(f"{k}:{'FILE' if k == 'npz' else 'DIR'}" for k in kinds)
-
-
-def _normalised(images: Tensor, card: Card) -> Tensor:
-    mean, std = (torch.tensor(v, dtype=torch.float32).view(-1, 1, 1) for v in (card.mean, card.std))
-    return (images.float() / 255 - mean) / std
 
 
 def _augmented(images: Tensor, generator: torch.Generator) -> Tensor:

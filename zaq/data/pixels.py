@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from zaq.config.card import Card
 from zaq.data.layouts import Sample
 from zaq.errors import DataError
 
-__all__ = ["read", "read_mask"]
+__all__ = ["photograph", "read", "read_mask", "require_image", "window"]
 
 # What photographs and masks come in. Of the others that PIL knows, EPS is a program, which Ghostscript would run.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
@@ -67,12 +67,44 @@ def read_mask(sample: Sample[Path], card: Card) -> NDArray[np.uint8]:
     return found
 
 
-def _opened(path: Path, mode: str | None = None) -> Image.Image:
+def require_image(path: Path) -> None:
+    """Raise DataError for a file that does not begin as an image does; its pixels are not read."""
+    _opened(path, decoded=False)
+
+
+def photograph(path: Path) -> Image.Image:
+    """A photograph in colour, upright: phones store it as the sensor lay and say beside it how to turn it (EXIF)."""
+    image: Image.Image = ImageOps.exif_transpose(_opened(path)).convert("RGB")
+    return image
+
+
+def window(size: tuple[int, int], card: Card) -> tuple[float, float, float, float]:
+    """The part of an image of (width, height) that the model sees: left, top, right, bottom in its pixels."""
+    if _whole(card):
+        return 0, 0, *size
+    height, width = card.input[1:]
+    ratio = _ratio(size, card)
+    width_seen, height_seen = width / ratio, height / ratio
+    left, top = (size[0] - width_seen) / 2, (size[1] - height_seen) / 2
+    return left, top, left + width_seen, top + height_seen
+
+
+def _whole(card: Card) -> bool:
+    """Whether images are squeezed whole into the model's input, and not cropped."""
+    return card.crop is None and card.resize in (None, card.input[1])
+
+
+def _ratio(size: tuple[int, int], card: Card) -> float:
+    """By how much an image is resized before the crop."""
+    return (card.resize or card.crop or card.input[1]) / min(size)
+
+
+def _opened(path: Path, mode: str | None = None, decoded: bool = True) -> Image.Image:
     if path.exists() and not path.is_file():  # a pipe would be waited for
         raise DataError(f"{path}: is no plain file.")
     try:
         with Image.open(path, formats=FORMATS) as file:
-            image: Image.Image = file.convert(mode) if mode else file.copy()
+            image: Image.Image = file if not decoded else file.convert(mode) if mode else file.copy()
             return image
     except FileNotFoundError as error:
         raise DataError(f"{path}: not found.") from error
@@ -84,14 +116,14 @@ def _fitted(image: Image.Image, card: Card, where: str) -> Image.Image:
     """Shorter side to `resize`, then the centre; without either the whole image, squeezed."""
     height, width = card.input[1:]
     resampling = RESAMPLING[card.interpolation]
-    if card.crop is None and card.resize in (None, height):
+    if _whole(card):
         return image if image.size == (width, height) else image.resize((width, height), resampling)
     if card.crop is not None and card.crop != min(height, width):
         raise DataError(
             f"the images are to be cropped to {card.crop}, the model takes {height} x {width}; change --crop, or the "
             "card."
         )
-    ratio = (card.resize or card.crop or height) / min(image.size)
+    ratio = _ratio(image.size, card)
     image = image.resize((round(image.width * ratio), round(image.height * ratio)), resampling)
     if image.width < width or image.height < height:
         size = f"{image.height} x {image.width}"

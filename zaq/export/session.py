@@ -19,10 +19,13 @@ __all__ = ["batch_of", "feed", "properties", "run_session", "session", "taken", 
 Values = NDArray[Any]
 
 
-def session(model: Path | bytes, threads: int = 0, optimized: Path | None = None) -> ort.InferenceSession:
+def session(
+    model: Path | bytes, threads: int = 0, optimized: Path | None = None, whole: bool = False
+) -> ort.InferenceSession:
     """A file, or a file's content, in onnxruntime on the CPU; `optimized`: where to write what it makes of it.
 
-    Of a file with a frame (`zaq.sources.frame`) the network inside, which takes and gives what others do.
+    Of a file with a frame (`zaq.sources.frame`) the network inside, which takes and gives what others do; `whole`: the
+    file as a program meets it.
     Raises SourceError if it is not readable as ONNX.
     """
     options = ort.SessionOptions()
@@ -37,7 +40,7 @@ def session(model: Path | bytes, threads: int = 0, optimized: Path | None = None
         options.optimized_model_filepath = str(optimized)
     try:
         content = model if isinstance(model, bytes) else model.read_bytes() if model.suffix == ".onnx" else b""
-        inner = network_of(content)
+        inner = content if whole else network_of(content)
         given = inner if isinstance(model, bytes) or inner is not content else str(model)
         return ort.InferenceSession(given, options, providers=["CPUExecutionProvider"])
     except Exception as error:

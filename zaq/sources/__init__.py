@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from zaq.config.names import DEFAULT, is_file, kind_of
 from zaq.errors import SourceError, unknown
+from zaq.ir.nodes import output_nodes, shape_of
 from zaq.sources.base import Request, Source
 from zaq.sources.factory import read_factory
 from zaq.sources.layout import LAYOUTS
@@ -17,6 +18,7 @@ from zaq.sources.weights import read_weights, read_zoo, refuse_pickle
 
 __all__ = ["DEFAULT", "SOURCES", "Kind", "Source", "is_file", "load", "read_program", "read_pt2"]
 
+NAMED = (None, "classification", "segmentation")  # tasks whose one output has a channel a class
 
 class Kind(NamedTuple):
     """How a kind of source is read, and which of --arch, --kwargs, --random-weights, --bind, --dynamic and --layout it
@@ -77,4 +79,22 @@ def load(
     source = SOURCES[kind].read(
         Request(spec, name, path, overrides or {}, arch, kwargs or {}, random_weights, bind or {}, dynamic, layout)
     )
-    return replace(source, interface=replace(source.interface, classes=source.card.class_names))
+    return replace(source, interface=replace(source.interface, classes=_names(spec, source)))
+
+
+def _names(spec: str, source: Source) -> tuple[str, ...]:
+    """What the classes of a source are called; a detector's names may stand among its decoding constants.
+
+    Raises SourceError where the network has another number of classes.
+    """
+    names = source.card.class_names
+    if not names and isinstance(decoded := (source.card.decode or {}).get("names"), list):
+        return tuple(map(str, decoded))
+    outputs = [shape_of(node) for node in output_nodes(source.graph)]
+    alone = outputs[0] if len(outputs) == 1 and source.card.task in NAMED else None
+    if names and alone and len(alone) in (1, 3) and isinstance(alone[0], int) and alone[0] != len(names):
+        raise SourceError(
+            f"{spec}: {len(names)} class names (its card's class_names, or --labels), and the network tells {alone[0]} "
+            "classes apart; one name each is needed, in order."
+        )
+    return names

@@ -25,7 +25,7 @@ from zaq.sources.interface import End, opset_of
 from zaq.sources.layout import NCHW, NHWC, is_nhwc
 from zaq.sources.normal import FLOATS, HALVES, OPSET
 
-__all__ = ["Cut", "cut", "frame_of", "network_of", "put_back", "rename"]
+__all__ = ["HOLE", "Cut", "cut", "frame_of", "network_of", "put_back", "rename"]
 
 HOLE, FRAME = "zaq.hole", "zaq.frame"
 WEIGHTED = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
