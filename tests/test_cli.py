@@ -122,7 +122,9 @@ def test_eval_needs_no_flags(run: Path, tmp_path: Path) -> None:
 
 
 def test_own_model_with_flags_and_json(model: Path, tmp_path: Path) -> None:
-    done = zaq("quantize", model, "--bits", "w8a8", *QUICK, "--normalize", "imagenet", "--json", "-q", "-o", tmp_path / "out")
+    done = zaq(
+        "quantize", model, "--bits", "w8a8", *QUICK, "--normalize", "imagenet", "--json", "-q", "-o", tmp_path / "out"
+    )
     assert done.returncode == 0 and not done.stderr
     report = json.loads(done.stdout)
     assert report["options"]["card"]["mean"] == [0.485, 0.456, 0.406]

@@ -22,7 +22,7 @@ except SystemExit as end:
 
 
 def test_the_names_are_those_of_what_there_is() -> None:
-    assert METHODS == tuple(KINDS) and SOURCES == tuple(READERS)
+    assert tuple(KINDS) == METHODS and tuple(READERS) == SOURCES
 
 
 def test_a_run_is_called_as_its_model(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ __all__ = [
     "There",
     "card_options",
     "card_overrides",
+    "columns",
     "device_option",
     "ends",
     "load_source",
@@ -329,3 +330,13 @@ def progress(level: str = "info") -> Any:
     if level == "warning" or any(os.environ.get(name, "0") != "0" for name in RANKS):
         return Progress()
     return (TerminalProgress if sys.stderr.isatty() else LineProgress)(level == "debug")
+
+
+def columns(rows: list[list[str]]) -> str:
+    """A table for a terminal: the first column flush left, numbers flush right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
+        for row in rows
+    ]
+    return "\n".join(lines)

@@ -230,8 +230,19 @@ def _mixture(report: dict[str, Any]) -> str:
     return f"bits: {', '.join(counts)}; {taken} MB, packed"
 
 
+def _verdict(folder: Path, report: dict[str, Any]) -> list[str]:
+    """What came out of it, in the last lines, and the commands that follow."""
+    ours, floats = report["sizes"]["model.onnx"], report["sizes"]["float weights"]
+    return [
+        f"{ours / 1024:.0f} KB, {floats / ours:.1f} times smaller than the {floats / 1024:.0f} KB of float weights",
+        report["estimate"]["sentence"],
+        f"next: zaq eval {folder} --data KIND:PLACE    how good it is on labelled images, beside the float network",
+        f"      zaq predict {folder} PHOTO...          what it says of some photographs",
+    ]
+
+
 def _summary(folder: Path, report: dict[str, Any]) -> str:
-    options, agreement, sizes = report["options"], report["agreement"], report["sizes"]
+    options, agreement = report["options"], report["agreement"]
     lines = [
         f"{options['source']['name']} at {options['bits']} on {options['device']}, "
         f"{report['minutes']:.1f} min, " + _data_read(report)
@@ -248,6 +259,6 @@ def _summary(folder: Path, report: dict[str, Any]) -> str:
         lines.append(f"  {_mixture(report)}")
     lines.append(f"  file against checkpoint: {report['parity_sentence']}")
     lines += [f"  at {size}: {parity['sentence']}" for size, parity in report.get("other_sizes", {}).items()]
-    lines.append(f"  {sizes['model.onnx'] / 1024:.0f} KB, {sizes['float weights'] / 1024:.0f} KB as float")
     lines.append(f"  {folder}/model.onnx, and report.html beside it")
+    lines += _verdict(folder, report)
     return "\n".join(lines)

@@ -23,7 +23,7 @@ SOURCES = (
 
 
 def require_method(name: str) -> None:
-    """Raise BitsError for a method that there is not; one of the user's own, `package.module:Class`, is not looked at."""
+    """Raise BitsError for a method that there is not. A user's own, `package.module:Class`, is not imported."""
     if ":" not in name:
         lookup("zaq.methods", "method", name, dict.fromkeys(METHODS), by_path=True)
 
@@ -41,9 +41,7 @@ def kind_of(spec: str) -> tuple[str, str, Path | None]:
     if is_file(spec):
         path = Path(spec)
         if not path.exists():
-            raise SourceError(
-                f"{missing(path)} A model is a .pt2 file, or {DEFAULT}, or spelt {', '.join(SOURCES)}."
-            )
+            raise SourceError(f"{missing(path)} A model is a .pt2 file, or {DEFAULT}, or spelt {', '.join(SOURCES)}.")
         suffix = path.suffix.lower()
         if suffix not in SOURCES or not path.is_file():
             files = ", ".join(s for s in SOURCES if s.startswith("."))

@@ -1,4 +1,4 @@
-"""What a run has before it: which stages, and about how much work is in each. For progress alone; nothing rests on it."""
+"""What a run has before it: which stages, and about how much work is in each. It is for progress alone."""
 
 from collections.abc import Sequence
 

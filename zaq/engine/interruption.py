@@ -71,8 +71,8 @@ def stop_together() -> None:
 
 @contextmanager
 def stopped_by_signals() -> Iterator[None]:
-    """Inside, Ctrl-C is answered at once and raises KeyboardInterrupt; a second one ends the process. SIGTERM and SIGHUP
-    do the same, unless they are ignored (nohup).
+    """Inside, Ctrl-C is answered at once and raises KeyboardInterrupt; a second one ends the process. So do SIGTERM and
+    SIGHUP, unless they are ignored (nohup).
     """
     came: list[int] = []
 

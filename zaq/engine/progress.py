@@ -101,7 +101,12 @@ class TerminalProgress(LineProgress):
 
         super().__init__(detailed)
         self.console = Console(stderr=True)
-        columns = (TextColumn("{task.description:<32}"), BarColumn(), TimeElapsedColumn(), TextColumn("{task.fields[told]}"))
+        columns = (
+            TextColumn("{task.description:<32}"),
+            BarColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[told]}"),
+        )
         self.bars = Bars(*columns, console=self.console)
         self.open = 0  # how many are inside `_shown`
 

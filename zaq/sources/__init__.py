@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from zaq.config.names import DEFAULT, is_file, kind_of
@@ -19,6 +18,7 @@ from zaq.sources.weights import read_weights, read_zoo, refuse_pickle
 __all__ = ["DEFAULT", "SOURCES", "Kind", "Source", "is_file", "load", "read_program", "read_pt2"]
 
 NAMED = (None, "classification", "segmentation")  # tasks whose one output has a channel a class
+
 
 class Kind(NamedTuple):
     """How a kind of source is read, and which of --arch, --kwargs, --random-weights, --bind, --dynamic and --layout it
