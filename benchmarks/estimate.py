@@ -52,7 +52,8 @@ NETWORKS = {  # a source, and where its real images are
     "{shared}/models/mobilenet_v1_075_imagenet.pt2": "images:{shared}/data/coco128/images",
 }
 CANDIDATES: tuple[tuple[str, ...], ...] = (
-    ("agreement",), ("sqnr",), ("noise",), ("agreement", "noise"), ("agreement", "sqnr"), ("sqnr", "noise"),
+    ("agreement",), ("sqnr",), ("noise",), ("loss",), ("agreement", "noise"), ("agreement", "sqnr"),
+    ("agreement", "confidence"), ("noise", "confidence"),
 )  # fmt: skip
 COVERED = 0.9  # the share of cases that the interval is to hold
 PLOT = Path(__file__).parents[1] / "docs" / "estimate.png"

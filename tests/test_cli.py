@@ -191,12 +191,12 @@ def test_an_existing_folder_is_refused_unless_told(model: Path, tmp_path: Path) 
     (["quantize", "--mean", "0.5,0.5,0.5"], "go together"),
     (["quantize", "--normalize", "imagnet"], "Did you mean 'imagenet'?"),
     (["quantise"], "Did you mean 'quantize'?"),
-    (["verify", "nowhere"], "is no run of zaq quantize"),
-    (["export", "nowhere"], "is no run of zaq quantize"),
-    (["export", "nowhere", "--format", "pakced"], "Did you mean 'packed'?"),
+    (["verify", "nowhere"], "there is no such file or folder"),
+    (["export", "."], "is no run of zaq quantize"),
+    (["export", ".", "--format", "pakced"], "Did you mean 'packed'?"),
     (["quantize", "--target", "tensorrrt"], "Did you mean 'tensorrt'?"),
-    (["profile", "nowhere"], "is no run of zaq quantize"),
-    (["eval", "nowhere", "--data", "cifar10:x"], "is no run of zaq quantize"),
+    (["profile", "."], "is no run of zaq quantize"),
+    (["eval", ".", "--data", "cifar10:x"], "is no run of zaq quantize"),
 ])  # fmt: skip
 def test_mistakes_are_a_sentence_and_exit_code_2(
     args: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -56,7 +56,8 @@ class LineProgress(Progress):
     @contextmanager
     def over(self, stages: Callable[[], Sequence[Planned]]) -> Iterator[None]:
         self.plan, self.number = list(stages()), 0
-        self.say(f"{len(self.plan)} stages: {', '.join(s.name for s in self.plan)}")
+        count = f"{len(self.plan)} stage{'s' if len(self.plan) != 1 else ''}"
+        self.say(f"{count}: {', '.join(s.name for s in self.plan)}")
         try:
             yield
         finally:

@@ -117,6 +117,7 @@ def transformed(features: dict[str, float]) -> dict[str, float]:
         "agreement": math.log(share / (1 - share)),
         "sqnr": features["sqnr"] / 10,
         "noise": -math.log(max(features["noise"], 1e-6)),
+        "confidence": features["confidence"],
         "loss": -math.log(max(features["loss"], 1e-6)),
     }
 
