@@ -134,7 +134,7 @@ def gather(cifar: str, shared: str, images: Path, bits: str, methods: str, only:
         wanted, samples = answers(teacher, real), ruler_of(model, teacher, drawn.with_suffix(".safetensors"))
         for method in todo:
             state = student_of(model, width, method, drawn)
-            row = {"network": source, "bits": width, "method": method, "classes": model.card.classes}
+            row: dict[str, Any] = {"network": source, "bits": width, "method": method, "classes": model.card.classes}
             row |= {"side": model.card.input[-1]}
             row |= {"real": float((answers(state.student.module, real) == wanted).float().mean()), "images": len(real)}
             rows.append(row | features_of(teacher, state.student.module, samples, state.task.batch))
@@ -205,7 +205,8 @@ def columns(table: list[dict[str, Any]], features: tuple[str, ...]) -> Values:
 
 def solved(table: list[dict[str, Any]], features: tuple[str, ...], chosen: NDArray[np.bool_]) -> Values:
     """Bias and weights."""
-    return np.linalg.lstsq(columns(table, features)[chosen], logits(table)[chosen], rcond=None)[0]
+    found: Values = np.linalg.lstsq(columns(table, features)[chosen], logits(table)[chosen], rcond=None)[0]
+    return found
 
 
 def line(table: list[dict[str, Any]], features: tuple[str, ...], weights: Values) -> Values:

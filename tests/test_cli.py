@@ -32,6 +32,9 @@ def test_a_run_explains_itself(run: Path) -> None:
     assert all({"bits", "scale", "zero_point"} <= set(t) for t in report["tensors"])
     assert report["parity"]["top1_agreement"] > 0.98 and not report["parity"]["float_kernels"]
     assert report["sizes"]["model.onnx"] < 0.4 * report["sizes"]["float weights"]
+    told = report["estimate"]
+    assert told["rounding"]["agreement"] < told["run"]["agreement"] < 1
+    assert "xpected on real images: the float network" in (run / "report.html").read_text()
     costs = report["deployment"]["files"]
     assert (
         costs["float"]["peak"] > 3 * costs["model.onnx"]["peak"]

@@ -92,9 +92,12 @@ def measure(
     """
     if task == "image":  # the float network is what it is compared with
         return Measured(TASKS[task](file, data, card, limit, progress, teacher))
-    both = [file] if teacher is None else [file, teacher]
     if task != "classification":
-        return Measured(*(TASKS[task](model, data, card, limit, progress) for model in both))
-    found = [ranked(model, data, card, limit, progress) for model in both]
-    scores = [score_of(*one) for one in found]
-    return Measured(scores[0], *scores[1:] or (None,), tuple(ranks[:, 0] for ranks, _ in found), found[0][1])
+        ours = TASKS[task](file, data, card, limit, progress)
+        theirs = None if teacher is None else TASKS[task](teacher, data, card, limit, progress)
+        return Measured(ours, theirs)
+    ranks, labels = ranked(file, data, card, limit, progress)
+    if teacher is None:
+        return Measured(score_of(ranks, labels), None, (ranks[:, 0],), labels)
+    others, _ = ranked(teacher, data, card, limit, progress)
+    return Measured(score_of(ranks, labels), score_of(others, labels), (ranks[:, 0], others[:, 0]), labels)
