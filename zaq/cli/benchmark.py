@@ -94,7 +94,7 @@ def benchmark(
         click.echo("\n".join([*(cell.id for cell in cells), f"{len(cells)} cells, into {output}/cells/"]))
         return
     meter.check_data(cells)
-    folder, bars = Folder.create(output), progress()
+    folder, bars = Folder.create(output), progress("info" if sys.stderr.isatty() else "warning")  # rows are told below
     folder.describe(f"zaq {shlex.join(sys.argv[1:])}", plan)
     say = bars.say if sys.stderr.isatty() else click.echo  # above the bars, where there are any
     run_cells(
