@@ -49,6 +49,7 @@ def test_the_near_path_is_offered(tmp_path: Path) -> None:
     (["benchmark", "paln.yaml", "-o", "out"], "paln.yaml: there is no such file or folder"),
     (["benchmark", "resnt.pt2", "-o", "out"], "resnt.pt2: there is no such file or folder"),
     (["inspect", "resnt.pt2"], "there is no such file or folder"),
+    (["watch", "nowhere"], "there is no log.jsonl"),
     *[([verb, "nowhere"], "nowhere: there is no such file or folder") for verb in ("verify", "export", "profile")],
     (["eval", "nowhere", "--data", "folder:x"], "nowhere: there is no such file or folder"),
 ])  # fmt: skip

@@ -25,6 +25,7 @@ from zaq.cli.predict import predict
 from zaq.cli.profile import profile
 from zaq.cli.quantize import quantize
 from zaq.cli.verify import verify
+from zaq.cli.watch import watch
 from zaq.engine.interruption import stopped_by_signals
 from zaq.errors import STOPPED, ZaqError, unknown
 
@@ -112,5 +113,5 @@ def main(debug: bool) -> None:
     """Make a trained vision model small without its training data: 8 to 2 bits, as an integer ONNX file."""
 
 
-for verb in (quantize, inspect_model, export, verify, profile, evaluate, predict, benchmark):
+for verb in (quantize, inspect_model, export, verify, profile, evaluate, predict, watch, benchmark):
     main.add_command(verb)
