@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
+from zaq.compute.processes import world
 from zaq.config.bits import QConfig
 from zaq.config.bounds import plain_json
 from zaq.config.card import Card
@@ -23,6 +24,7 @@ from zaq.engine.journal import Journal
 from zaq.engine.runner import run_stages
 from zaq.engine.state import State
 from zaq.engine.task import Task
+from zaq.errors import ZaqError
 from zaq.ir.taps import with_taps
 from zaq.methods.rtn import RTN
 from zaq.passes.fold import fold
@@ -79,7 +81,7 @@ def features_of(teacher: GraphModule, student: GraphModule, drawn: Tensor, batch
         "agreement": float((p.argmax(1) == q.argmax(1)).float().mean()),
         "sqnr": sqnr(p, q) or 0.0,
         "loss": float(relative_discrepancy([p], [q])),
-        "noise": float(changed.square().mean().sqrt() / lead.median()),
+        "noise": float(changed.square().mean().sqrt() / lead.median().clamp(min=1e-6)),
         "confidence": float(p.softmax(1).amax(1).mean()),
     }
 
@@ -88,17 +90,18 @@ def estimates(graph: GraphModule, state: State) -> dict[str, Any]:
     """The estimate for a state that a method left of a graph, and for plain rounding at the same bits, for the report:
     `run` and `rounding`, each an `Estimate`'s fields or None; `why`, where there is no figure; `sentence`.
     """
-    task = state.task
-    why = _unlike(task)
-    found: dict[str, Estimate | None] = {"run": None, "rounding": None}
+    why, found = _unlike(state.task), list[Estimate | None]([None, None])
     if not why:
-        teacher = fold(graph)[0]
-        samples = ruler(teacher, task.card)
-        for name, student in (("run", state.student), ("rounding", _rounded(teacher, task))):
-            features = features_of(teacher, student.module, samples, task.batch)
-            found[name], why = predicted(features), why or _outside(features) if name == "run" else why
-    told = {name: one and dataclasses.asdict(one) for name, one in found.items()}
-    return told | {"why": why, "sentence": _sentence(found["run"], found["rounding"], why)}
+        try:
+            teacher = fold(graph)[0]
+            samples = ruler(teacher, state.task.card)
+            students = (state.student, _rounded(teacher, state.task))
+            features = [features_of(teacher, student.module, samples, state.task.batch) for student in students]
+            why, found = _outside(features[0]), [predicted(one) for one in features]
+        except ZaqError as error:  # the run itself is well
+            why = f"there is nothing to hold it against: {error}"
+    told = {name: one and dataclasses.asdict(one) for name, one in zip(("run", "rounding"), found, strict=True)}
+    return told | {"why": why, "sentence": _sentence(*found, why)}
 
 
 def predicted(features: dict[str, float]) -> Estimate | None:
@@ -134,6 +137,8 @@ def _unlike(task: Task) -> str:
     known, side = calibration(), max(task.card.input[-1:], default=0)
     if task.classes is None or task.classes < 2:
         return "it is calibrated for classifiers alone"
+    if world() > 1:
+        return "only a run of one process makes it"
     if not task.remembers:
         return "it is calibrated for networks whose batch norms are known"
     for what, value, (low, high) in (
