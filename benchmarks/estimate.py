@@ -205,8 +205,8 @@ def columns(table: list[dict[str, Any]], features: tuple[str, ...]) -> Values:
 
 def solved(table: list[dict[str, Any]], features: tuple[str, ...], chosen: NDArray[np.bool_]) -> Values:
     """Bias and weights."""
-    found: Values = np.linalg.lstsq(columns(table, features)[chosen], logits(table)[chosen], rcond=None)[0]
-    return found
+    found = np.linalg.lstsq(columns(table, features)[chosen], logits(table)[chosen], rcond=None)[0]
+    return found.astype(np.float64)
 
 
 def line(table: list[dict[str, Any]], features: tuple[str, ...], weights: Values) -> Values:

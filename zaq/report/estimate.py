@@ -101,7 +101,7 @@ def estimates(graph: GraphModule, state: State) -> dict[str, Any]:
         except ZaqError as error:  # the run itself is well
             why = f"there is nothing to hold it against: {error}"
     told = {name: one and dataclasses.asdict(one) for name, one in zip(("run", "rounding"), found, strict=True)}
-    return told | {"why": why, "sentence": _sentence(*found, why)}
+    return told | {"why": why, "sentence": _sentence(found[0], found[1], why)}
 
 
 def predicted(features: dict[str, float]) -> Estimate | None:
