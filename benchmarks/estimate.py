@@ -38,7 +38,7 @@ from zaq.engine.state import State
 from zaq.engine.task import Task
 from zaq.methods import METHODS
 from zaq.passes.fold import fold
-from zaq.report.estimate import CALIBRATION, features_of, ruler, transformed
+from zaq.report.estimate import CALIBRATION, features_of, ruler, spread, transformed
 from zaq.sources import Source, load
 
 RESULTS = Path(__file__).parent / "results" / "estimate"
@@ -51,10 +51,8 @@ NETWORKS = {  # a source, and where its real images are
     "{shared}/models/resnet32_cifar10.pt2": "cifar10:{cifar}",
     "{shared}/models/mobilenet_v1_075_imagenet.pt2": "images:{shared}/data/coco128/images",
 }
-CANDIDATES: tuple[tuple[str, ...], ...] = (
-    ("agreement",), ("sqnr",), ("noise",), ("loss",), ("agreement", "noise"), ("agreement", "sqnr"),
-    ("agreement", "confidence"), ("noise", "confidence"),
-)  # fmt: skip
+CANDIDATES = (("agreement",), ("sqnr",), ("noise",), ("loss",), ("agreement", "noise"), ("agreement", "sqnr"))
+NEWTON, RIDGE = 30, 1e-3
 COVERED = 0.9  # the share of cases that the interval is to hold
 PLOT = Path(__file__).parents[1] / "docs" / "estimate.png"
 Values = NDArray[np.float64]
@@ -147,7 +145,7 @@ def gather(cifar: str, shared: str, images: Path, bits: str, methods: str, only:
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=CALIBRATION, show_default=True)
 @click.option("--plot", type=click.Path(path_type=Path), default=PLOT, show_default=True)
 def fit(rows: Path, output: Path, plot: Path) -> None:
-    """Fit the line by least squares on logits, and judge it by leaving each network out in turn."""
+    """Fit the line by logistic regression, and judge it by leaving each network out in turn."""
     table = read_rows(rows)
     named, tried = sorted({r["network"] for r in table}), []
     for features in CANDIDATES:
@@ -158,7 +156,8 @@ def fit(rows: Path, output: Path, plot: Path) -> None:
         tried.append((float(np.abs(share(left_out) - real(table)).mean()), features, left_out))
         click.echo(f"{' '.join(features):20} off by {100 * tried[-1][0]:.1f} points")
     error, features, left_out = min(tried, key=lambda one: one[0])
-    margin = quantile(np.abs(left_out - logits(table)), COVERED)
+    told = share(left_out)
+    margin = quantile(np.abs(told - real(table)) / np.vectorize(spread)(told), COVERED)
     weights = solved(table, features, np.ones(len(table), bool))
     known = {
         "written by": "benchmarks/estimate.py fit",
@@ -186,13 +185,6 @@ def real(table: list[dict[str, Any]]) -> Values:
     return np.array([r["real"] for r in table])
 
 
-def logits(table: list[dict[str, Any]]) -> Values:
-    """Of these shares, of which none is 0 or 1 for sure."""
-    half = np.array([0.5 / r["images"] for r in table])
-    clipped = np.clip(real(table), half, 1 - half)
-    return np.log(clipped / (1 - clipped))
-
-
 def share(line: Values) -> Values:
     """The logistic."""
     return 1 / (1 + np.exp(-line))
@@ -204,9 +196,14 @@ def columns(table: list[dict[str, Any]], features: tuple[str, ...]) -> Values:
 
 
 def solved(table: list[dict[str, Any]], features: tuple[str, ...], chosen: NDArray[np.bool_]) -> Values:
-    """Bias and weights."""
-    found = np.linalg.lstsq(columns(table, features)[chosen], logits(table)[chosen], rcond=None)[0]
-    return found.astype(np.float64)
+    """Bias and weights of a logistic regression of shares, by Newton's method."""
+    x, y = columns(table, features)[chosen], real(table)[chosen]
+    found = np.zeros(x.shape[1])
+    for _ in range(NEWTON):
+        p = share(x @ found)
+        curvature = (x * (p * (1 - p))[:, None]).T @ x + RIDGE * np.eye(len(found))
+        found = found + np.linalg.solve(curvature, x.T @ (y - p) - RIDGE * found)
+    return found
 
 
 def line(table: list[dict[str, Any]], features: tuple[str, ...], weights: Values) -> Values:
@@ -224,8 +221,9 @@ def draw(table: list[dict[str, Any]], left_out: Values, margin: float, path: Pat
     """What was counted over what was told without the network, with the interval."""
     figure = Figure(figsize=(6, 5))
     axes = figure.add_subplot()
-    ends = np.linspace(-6, 8, 200)
-    axes.fill_between(100 * share(ends), 100 * share(ends - margin), 100 * share(ends + margin), alpha=0.15)
+    told = np.linspace(0, 1, 200)
+    off = margin * np.vectorize(spread)(told)
+    axes.fill_between(100 * told, 100 * np.clip(told - off, 0, 1), 100 * np.clip(told + off, 0, 1), alpha=0.15)
     axes.plot([0, 100], [0, 100], color="black", linewidth=0.8)
     for network in dict.fromkeys(r["network"] for r in table):
         mine = np.array([r["network"] == network for r in table])

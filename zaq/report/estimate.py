@@ -33,12 +33,23 @@ from zaq.report.outputs import sqnr
 from zaq.stages.synthesis import Draw, Synthesize
 from zaq.synth.losses import relative_discrepancy
 
-__all__ = ["CALIBRATION", "Estimate", "calibration", "estimates", "features_of", "predicted", "ruler", "transformed"]
+__all__ = [
+    "CALIBRATION",
+    "Estimate",
+    "calibration",
+    "estimates",
+    "features_of",
+    "predicted",
+    "ruler",
+    "spread",
+    "transformed",
+]
 
 CALIBRATION = Path(__file__).with_name("estimate.json")
 SAMPLES = 128  # of the ruler
 STEPS = 12  # of its generator's training
 HALF = 0.5 / SAMPLES  # half of one of the ruler's samples: no share that was counted is 0 or 1
+LEAST = 1e-3  # (3 points) squared, about: no share is known better
 SLACK = 0.05  # of a feature's range, by which a case may lie outside of it
 
 
@@ -110,7 +121,14 @@ def predicted(features: dict[str, float]) -> Estimate | None:
     if _outside(features):
         return None
     line = known["bias"] + sum(w * transformed(features)[name] for name, w in known["weights"].items())
-    return Estimate(*(1 / (1 + math.exp(-line - shift)) for shift in (0.0, -known["margin"], known["margin"])))
+    share = 1 / (1 + math.exp(-line))
+    off = known["margin"] * spread(share)
+    return Estimate(share, max(share - off, 0.0), min(share + off, 1.0))
+
+
+def spread(share: float) -> float:
+    """What an estimated share is off by, but for a factor: as the deviation of a binomial is, and never nothing."""
+    return math.sqrt(share * (1 - share) + LEAST)
 
 
 def transformed(features: dict[str, float]) -> dict[str, float]:
@@ -120,7 +138,6 @@ def transformed(features: dict[str, float]) -> dict[str, float]:
         "agreement": math.log(share / (1 - share)),
         "sqnr": features["sqnr"] / 10,
         "noise": -math.log(max(features["noise"], 1e-6)),
-        "confidence": features["confidence"],
         "loss": -math.log(max(features["loss"], 1e-6)),
     }
 
