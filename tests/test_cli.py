@@ -231,5 +231,5 @@ def test_a_run_whose_parts_are_broken(run: Path, tmp_path: Path) -> None:
 
 def test_help_and_version() -> None:
     assert "quantize" in zaq("--help").stdout and zaq("--version").returncode == 0
-    for verb in ("quantize", "inspect", "export", "verify", "profile", "eval", "benchmark"):
+    for verb in ("quantize", "inspect", "export", "verify", "profile", "eval", "predict", "demo", "benchmark"):
         assert zaq_here(verb, "--help").exit_code == 0

@@ -18,6 +18,7 @@ import click
 
 from zaq import __version__
 from zaq.cli.benchmark import benchmark
+from zaq.cli.demo import demo
 from zaq.cli.evaluate import evaluate
 from zaq.cli.export import export
 from zaq.cli.inspect import inspect_model
@@ -113,5 +114,5 @@ def main(debug: bool) -> None:
     """Make a trained vision model small without its training data: 8 to 2 bits, as an integer ONNX file."""
 
 
-for verb in (quantize, inspect_model, export, verify, profile, evaluate, predict, watch, benchmark):
+for verb in (quantize, inspect_model, export, verify, profile, evaluate, predict, demo, watch, benchmark):
     main.add_command(verb)

@@ -7,6 +7,7 @@ The arithmetic is that of `zaq.data`, an operation for each of its operations, s
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -126,7 +127,7 @@ def _prepare(image: str, network: str, card: Card, layout: str) -> tuple[list[No
         "mean": np.array(card.mean, np.float32).reshape(1, -1, 1, 1),
         "std": np.array(card.std, np.float32).reshape(1, -1, 1, 1),
     }
-    steps: list[tuple[str, list[str], dict[str, object]]] = []
+    steps: list[tuple[str, list[str], dict[str, Any]]] = []
     if layout == "nhwc":
         steps.append(("Transpose", [], {"perm": NCHW}))
     if card.order == "bgr":

@@ -174,7 +174,7 @@ def _size_outputs(graph: GraphProto, network: GraphProto) -> None:
     casts = {n.output[0]: n.input[0] for n in graph.node if n.op_type == "Cast"}
     sizes = {o.name: o.type.tensor_type.shape for o in network.output if o.type.tensor_type.HasField("shape")}
     for value in graph.output:
-        known = sizes.get(casts.get(value.name, value.name))
+        known = sizes.get(value.name, sizes.get(casts.get(value.name, "")))
         if known is not None and not value.type.tensor_type.HasField("shape"):
             value.type.tensor_type.shape.CopyFrom(known)
 

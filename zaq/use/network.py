@@ -1,6 +1,7 @@
 """A run, or an ONNX file alone, opened to be asked: our network, the float one beside it where the run keeps it."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,25 @@ Values = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Deployed:
-    """A file that is to be used. `networks`: by what they are called, ours first, then the float one."""
+    """A file that is to be used. `name`: of the model; `bits`: what our network is called."""
 
     path: Path
     card: Card
-    networks: dict[str, ort.InferenceSession | GraphModule]
+    name: str
+    bits: str
+    ours: ort.InferenceSession
+    run: Run | None = None
+
+    @cached_property
+    def teacher(self) -> GraphModule | None:
+        """The float network, read when it is first asked for; None where nobody kept it."""
+        found = self.run.teacher() if self.run else None
+        return found and found.requires_grad_(False)
+
+    @property
+    def networks(self) -> dict[str, ort.InferenceSession | GraphModule]:
+        """By what they are called: ours first, then the float one."""
+        return {self.bits: self.ours} | ({} if self.teacher is None else {FLOAT: self.teacher})
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -71,10 +86,8 @@ def deployed(place: Path, overrides: dict[str, Any]) -> Deployed:
             f"{path}: the model's normalisation is unknown, so photographs cannot be prepared; say --normalize, or "
             "--mean and --std."
         )
-    networks: dict[str, ort.InferenceSession | GraphModule] = {_bits(said): ours}
-    if run and (teacher := run.teacher()) is not None:
-        networks[FLOAT] = teacher.requires_grad_(False)
-    return Deployed(path, card, networks)
+    name = str(run.options()["source"]["name"]) if run else path.stem
+    return Deployed(path, card, name, _bits(said), ours, run)
 
 
 def _card(path: Path, said: dict[str, str], ours: ort.InferenceSession) -> Card:
