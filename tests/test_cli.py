@@ -32,6 +32,9 @@ def test_a_run_explains_itself(run: Path) -> None:
     assert all({"bits", "scale", "zero_point"} <= set(t) for t in report["tensors"])
     assert report["parity"]["top1_agreement"] > 0.98 and not report["parity"]["float_kernels"]
     assert report["sizes"]["model.onnx"] < 0.4 * report["sizes"]["float weights"]
+    told = report["estimate"]
+    assert told["rounding"]["agreement"] < told["run"]["agreement"] < 1
+    assert "xpected on real images: the float network" in (run / "report.html").read_text()
     costs = report["deployment"]["files"]
     assert (
         costs["float"]["peak"] > 3 * costs["model.onnx"]["peak"]
@@ -122,8 +125,10 @@ def test_eval_needs_no_flags(run: Path, tmp_path: Path) -> None:
 
 
 def test_own_model_with_flags_and_json(model: Path, tmp_path: Path) -> None:
-    done = zaq("quantize", model, "--bits", "w8a8", *QUICK, "--normalize", "imagenet", "--json", "-o", tmp_path / "out")
-    assert done.returncode == 0 and not done.stderr  # quiet when not a terminal
+    done = zaq(
+        "quantize", model, "--bits", "w8a8", *QUICK, "--normalize", "imagenet", "--json", "-q", "-o", tmp_path / "out"
+    )
+    assert done.returncode == 0 and not done.stderr
     report = json.loads(done.stdout)
     assert report["options"]["card"]["mean"] == [0.485, 0.456, 0.406]
     assert (tmp_path / "out" / "model.onnx").is_file()
@@ -189,12 +194,12 @@ def test_an_existing_folder_is_refused_unless_told(model: Path, tmp_path: Path) 
     (["quantize", "--mean", "0.5,0.5,0.5"], "go together"),
     (["quantize", "--normalize", "imagnet"], "Did you mean 'imagenet'?"),
     (["quantise"], "Did you mean 'quantize'?"),
-    (["verify", "nowhere"], "is no run of zaq quantize"),
-    (["export", "nowhere"], "is no run of zaq quantize"),
-    (["export", "nowhere", "--format", "pakced"], "Did you mean 'packed'?"),
+    (["verify", "nowhere"], "there is no such file or folder"),
+    (["export", "."], "is no run of zaq quantize"),
+    (["export", ".", "--format", "pakced"], "Did you mean 'packed'?"),
     (["quantize", "--target", "tensorrrt"], "Did you mean 'tensorrt'?"),
-    (["profile", "nowhere"], "is no run of zaq quantize"),
-    (["eval", "nowhere", "--data", "cifar10:x"], "is no run of zaq quantize"),
+    (["profile", "."], "is no run of zaq quantize"),
+    (["eval", ".", "--data", "cifar10:x"], "is no run of zaq quantize"),
 ])  # fmt: skip
 def test_mistakes_are_a_sentence_and_exit_code_2(
     args: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

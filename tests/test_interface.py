@@ -92,7 +92,7 @@ def test_an_onnx_file_of_open_sizes(opened: tuple[Path, Path]) -> None:
 def test_other_sizes_are_verified_again(opened: tuple[Path, Path]) -> None:
     done = zaq_here("verify", opened[1], "--json")
     assert done.exit_code == 0, done.stderr
-    others = json.loads(done.output)["others"]
+    others = json.loads(done.stdout)["others"]
     for size in ("25x33", "29x23"):
         assert others[f"model.onnx at {size}"]["share_worse"] < 0.01
     for form in ("qoperator", "float"):

@@ -9,13 +9,14 @@ ZaqError
 │   └── OutputError        a place that cannot be written
 └── RunError           exit code 1: the call was right, the run was not
     ├── TrainingError      losses that stay NaN
-    └── Interrupted        Ctrl-C
+    └── Interrupted        Ctrl-C; exit code 130
 """
 
 import difflib
 from collections.abc import Iterable
 
 __all__ = [
+    "STOPPED",
     "BitsError",
     "DataError",
     "Interrupted",
@@ -28,6 +29,8 @@ __all__ = [
     "ZaqError",
     "unknown",
 ]
+
+STOPPED = 130  # 128 and the number of SIGINT, as shells count
 
 
 class ZaqError(Exception):
@@ -72,6 +75,8 @@ class TrainingError(RunError):
 
 class Interrupted(RunError):
     """Ctrl-C; what was finished is kept."""
+
+    exit_code = STOPPED
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> str:

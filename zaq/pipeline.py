@@ -28,6 +28,7 @@ from zaq.ir.capture import from_exported
 from zaq.ir.nodes import attribute, open_sizes
 from zaq.ir.sizes import WORDS
 from zaq.report import facts as reporting
+from zaq.report.estimate import estimates
 from zaq.report.outputs import require_a_student
 from zaq.report.page import render
 from zaq.run import FRAME, SNAPSHOTS, TEACHER, Run, beside, disk_errors
@@ -213,6 +214,7 @@ def _saved(run: Run, quantized: Quantized, model: Source, log: Log, progress: Pr
         report["fault"] = wrong.replace(str(run.path), str(run.place))
         report["layers"], report["layers_summary"] = [dataclasses.asdict(x) for x in layers], summary(layers)
     report["sizes"] = _sizes(run, quantized)
+    report["estimate"] = estimates(model.graph, quantized.state)
     hand_back()
     costs = deployment.costs(in_form(translated, {}, "float"), run / "model.onnx", quantized.card.input)
     report["deployment"] = deployment.report(costs)

@@ -19,7 +19,6 @@ All of it is built in a folder beside, `NAME.partial`, and moved into place when
 import errno
 import hashlib
 import io
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -35,7 +34,7 @@ from torch.fx import GraphModule
 
 from zaq.config.bounds import json_text, plain_json, plain_text
 from zaq.config.card import Card
-from zaq.config.files import write_whole
+from zaq.config.files import beside, write_whole
 from zaq.engine.images import IMAGES
 from zaq.engine.snapshot import Content
 from zaq.errors import OutputError, RunError, SourceError
@@ -237,13 +236,6 @@ class Run:
                 "are expected."
             )
         return pixels
-
-
-def beside(path: Path) -> Path:
-    """Where the run of `path` is built: beside, so that moving it is one step; inside where that cannot be."""
-    real = path.resolve()
-    inside = real.is_dir() and (real.is_mount() or not os.access(real.parent, os.W_OK))
-    return real / ".partial" if inside else real.with_name(f"{real.name}.partial")
 
 
 @contextmanager

@@ -151,7 +151,7 @@ def test_ctrl_c_ends_the_cell_and_writes_the_tables(folder: Folder, monkeypatch:
     threading.Thread(target=interrupt).start()
     with pytest.raises(Interrupted, match="interrupted with 3 of 4 cells open; the same command goes on") as caught:
         run(folder, monkeypatch, stand_in(folder.path, seconds=1), CELLS)
-    assert caught.value.exit_code == 1
+    assert caught.value.exit_code == 130
     with folder.claim(CELLS[1]) as free:
         assert free
     time.sleep(1.2)  # the cell that was running would have left its report by now

@@ -113,7 +113,9 @@ def test_top1_needs_classes(tmp_path: Path, coloured: str) -> None:
 
 def test_eval_of_a_file_alone_with_its_card_overridden(file: Path, coloured: str, tmp_path: Path) -> None:
     """A channel's mean so great that no other one is ever the brightest: what the flags say is what is done."""
-    done = command("eval", file, "--data", coloured, "--mean", "0.5,0.5,-9", "--std", "1,1,1", "--limit", 6, "--json")
+    done = command(
+        "eval", file, "--data", coloured, "--mean", "0.5,0.5,-9", "--std", "1,1,1", "--limit", 6, "--json", "-q"
+    )
     assert done.returncode == 0, done.stderr
     assert not done.stderr and json.loads(done.stdout)["correct"] == 2
     done = command("eval", file, "--data", f"npz:{tmp_path}")

@@ -1,9 +1,10 @@
 """The command line: parse, call the API, print. A file a verb; what they share is in `options`.
 
-Exit codes: 2, the call has to change; 1, the run went wrong; 70, what nobody foresaw (`Group`).
+Exit codes: 2, the call has to change; 1, the run went wrong; 130, Ctrl-C; 70, what nobody foresaw (`Group`).
 """
 
 import errno
+import os
 import platform
 import re
 import shlex
@@ -25,8 +26,9 @@ from zaq.cli.predict import predict
 from zaq.cli.profile import profile
 from zaq.cli.quantize import quantize
 from zaq.cli.verify import verify
+from zaq.cli.watch import watch
 from zaq.engine.interruption import stopped_by_signals
-from zaq.errors import ZaqError, unknown
+from zaq.errors import STOPPED, ZaqError, unknown
 
 __all__ = ["main"]
 
@@ -47,6 +49,8 @@ class Group(click.Group):
     """
 
     def invoke(self, ctx: click.Context) -> Any:
+        if os.environ.get("NO_COLOR"):  # https://no-color.org; rich asks for it itself
+            ctx.color = False
         try:
             with stopped_by_signals():
                 return super().invoke(ctx)
@@ -72,7 +76,7 @@ def _told(error: BaseException) -> tuple[str, int]:
     if isinstance(error, ZaqError):
         return str(error), error.exit_code
     if isinstance(error, KeyboardInterrupt):
-        return "interrupted.", 1
+        return "interrupted.", STOPPED
     if isinstance(error, OSError) and error.filename:  # of a place that a user named, and nobody looked at before
         return f"{error.filename!s:.200}: {error.strerror}.", 2
     found = " ".join(str(error).split())
@@ -110,5 +114,5 @@ def main(debug: bool) -> None:
     """Make a trained vision model small without its training data: 8 to 2 bits, as an integer ONNX file."""
 
 
-for verb in (quantize, inspect_model, export, verify, profile, evaluate, predict, demo, benchmark):
+for verb in (quantize, inspect_model, export, verify, profile, evaluate, predict, demo, watch, benchmark):
     main.add_command(verb)

@@ -68,6 +68,14 @@ def benchmark(
     Cells are what a PLAN.yaml says, or the flags. Several processes may share a folder; a killed one goes on where it
     was.
     """
+    from zaq.config.names import kind_of, missing
+
+    for source in sources:
+        if Path(source).suffix.lower() not in PLANS:
+            kind_of(source)
+        elif not Path(source).exists():
+            raise UserError(missing(Path(source)))
+
     from zaq.benchmark.cells import Folder
     from zaq.benchmark.cluster import Cluster
     from zaq.benchmark.measure import Meter
@@ -86,7 +94,7 @@ def benchmark(
         click.echo("\n".join([*(cell.id for cell in cells), f"{len(cells)} cells, into {output}/cells/"]))
         return
     meter.check_data(cells)
-    folder, bars = Folder.create(output), progress()
+    folder, bars = Folder.create(output), progress("info" if sys.stderr.isatty() else "warning")  # rows are told below
     folder.describe(f"zaq {shlex.join(sys.argv[1:])}", plan)
     say = bars.say if sys.stderr.isatty() else click.echo  # above the bars, where there are any
     run_cells(

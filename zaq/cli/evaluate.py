@@ -5,18 +5,21 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from zaq.cli.options import PATH, card_options, card_overrides, device_option, progress
+from zaq.cli.options import PATH, THERE, card_options, card_overrides, columns, device_option, progress, talk_options
 from zaq.config.bounds import json_text
 from zaq.errors import UserError
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule
 
+    from zaq.config.card import Card
+    from zaq.evaluate.compare import Measured
+
 __all__ = ["evaluate"]
 
 
 @click.command(name="eval")
-@click.argument("run", type=PATH)
+@click.argument("run", type=THERE)
 @click.option(
     "--data",
     required=True,
@@ -29,10 +32,12 @@ __all__ = ["evaluate"]
     type=PATH,
     help="JSON file of the constants that make boxes of a detector's outputs; the card's by default.",
 )
-@click.option("--teacher", help="The float model that --task image compares with.")
+@click.option("--teacher", help="The float model, where RUN keeps none; it is measured beside the file.")
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first images.")
+@click.option("--per-class", is_flag=True, help="Classification: every class, the one that lost most first.")
 @device_option
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+@talk_options
 @card_options
 def evaluate(
     run: Path,
@@ -41,38 +46,56 @@ def evaluate(
     decode: Path | None,
     teacher: str | None,
     limit: int | None,
+    per_class: bool,
     device: str,
     as_json: bool,
+    level: str,
     **card: Any,
 ) -> None:
-    """How good RUN's ONNX file is, in onnxruntime, on labelled images: top-1, mAP or mIoU; or how like the float
-    model's its images are. RUN may be the .onnx file alone.
+    """How good RUN's ONNX file is, in onnxruntime, on labelled images: top-1 and top-5, mAP or mIoU, beside the float
+    network that it was made from; or how like that one's its images are.
 
-    How images are prepared is stored with the run; the flags say it otherwise.
+    RUN may be any .onnx file alone, zaq's or another's with --normalize. How images are prepared is stored with a run;
+    the flags say it otherwise.
     """
     from zaq.compute.devices import device_named
-    from zaq.evaluate import TASKS, class_names, read_decode, stored_card, task_of
-    from zaq.export.session import session, takes
+    from zaq.evaluate import read_decode, task_of
+    from zaq.evaluate.compare import measure
     from zaq.ir.move import onto
-    from zaq.run import Run
+    from zaq.use.network import FLOAT, deployed
 
     where = device_named(device)
-
-    path = run if run.is_file() else Run.open(run) / "model.onnx"
-    known = stored_card(path) if run.is_file() else Run.open(run).card()
-    known = known.override(class_names=class_names(path))
-    changed = known.override(**card_overrides(card), decode=read_decode(decode) if decode else None)
-    if not takes(session(path), changed.input):
-        shape = tuple(session(path).get_inputs()[0].shape[1:])
-        raise UserError(f"{path}: takes inputs of {shape}; --input-shape, or its card, says {changed.input}.")
-    name = task_of(changed, task)
-    for flag, given, needed in (("--decode", decode, "detection"), ("--teacher", teacher, "image")):
+    opened = deployed(run, card_overrides(card) | ({"decode": read_decode(decode)} if decode else {}))
+    name = task_of(opened.card, task)
+    for flag, given, needed in (("--decode", decode, "detection"), ("--per-class", per_class, "classification")):
         if given and name != needed:
             raise UserError(f"{flag} goes with --task {needed}; the task is {name}.")
-    score = TASKS[name](
-        session(path), data, changed, limit, progress(), teacher and onto(_teacher(teacher, path), where)
-    )
-    click.echo(json_text(score.fields()) if as_json else str(score))
+    (ours, file), *kept = opened.networks.items()
+    found = _teacher(teacher, opened.path) if teacher else kept[0][1] if kept else None
+    measured = measure(name, file, found and onto(found, where), data, opened.card, limit, progress(level))
+    if as_json:
+        told = {"file": str(opened.path), "data": data, "limit": limit, "task": name} | measured.fields(per_class)
+        click.echo(json_text(told, indent=1))
+        return
+    for called, score in ((FLOAT, measured.teacher), (ours, measured.ours)):
+        if score is not None:
+            click.echo(f"{called}: {score}" if found else f"{score}")
+    click.echo(measured.lost(), nl=bool(measured.lost()))
+    if per_class:
+        click.echo(columns(_classes(measured, opened.card)))
+
+
+def _classes(measured: "Measured", card: "Card") -> list[list[str]]:
+    """A table of the classes there are images of."""
+    rows = [
+        ["class", "images", *(["float"] if measured.teacher else []), "ours", *(["lost"] if measured.teacher else [])]
+    ]
+    for one in measured.classes():
+        label = int(one["class"])
+        named = card.class_names[label] if label < len(card.class_names) else str(label)
+        values = (f"{one[key]:.1f}" for key in ("float", "top1", "drop") if key in one)
+        rows.append([named[:40], f"{one['images']:.0f}", *values])
+    return rows
 
 
 def _teacher(source: str, path: Path) -> "GraphModule":

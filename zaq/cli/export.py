@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from zaq.cli.options import PATH
+from zaq.cli.options import PATH, THERE
 from zaq.cli.verify import say
 from zaq.errors import OutputError, RunError
 
@@ -14,7 +14,7 @@ FEW = 16  # samples that a file with its input baked is compared on, number for 
 
 
 @click.command()
-@click.argument("run", type=PATH)
+@click.argument("run", type=THERE)
 @click.option(
     "--format", "form", default="qdq", show_default=True, help="qdq, packed (4-bit weights), qoperator, ort, or float."
 )

@@ -19,7 +19,11 @@ __all__ = ["inspect_model"]
 def inspect_model(source: str, bits: str, placement: str, as_json: bool, **flags: Any) -> None:
     """What is in SOURCE, and what would be quantized at which bits. Nothing is written."""
     from zaq.config.bits import QConfig
+    from zaq.config.names import kind_of
+
+    qconfig, _ = QConfig.parse(bits, placement=placement), kind_of(source)
+
     from zaq.report.inspect import describe_model, facts
 
-    model, qconfig = load_source(source, flags), QConfig.parse(bits, placement=placement)
+    model = load_source(source, flags)
     click.echo(json_text(facts(model, qconfig), indent=1) if as_json else describe_model(model, qconfig))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 import re
 import sys
 import typing
@@ -11,15 +12,18 @@ from typing import Any
 import click
 
 from zaq.config.bounds import plain_json
-from zaq.errors import BitsError, UserError, unknown
+from zaq.errors import BitsError, SourceError, UserError, unknown
 
 __all__ = [
     "PATH",
+    "THERE",
     "MethodOption",
     "Number",
     "Seconds",
+    "There",
     "card_options",
     "card_overrides",
+    "columns",
     "device_option",
     "ends",
     "load_source",
@@ -28,9 +32,47 @@ __all__ = [
     "runs_code",
     "size_in_bytes",
     "source_options",
+    "talk_options",
 ]
 
 PATH = click.Path(path_type=Path)
+LEVELS = ("warning", "info", "debug")
+RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")  # where several processes do a run, 0 in the first
+
+
+class There(click.ParamType):  # type: ignore[type-arg]
+    """A file or a folder that is there; looked for before torch is imported."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        from zaq.config.names import missing
+
+        path = Path(value)
+        if not path.exists():
+            raise SourceError(missing(path))
+        return path
+
+
+THERE = There()
+
+
+def talk_options(command: Any) -> Any:
+    """`--log-level`, `-q` and `-v`: how much is said on stderr while it lasts. The command gets `level`."""
+    for option in (
+        click.option("-v", "--verbose", "level", flag_value="debug", help="Say what each stage was worth, too."),
+        click.option("-q", "--quiet", "level", flag_value="warning", help="Say nothing while it lasts."),
+        click.option(
+            "--log-level",
+            "level",
+            type=click.Choice(LEVELS),
+            default="info",
+            show_default=True,
+            help="How much is said on stderr while it lasts: warning is -q, debug is -v.",
+        ),
+    ):
+        command = option(command)
+    return command
 
 
 def device_option(command: Any) -> Any:
@@ -279,8 +321,22 @@ def _constant(setting: str, name: str, text: str, hint: Any) -> Any:
     return value
 
 
-def progress() -> Any:
-    """Bars with the time left where a terminal shows them, else nothing."""
-    from zaq.engine.progress import Progress, TerminalProgress
+def progress(level: str = "info") -> Any:
+    """Bars with the time left where a terminal shows them, else a line for whatever begins; nothing where `level` is
+    `warning`, and in all processes but the first.
+    """
+    from zaq.engine.progress import LineProgress, Progress, TerminalProgress
 
-    return TerminalProgress() if sys.stderr.isatty() else Progress()
+    if level == "warning" or any(os.environ.get(name, "0") != "0" for name in RANKS):
+        return Progress()
+    return (TerminalProgress if sys.stderr.isatty() else LineProgress)(level == "debug")
+
+
+def columns(rows: list[list[str]]) -> str:
+    """A table for a terminal: the first column flush left, numbers flush right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
+        for row in rows
+    ]
+    return "\n".join(lines)

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from zaq.cli.options import PATH, Number, progress
+from zaq.cli.options import THERE, Number, columns, progress
 from zaq.config.bounds import json_text
 from zaq.config.files import scratch
 
@@ -13,7 +13,7 @@ __all__ = ["profile"]
 
 
 @click.command()
-@click.argument("run", type=PATH)
+@click.argument("run", type=THERE)
 @click.option(
     "--latency", is_flag=True, help="Time it in onnxruntime too, beside float and onnxruntime's own static int8."
 )
@@ -48,15 +48,5 @@ def profile(run: Path, latency: bool, seconds: float, as_json: bool) -> None:
         click.echo(json_text(found, indent=1))
         return
     for table in tables:
-        click.echo(_columns(table) + "\n")
+        click.echo(columns(table) + "\n")
     click.echo(f"Energy by {deployment.SOURCE}.")
-
-
-def _columns(rows: list[list[str]]) -> str:
-    """A table for a terminal: the first column flush left, numbers flush right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
-        for row in rows
-    ]
-    return "\n".join(lines)

@@ -18,6 +18,7 @@ from zaq.cli.options import (
     runs_code,
     size_in_bytes,
     source_options,
+    talk_options,
 )
 from zaq.config.bounds import json_text
 from zaq.errors import BitsError, Interrupted, RunError, UserError, unknown
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["quantize"]
 
 # What does not change what comes out.
-NOT_ASKED = ("output", "overwrite", "resume", "every", "memory", "dry_run", "as_json")
+NOT_ASKED = ("output", "overwrite", "resume", "every", "memory", "dry_run", "as_json", "level")
 MOVABLE = ("device", "devices", "num_nodes")  # a run may go on with others
 NAMES_CODE = ("source", "arch", "method", "settings")
 AGAIN = "zaq.resumed"  # whether options were read from the run that is resumed
@@ -110,6 +111,7 @@ AGAIN = "zaq.resumed"  # whether options were read from the run that is resumed
 @click.option("--snapshot", "every", type=Seconds(), default="60s", show_default=True, help="How often it is saved.")
 @click.option("--dry-run", is_flag=True, help="Print what would happen, write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@talk_options
 @source_options
 def quantize(source: str, bits: str, target_size: str | None, placement: str, weights: str | None,
              activations: str | None, target: str, first_last: str, depthwise: int | None, method: str,
@@ -117,21 +119,15 @@ def quantize(source: str, bits: str, target_size: str | None, placement: str, we
              precision: str, devices: int, num_nodes: int, threads: int | None,
              memory: str | None, samples: str | None,
              output: Path | None, overwrite: bool, resume: Path | None, every: float, dry_run: bool, as_json: bool,
-             **flags: Any) -> None:  # fmt: skip
+             level: str, **flags: Any) -> None:  # fmt: skip
     """Quantize SOURCE; the shipped CIFAR-10 ResNet-20 if none is named.
 
     SOURCE: a .pt2 or .onnx file; .safetensors, .pt or .pth weights with --arch; timm:NAME, torchvision:NAME,
     hf-hub:OWNER/NAME; package.module:factory; zoo:NAME.
     """
-    import torch
-
-    from zaq.compute.devices import device_named
-    from zaq.compute.processes import is_first, launch
     from zaq.config.bits import EFFORTS, QConfig
     from zaq.config.memory import allowed
-    from zaq.engine.progress import Progress
-    from zaq.engine.work import Work
-    from zaq.pipeline import Keeping, quantize_run
+    from zaq.config.names import name_of, require_method
 
     if resume and output not in (None, resume):
         raise UserError(f"--resume {resume}: the run goes on where it is; -o {output} beside it cannot be.")
@@ -143,15 +139,26 @@ def quantize(source: str, bits: str, target_size: str | None, placement: str, we
     qconfig = QConfig.parse(
         bits, ends(first_last), placement, weights, size_in_bytes(target_size), activations, target, depthwise
     )
+    require_method(method)
+    kept, folder = allowed(memory), resume or output or Path(f"{name_of(source)}-{qconfig}")
+    shown = progress(level)
+    shown.say(f"{source} to {qconfig} by {method}, effort {effort}, device {device}, into {folder}/")
+
+    import torch  # from here on it takes seconds
+
+    from zaq.compute.devices import device_named
+    from zaq.compute.processes import is_first, launch
+    from zaq.engine.work import Work
+    from zaq.pipeline import Keeping, quantize_run
+
     algorithm = method_of(method, settings)
     if algorithm.reads_data != (data is not None):
         raise UserError(
             f"--method {method} "
             + ("reads real images: name them with --data." if data is None else "reads no data; only ft does.")
         )
-    work, kept = Work(device_named(device), precision), allowed(memory)
+    work = Work(device_named(device), precision)
     model = load_source(source, flags)
-    folder = resume or output or Path(f"{model.name}-{qconfig}")
     if dry_run:
         from zaq.report.inspect import describe_model
 
@@ -166,8 +173,8 @@ def quantize(source: str, bits: str, target_size: str | None, placement: str, we
     call = {k: v for k, v in click.get_current_context().params.items() if k not in NOT_ASKED}
     keeping = Keeping(every, resume is not None, call | {"threads": torch.get_num_threads()}, memory)
     images = Path(samples) if samples else None
-    shown = progress() if is_first() else Progress()
-    shown.say(f"{model.name} to {qconfig}, {_where(work)}")
+    if device == "auto":
+        shown.say(f"the device is {work.device}")
     report = quantize_run(
         model, qconfig, algorithm, effort, seed, folder, overwrite, shown, data, keeping, images, work
     )
@@ -230,8 +237,19 @@ def _mixture(report: dict[str, Any]) -> str:
     return f"bits: {', '.join(counts)}; {taken} MB, packed"
 
 
+def _verdict(folder: Path, report: dict[str, Any]) -> list[str]:
+    """What came out of it, in the last lines, and the commands that follow."""
+    ours, floats = report["sizes"]["model.onnx"], report["sizes"]["float weights"]
+    return [
+        f"{ours / 1024:.0f} KB, {floats / ours:.1f} times smaller than the {floats / 1024:.0f} KB of float weights",
+        report["estimate"]["sentence"],
+        f"next: zaq eval {folder} --data KIND:PLACE    how good it is on labelled images, beside the float network",
+        f"      zaq predict {folder} PHOTO...          what it says of some photographs",
+    ]
+
+
 def _summary(folder: Path, report: dict[str, Any]) -> str:
-    options, agreement, sizes = report["options"], report["agreement"], report["sizes"]
+    options, agreement = report["options"], report["agreement"]
     lines = [
         f"{options['source']['name']} at {options['bits']} on {options['device']}, "
         f"{report['minutes']:.1f} min, " + _data_read(report)
@@ -248,6 +266,6 @@ def _summary(folder: Path, report: dict[str, Any]) -> str:
         lines.append(f"  {_mixture(report)}")
     lines.append(f"  file against checkpoint: {report['parity_sentence']}")
     lines += [f"  at {size}: {parity['sentence']}" for size, parity in report.get("other_sizes", {}).items()]
-    lines.append(f"  {sizes['model.onnx'] / 1024:.0f} KB, {sizes['float weights'] / 1024:.0f} KB as float")
     lines.append(f"  {folder}/model.onnx, and report.html beside it")
+    lines += _verdict(folder, report)
     return "\n".join(lines)

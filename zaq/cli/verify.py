@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from zaq.cli.options import PATH, Number, device_option, progress
+from zaq.cli.options import THERE, Number, device_option, progress
 from zaq.config.bounds import json_text
 from zaq.errors import RunError, UserError
 
@@ -17,7 +17,7 @@ __all__ = ["say", "verify"]
 
 
 @click.command()
-@click.argument("run", type=PATH)
+@click.argument("run", type=THERE)
 @click.option(
     "--data", help="Compare on real images as well, of any kind that zaq eval reads: cifar10:DIR, yolo:DIR, ..."
 )

@@ -1,5 +1,6 @@
 """Files that are whole, or not there; and those that are gone afterwards."""
 
+import os
 import secrets
 import shutil
 import tempfile
@@ -9,7 +10,7 @@ from pathlib import Path
 
 from zaq.errors import RunError
 
-__all__ = ["scratch", "write_whole"]
+__all__ = ["beside", "scratch", "write_whole"]
 
 FULL = 2**16  # bytes: a disk with fewer left is what an error came from
 
@@ -50,3 +51,10 @@ def scratch() -> Iterator[Path]:
                     "to another folder."
                 ) from error
             raise
+
+
+def beside(path: Path) -> Path:
+    """Where the run of `path` is built: beside, so that moving it is one step; inside where that cannot be."""
+    real = path.resolve()
+    inside = real.is_dir() and (real.is_mount() or not os.access(real.parent, os.W_OK))
+    return real / ".partial" if inside else real.with_name(f"{real.name}.partial")

@@ -1,13 +1,17 @@
 """What happens when somebody, or a queue, wants a run to end: Ctrl-C, SIGTERM, SIGHUP."""
 
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from zaq.errors import STOPPED
+
 __all__ = ["ctrl_c_of_all", "ctrl_c_waits", "stop_together", "stopped_by_signals"]
 
+ANSWER = "zaq: stopping, keeping what is finished; again to quit"
 _asked: list[list[int]] = []  # of `ctrl_c_of_all`
 STOPPING = [s for name in ("SIGINT", "SIGTERM", "SIGHUP") if (s := getattr(signal, name, None)) is not None]
 
@@ -48,7 +52,7 @@ def ctrl_c_of_all() -> Iterator[None]:
     if world() == 1:
         yield
         return
-    with ctrl_c_waits(lambda text: None) as came:
+    with ctrl_c_waits(lambda _: print(ANSWER, file=sys.stderr, flush=True)) as came:
         _asked.append(came)
         try:
             yield
@@ -67,14 +71,24 @@ def stop_together() -> None:
 
 @contextmanager
 def stopped_by_signals() -> Iterator[None]:
-    """Inside, SIGTERM and SIGHUP do what Ctrl-C does, unless they are ignored (nohup)."""
-    asked = [s for s in STOPPING if s != signal.SIGINT and signal.getsignal(s) is signal.SIG_DFL]
-    if threading.current_thread() is not threading.main_thread():
-        asked = []
-    for number in asked:
-        signal.signal(number, signal.default_int_handler)
+    """Inside, Ctrl-C is answered at once and raises KeyboardInterrupt; a second one ends the process. So do SIGTERM and
+    SIGHUP, unless they are ignored (nohup).
+    """
+    came: list[int] = []
+
+    def stop(number: int, _: Any) -> None:
+        if came:
+            raise SystemExit(STOPPED)
+        came.append(number)
+        print(ANSWER, file=sys.stderr, flush=True)
+        raise KeyboardInterrupt
+
+    asked = [s for s in STOPPING if signal.getsignal(s) in (signal.SIG_DFL, signal.default_int_handler)]
+    before = {s: signal.getsignal(s) for s in asked if threading.current_thread() is threading.main_thread()}
+    for number in before:
+        signal.signal(number, stop)
     try:
         yield
     finally:
-        for number in asked:
-            signal.signal(number, signal.SIG_DFL)
+        for number, handler in before.items():
+            signal.signal(number, handler)

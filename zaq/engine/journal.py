@@ -52,6 +52,12 @@ class Record:
         """Add a sentence to the note."""
         self.note = "; ".join(filter(None, [self.note, note]))
 
+    def __str__(self) -> str:
+        """What it was worth, in one line."""
+        judged = "" if self.loss_before is None else f", held-out loss {self.loss_before:.4g} to {self.loss_after:.4g}"
+        counted = f"{self.steps} step{'s' if self.steps != 1 else ''}"
+        return f"{self.name}: {counted}{judged}" + (f" ({self.note})" if self.note else "")
+
 
 @dataclass
 class Journal:

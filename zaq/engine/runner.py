@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 from zaq.compute.processes import sent, together, world
 from zaq.compute.random import drawing, random_state, set_random_state, set_seed
 from zaq.config.memory import hand_back
+from zaq.engine.ahead import ahead
 from zaq.engine.interruption import ctrl_c_of_all, stop_together
 from zaq.engine.journal import Journal, Record
 from zaq.engine.saver import Saver
@@ -55,13 +56,16 @@ def _run_all(stages: Sequence[Stage], state: State, journal: Journal, snapshots:
     first, point = 0, None
     if saver:
         first, point = saver.go_on([s.name for s in stages], lambda k: _run(stages, k, state, Journal()))
-    for number in range(first, len(stages)):
-        if saver and not saver.begun(number):
-            saver.begin(number)
-        _run(stages, number, state, journal, saver, point)
-        point = None
-        if saver and journal.interrupted:
-            saver.end()
+    with journal.progress.over(lambda: ahead(stages, state.task)):
+        for number in range(first, len(stages)):
+            if saver and not saver.begun(number):
+                saver.begin(number)
+            _run(stages, number, state, journal, saver, point)
+            point = None
+            if saver and journal.interrupted:
+                saver.end()
+        if not journal.interrupted:
+            journal.progress.finished()
     if saver:
         saver.begin(len(stages))
         saver.snapshots.flush()
@@ -119,6 +123,7 @@ def run_stage(
                 if "not kept" not in record.note:
                     record.say(f"not kept: the held-out loss was {record.loss_after:.4g} after it")
                 record.loss_after = record.loss_before
+        journal.progress.detail(str(record))
 
 
 def _undisturbed(judge: Callable[[], float] | None, journal: Journal) -> Callable[[], float] | None:

@@ -33,6 +33,7 @@ class Stage:
     steps: Count = 1  # 0 leaves the stage out
 
     recorded: ClassVar[bool] = True  # whether the report has a line for it
+    cost: ClassVar[float] = 1.0  # of a step, about, in forward passes of a batch: for the time that is left
     checks: ClassVar[int] = 1  # how often a judge looks; the last look is at the end
     look: ClassVar[int] = 1  # steps between two states that can be gone back to
     # What is done of it after Ctrl-C, where that came in a stage before: nothing; "start": start and finish, so that

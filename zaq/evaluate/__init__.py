@@ -12,7 +12,7 @@ from zaq.config.card import Card
 from zaq.data import BOXES, DATASETS, IMAGES, MASKS
 from zaq.errors import SourceError, unknown
 from zaq.evaluate.boxes import decode, read_decode
-from zaq.evaluate.classification import Score, measure_classification, predictions, top1
+from zaq.evaluate.classification import Score, measure_classification, predictions, ranked, score_of, top1
 from zaq.evaluate.detection import measure_detection
 from zaq.evaluate.image import measure_likeness
 from zaq.evaluate.models import Model, Task, outputs
@@ -29,7 +29,9 @@ __all__ = [
     "decode",
     "outputs",
     "predictions",
+    "ranked",
     "read_decode",
+    "score_of",
     "stored_card",
     "task_of",
     "top1",

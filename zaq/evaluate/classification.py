@@ -1,4 +1,4 @@
-"""Top-1: how often the greatest of an image's outputs is that of its class."""
+"""Top-1 and top-5: how often the greatest of an image's outputs, or one of the greatest five, is that of its class."""
 
 import math
 from dataclasses import dataclass
@@ -14,18 +14,22 @@ from zaq.errors import DataError
 from zaq.evaluate.models import Model, answers
 from zaq.export.session import session
 
-__all__ = ["Score", "measure_classification", "predictions", "top1"]
+__all__ = ["Score", "measure_classification", "predictions", "ranked", "score_of", "top1"]
 
 BATCH = 100
+FIRST = 5  # classes that one of is to be right
 Labels = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Score:
-    """How many of how many images are classified right."""
+    """How many of how many images are classified right; `among5`: how many have their class among the first five, where
+    there are more classes than that.
+    """
 
     correct: int
     total: int
+    among5: int | None = None
 
     @classmethod
     def of(cls, predicted: Labels, labels: Labels) -> "Score":
@@ -42,11 +46,18 @@ class Score:
         p = self.correct / self.total
         return 100 * 1.96 * math.sqrt(p * (1 - p) / self.total)
 
+    @property
+    def percent5(self) -> float | None:
+        return None if self.among5 is None else 100 * self.among5 / self.total
+
     def fields(self) -> dict[str, float]:
-        return {"top1": self.percent, "interval": self.interval, "correct": self.correct, "total": self.total}
+        found: dict[str, float] = {"top1": self.percent, "interval": self.interval}
+        found |= {"correct": self.correct, "total": self.total}
+        return found if self.percent5 is None else found | {"top5": self.percent5}
 
     def __str__(self) -> str:
-        return f"top-1 {self.percent:.2f} % (+-{self.interval:.2f}, {self.correct} of {self.total} images)"
+        five = "" if self.percent5 is None else f", top-5 {self.percent5:.2f} %"
+        return f"top-1 {self.percent:.2f} % (+-{self.interval:.2f}, {self.correct} of {self.total} images){five}"
 
 
 def top1(path: Path, data: str, card: Card, limit: int | None = None, progress: Progress | None = None) -> Score:
@@ -64,8 +75,15 @@ def measure_classification(
     progress: Progress | None = None,
     teacher: Model | None = None,
 ) -> Score:
-    """Top-1 on images of one class each; see `zaq.evaluate.models.Task`."""
-    return Score.of(*predictions(model, data, card, limit, progress))
+    """Top-1 and top-5 on images of one class each; see `zaq.evaluate.models.Task`."""
+    return score_of(*ranked(model, data, card, limit, progress))
+
+
+def score_of(ranks: Labels, labels: Labels) -> Score:
+    """What `ranked` found, counted."""
+    right = ranks == labels[:, None]
+    among5 = int(right.any(1).sum()) if ranks.shape[1] == FIRST else None
+    return Score(int(right[:, 0].sum()), len(labels), among5)
 
 
 def predictions(
@@ -75,12 +93,23 @@ def predictions(
 
     Two models' answers to the same images say more about which is better than their scores, hence not the score alone.
     """
-    predicted, labels = [], []
+    ranks, labels = ranked(model, data, card, limit, progress)
+    return ranks[:, 0], labels
+
+
+def ranked(
+    model: Model, data: str, card: Card, limit: int | None = None, progress: Progress | None = None
+) -> tuple[Labels, Labels]:
+    """The classes that `model` finds in each image of `data`, the likeliest first: (N, 5), or (N, 1) where it knows no
+    more than five; and what the images are labelled with, (N,).
+    """
+    ranks, labels = [], []
     for _, found, samples in answers(model, classified(data, card), card, BATCH, limit, progress, data):
         _refuse_unless_classes([list(o.shape) for o in found], "the model")
-        predicted.append(found[0].argmax(1))
+        first = FIRST if found[0].shape[1] > FIRST else 1
+        ranks.append(np.argsort(-found[0], 1, kind="stable")[:, :first])  # of equals the first, as argmax has it
         labels += [s.label for s in samples]
-    return np.concatenate(predicted).astype(np.int64), np.array(labels, np.int64)
+    return np.concatenate(ranks).astype(np.int64), np.array(labels, np.int64)
 
 
 def _refuse_unless_classes(shapes: list[list[int | str]] | list[list[int]], name: str) -> None:

@@ -72,7 +72,9 @@ def answers(
     chosen = samples[:limit]
     if not chosen:
         raise DataError(f"--data {data}: no images within a limit of {limit}.")
-    steps = (progress or Progress()).track("eval", math.ceil(len(chosen) / size))
+    steps = (progress or Progress()).track(
+        "eval" + (" float" if isinstance(model, nn.Module) else ""), math.ceil(len(chosen) / size)
+    )
     for _, (images, batch) in zip(steps, loaded(chosen, card, size), strict=True):
         found = outputs(model, images)
         if broken := sum(int((~np.isfinite(o)).any(axis=tuple(range(1, o.ndim))).sum()) for o in found):

@@ -85,6 +85,7 @@ class Game(Rules, Stage):
 
     name: str = "zaq"
 
+    cost: ClassVar[float] = 28.0
     checks: ClassVar[int] = 8
 
     def judge(self, state: State) -> Callable[[], float] | None:

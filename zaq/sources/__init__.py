@@ -1,12 +1,10 @@
 """Where a model comes from: a name or a path in, (graph, card) out. Nothing is unpickled."""
 
-import importlib.util
-import re
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
+from zaq.config.names import DEFAULT, is_file, kind_of
 from zaq.errors import SourceError, unknown
 from zaq.ir.nodes import output_nodes, shape_of
 from zaq.sources.base import Request, Source
@@ -19,7 +17,6 @@ from zaq.sources.weights import read_weights, read_zoo, refuse_pickle
 
 __all__ = ["DEFAULT", "SOURCES", "Kind", "Source", "is_file", "load", "read_program", "read_pt2"]
 
-DEFAULT = "zoo:resnet20_cifar10"
 NAMED = (None, "classification", "segmentation")  # tasks whose one output has a channel a class
 
 
@@ -31,7 +28,7 @@ class Kind(NamedTuple):
     takes: tuple[str, ...] = ()
 
 
-# By how a source is spelt: a suffix, or a prefix.
+# By how a source is spelt, as `zaq.config.names` has it.
 SOURCES = {
     ".pt2": Kind(read_program_source, ("dynamic", "layout")),
     ".onnx": Kind(read_onnx, ("bind", "layout")),
@@ -45,11 +42,6 @@ SOURCES = {
     "hf-hub:": Kind(read_hub, ("kwargs", "random_weights", "dynamic")),
     "package.module:": Kind(read_factory, ("kwargs", "dynamic")),
 }
-
-
-def is_file(spec: str) -> bool:
-    """Whether a source is spelt as a file, and not as `kind:name`."""
-    return Path(spec).exists() or not re.match(r"[A-Za-z_][\w.-]+:", spec)
 
 
 def load(
@@ -72,7 +64,7 @@ def load(
     layout: NCHW or NHWC, where a file does not show in which order its images' dimensions come. Its files keep it.
     Raises SourceError for one that is missing, that is no model, or that would have to be unpickled.
     """
-    kind, name, path = _kind(spec)
+    kind, name, path = kind_of(spec)
     layout = layout.upper()
     if layout and layout not in LAYOUTS:
         raise SourceError("--layout: " + unknown("layout", layout, LAYOUTS))
@@ -106,25 +98,3 @@ def _names(spec: str, source: Source) -> tuple[str, ...]:
             "classes apart; one name each is needed, in order."
         )
     return names
-
-
-def _kind(spec: str) -> tuple[str, str, Path | None]:
-    """The key of SOURCES that a spelling has, the name behind a prefix, and the path of a file."""
-    if is_file(spec):
-        path = Path(spec)
-        if not path.exists():
-            raise SourceError(
-                f"{spec}: there is no such file. A model is a .pt2 file, or {DEFAULT}, or spelt {', '.join(SOURCES)}."
-            )
-        suffix = path.suffix.lower()
-        if suffix not in SOURCES or not path.is_file():
-            files = ", ".join(s for s in SOURCES if s.startswith("."))
-            raise SourceError(f"{spec}: cannot tell a model by {suffix or 'no suffix'!r}; there is: {files}.")
-        return suffix, spec, path
-    kind, _, name = spec.partition(":")
-    if f"{kind}:" in SOURCES:
-        return f"{kind}:", name, None
-    if "." not in kind and not (Path(f"{kind}.py").is_file() or Path(kind).is_dir() or importlib.util.find_spec(kind)):
-        kinds = [k[:-1] for k in SOURCES if k.endswith(":")]
-        raise SourceError(f"{spec}: " + unknown("kind of source, or module of a factory,", kind, kinds))
-    return "package.module:", name, None

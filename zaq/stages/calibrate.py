@@ -54,6 +54,7 @@ class Calibrate(Stage):
     observer: Observer = "mse"  # one of OBSERVERS
     drawn: bool = False  # at what drawings cause, too, where the teacher may have been made for such
 
+    cost: ClassVar[float] = 1.5
     after_ctrl_c: ClassVar[str] = "run"
 
     def length(self, state: State) -> int:

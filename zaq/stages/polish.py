@@ -39,6 +39,7 @@ class Polish(Stage):
     gain: Amount = 3e-3  # ... gains and biases move by such a part of their size a step ...
     lr_range: Amount = 1e-2  # ... and the ends of ranges by so many steps of their grid
 
+    cost: ClassVar[float] = 3.6
     look: ClassVar[int] = 5
 
     def judge(self, state: State) -> Callable[[], float] | None:

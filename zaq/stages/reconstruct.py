@@ -13,7 +13,7 @@ then writes, and steps as few as ours move no bias that far.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +59,8 @@ class Reconstruct(Stage):
     warm_up: Share = 0.2  # part of the steps before h is pushed to 0 or 1
     beta: tuple[Positive, Positive] = (20.0, 2.0)
     correct: bool = True  # a block's biases once it is learned
+
+    cost: ClassVar[float] = 0.5  # of one block
 
     def applies(self, state: State) -> bool:
         """At 8 bits there is nothing in a block to learn."""
@@ -126,9 +128,12 @@ class _Blocks(Loop):
     def _open(self, at: int) -> None:
         """Begin to learn a block (with the steps that are left,
         where it was put back after a loss that was no number)."""
-        self.closed, self.at, self.block = self.whole.snapshot(), at, self.blocks[at]
+        self.closed, self.block = self.whole.snapshot(), self.blocks[at]
         self.student = between(self.whole.module, self.block)
-        self.roundings = _place_roundings(self.whole, self.student)
+        self.roundings = _roundings(self.whole, self.student)
+        self.at = at  # from here on there is something to put back, if Ctrl-C comes
+        for path, rounding, _ in self.roundings:
+            self.student.set_submodule(path, rounding)
         self.network = self.task.work.network(self.student)
         self.optimizer = self._optimizer()
         self.first = self.optimizer.param_groups[0]
@@ -263,16 +268,14 @@ def _variance(x: Tensor, dim: int | None, batch: int) -> Tensor:
     return of_all.float()
 
 
-def _place_roundings(whole: Student, student: GraphModule) -> list[tuple[str, LearnedRounding, Tensor]]:
-    """Put a rounding that is learned into the place of the quantizer of each of a block's weights; (path, rounding,
-    weight).
+def _roundings(whole: Student, student: GraphModule) -> list[tuple[str, LearnedRounding, Tensor]]:
+    """A rounding that is learned for the quantizer of each of a block's weights; (path, rounding, weight).
 
     Weights of 8 bits stay as they are: so small a step leaves nothing to learn.
     """
-    placed = []
+    found = []
     for name, quantizer in whole.placement.weights.items():
         path = next((p for p, m in student.named_modules() if m is quantizer), None)
         if path is not None and quantizer.bits < HIGH:
-            placed.append((path, LearnedRounding(quantizer, whole.weight(name)), whole.weight(name)))
-            student.set_submodule(path, placed[-1][1])
-    return placed
+            found.append((path, LearnedRounding(quantizer, whole.weight(name)), whole.weight(name)))
+    return found

@@ -102,6 +102,7 @@ class Synthesize(Likeness):
     lr: Amount = 1e-2  # Adam, falling as a cosine (Genie: 1e-2). At 3e-3 short trainings end nearer, and teach less
     width: OneOrMore = 32
 
+    cost: ClassVar[float] = 3.6
     after_ctrl_c: ClassVar[str] = "start"
 
     def makes(self) -> tuple[str, ...]:
@@ -187,6 +188,7 @@ class Refine(Likeness):
     lr: Amount = 0.03  # Adam, of pixels
     together: OneOrMore = 128  # images that are refined at once, to the statistics of all of them
 
+    cost: ClassVar[float] = 3.5
     look: ClassVar[int] = 5
 
     def makes(self) -> tuple[str, ...]:
