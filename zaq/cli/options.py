@@ -210,12 +210,9 @@ class MethodOption(click.Option):
 
 def method_of(name: str, settings: tuple[str, ...]) -> Any:
     """The method, with `-s key=value` typed by its fields, and `-s stage.key=value` by those of its stages."""
-    from zaq.config.plugins import lookup
-    from zaq.methods import METHODS, Method
+    from zaq.methods import kind_named
 
-    kind = lookup("zaq.methods", "method", name, METHODS, by_path=True)
-    if not (isinstance(kind, type) and issubclass(kind, Method)):
-        raise BitsError(f"--method {name}: is no subclass of zaq.methods.Method.")
+    kind = kind_named(name)
     hints = {f.name: h for f, h in _fields(kind) if f.name != "stage_constants"}
     values: dict[str, Any] = {}
     constants: dict[str, Any] = {}

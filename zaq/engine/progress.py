@@ -1,8 +1,9 @@
 """How a run tells where it is: silently, or on a terminal with the time left."""
 
 from collections.abc import Iterator
+from importlib.util import find_spec
 
-__all__ = ["Progress", "TerminalProgress"]
+__all__ = ["Progress", "TerminalProgress", "in_notebooks"]
 
 
 class Progress:
@@ -37,3 +38,10 @@ class TerminalProgress(Progress):
 
     def say(self, what: str) -> None:
         self.console.print(what, highlight=False, markup=False)
+
+
+def in_notebooks() -> Progress:
+    """The same bars in a notebook, where rich shows them by ipywidgets; silence anywhere else."""
+    from rich.console import Console
+
+    return TerminalProgress() if Console().is_jupyter and find_spec("ipywidgets") else Progress()

@@ -18,7 +18,7 @@ from zaq.ir.sizes import open_up
 from zaq.sources.interface import Interface
 from zaq.sources.operators import define_missing_operators, own_operators
 
-__all__ = ["PLAIN", "SAVE_IT", "Request", "Source", "file_hash", "first_line", "require", "source_of"]
+__all__ = ["PLAIN", "SAVE_IT", "Request", "Source", "file_hash", "first_line", "hash_of", "require", "source_of"]
 
 SAVE_IT = (
     "Load it yourself where you trust it, then save it as .pt2:\n"
