@@ -41,7 +41,7 @@ def test_it_trains_on_in_an_ordinary_loop(tmp_path: Path) -> None:
     assert quantized.trainable() is net is quantized.module
     optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], 1e-2, momentum=0.9)
     with torch.no_grad():
-        target, before = teacher(x), {n: q.scale.clone() for n, q in quantized.student.placement.weights.items()}
+        target = teacher(x)
     losses = []
     for _ in range(5):
         loss = F.mse_loss(net(x), target)
@@ -50,8 +50,7 @@ def test_it_trains_on_in_an_ordinary_loop(tmp_path: Path) -> None:
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < losses[0]
-    moved = {n for n, q in quantized.student.placement.weights.items() if not torch.equal(q.scale, before[n])}
-    assert moved == set(before)
+    assert all(p.grad is not None and p.grad.any() for n, p in net.named_parameters() if p.requires_grad), "all learn"
     quantized.export(tmp_path / "net.onnx")
     (found,) = run_session(session(tmp_path / "net.onnx"), x)
     with torch.no_grad():

@@ -24,9 +24,10 @@ from zaq.report.outputs import require_a_student
 from zaq.run import SNAPSHOTS, Run, beside, disk_errors
 from zaq.sources import Source
 
-__all__ = ["Keeping", "call_of", "quantize_run"]
+__all__ = ["MOVABLE", "Keeping", "call_of", "quantize_run"]
 
 FT_BATCH = 64
+MOVABLE = ("device", "devices", "num_nodes")  # a run may go on, and be repeated, with others
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,11 @@ class Keeping:
     resume: bool = False
     call: dict[str, Any] = field(default_factory=dict)
     memory: int | str | None = None
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """Of the call what another run repeats by it, wherever that is (`zaq quantize --config`)."""
+        return {name: value for name, value in self.call.items() if name not in MOVABLE}
 
 
 def quantize_run(
@@ -101,7 +107,7 @@ def quantize_run(
                 keep=lambda content: run.write(IMAGES, content),
                 folder=run.path,
             )
-        quantized.report["options"] |= {"data": data}
+        quantized.report["options"] |= {"data": data, "call": keeping.asked}
         with ctrl_c_waits(progress.say) as came:
             quantized = replace(quantized, interface=model.interface, frame=model.frame)
             report = quantized.write(run, progress)

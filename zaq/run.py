@@ -139,11 +139,12 @@ class Run:
 
     def hashes(self) -> dict[str, str]:
         """SHA-256 of the files that an exported file is made from, or whose truth it shares. How much memory the run
-        was allowed is left out: it makes no difference."""
+        was allowed, and how it was asked for, are left out: they make no difference."""
         found = {name: (self.path / name).read_bytes() for name in PARTS if (self.path / name).is_file()}
         with suppress(KeyError, ValueError, TypeError):  # none of that name, or no options that zaq wrote
             options = plain_json(found["options.json"])
             del options["memory"]
+            options.pop("call", None)
             found["options.json"] = json_text(options, indent=1).encode()
         return {name: hashlib.sha256(content).hexdigest() for name, content in found.items()}
 

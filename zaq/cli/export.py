@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from zaq.cli.kinds import FORMS, Choice
 from zaq.cli.options import PATH
 from zaq.cli.verify import say
 from zaq.errors import OutputError, RunError
@@ -14,7 +15,12 @@ __all__ = ["export"]
 @click.command()
 @click.argument("run", type=PATH)
 @click.option(
-    "--format", "form", default="qdq", show_default=True, help="qdq, packed (4-bit weights), qoperator, ort, or float."
+    "--format",
+    "form",
+    type=Choice(FORMS),
+    default="qdq",
+    show_default=True,
+    help="qdq, packed (4-bit weights), qoperator, ort, or float.",
 )
 @click.option("--opset", type=click.IntRange(min=1), help="ONNX opset; the lowest that holds the file if not given.")
 @click.option("-o", "--output", type=PATH, help="The file; RUN/model.FORMAT.onnx by default, RUN/model.onnx for qdq.")
@@ -23,7 +29,6 @@ def export(run: Path, form: str, opset: int | None, output: Path | None, overwri
     """RUN's checkpoint as an ONNX file of another form, checked against the checkpoint."""
     from zaq.config.files import scratch
     from zaq.config.targets import target_of
-    from zaq.export.forms import require_form
     from zaq.export.onnx import in_form, translate
     from zaq.ir.capture import from_exported
     from zaq.report.facts import onnx_metadata
@@ -31,7 +36,6 @@ def export(run: Path, form: str, opset: int | None, output: Path | None, overwri
     from zaq.verify.layers import fault
     from zaq.verify.parity import compare
 
-    require_form(form)
     opened = Run.open(run, NEEDED)
     path = output or run / {"qdq": "model.onnx", "ort": "model.ort"}.get(form, f"model.{form}.onnx")
     if path.exists() and not overwrite:

@@ -5,12 +5,15 @@ import math
 import re
 import sys
 import typing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
+from zaq.cli.kinds import METHODS, NORMALIZE
 from zaq.config.bounds import plain_json
+from zaq.config.normalizations import ALREADY, BLUE_FIRST, NORMALIZATIONS
 from zaq.errors import BitsError, UserError, unknown
 
 __all__ = [
@@ -22,6 +25,8 @@ __all__ = [
     "card_overrides",
     "device_option",
     "ends",
+    "layer_options",
+    "layers_of",
     "load_source",
     "method_of",
     "progress",
@@ -45,7 +50,10 @@ def card_options(command: Any) -> Any:
         [
             click.option(
                 "--normalize",
-                help="How the model expects pixels: imagenet, cifar10, 0-255, 0-1, -1-1, caffe (BGR, less means), ...",
+                type=NORMALIZE,
+                metavar="NAME",
+                help="How the model expects pixels: imagenet, cifar10, 0-255, 0-1, -1-1, caffe (BGR, less means), ...; none: "
+                "already normalised.",
             ),
             click.option("--mean", help="Mean of x/255 per channel, as 0.485,0.456,0.406."),
             click.option("--std", help="Standard deviation of x/255 per channel."),
@@ -105,7 +113,7 @@ def load_source(source: str, flags: dict[str, Any]) -> Any:
         raise UserError(
             f"--kwargs {flags['kwargs']:.80}: is no JSON object ({error}); write it as '{{\"num_classes\": 10}}'."
         ) from error
-    return load(
+    model = load(
         source,
         card_overrides(flags),
         arch=flags["arch"],
@@ -115,6 +123,9 @@ def load_source(source: str, flags: dict[str, Any]) -> Any:
         dynamic=dimensions(flags.get("dynamic") or ""),
         layout=flags.get("layout") or "",
     )
+    if flags.get("normalize") == ALREADY:
+        model = replace(model, card=replace(model.card, mean=None, std=None, order="rgb"))
+    return model
 
 
 def _bound(given: tuple[str, ...]) -> dict[str, tuple[float, ...]]:
@@ -133,12 +144,12 @@ def _bound(given: tuple[str, ...]) -> dict[str, tuple[float, ...]]:
 
 def card_overrides(flags: dict[str, Any]) -> dict[str, Any]:
     """Card fields from the flags of `card_options`."""
-    from zaq.config.card import BLUE_FIRST, NORMALIZATIONS
-
     found: dict[str, Any] = {k: flags[k] for k in ("resize", "crop") if flags.get(k) is not None}
-    if flags.get("normalize"):
-        if flags["normalize"] not in NORMALIZATIONS:
-            raise UserError("--normalize: " + unknown("normalisation", flags["normalize"], NORMALIZATIONS))
+    if flags.get("normalize") == ALREADY and (flags.get("mean") or flags.get("std")):
+        raise UserError(
+            f"--normalize {ALREADY}: the input is normalised already; --mean and --std cannot be beside it."
+        )
+    if flags.get("normalize") not in (None, ALREADY):
         found["mean"], found["std"] = NORMALIZATIONS[flags["normalize"]]
         found["order"] = "bgr" if flags["normalize"] in BLUE_FIRST else None
     for flag, name, kind in (("mean", "mean", float), ("std", "std", float), ("input_shape", "input", int)):
@@ -152,6 +163,37 @@ def card_overrides(flags: dict[str, Any]) -> dict[str, Any]:
     if ("mean" in found) != ("std" in found):
         raise UserError("--mean and --std go together; one of them is missing.")
     return found
+
+
+def layers_of(asked: tuple[str, ...], exclude: tuple[str, ...]) -> dict[str, str]:
+    """`QConfig.layers` of `--layer-bits REGEX=BITS` and `--exclude REGEX`, which goes before it."""
+    from zaq.config.bits import FLOAT
+
+    found = {}
+    for text in asked:
+        pattern, equals, bits = text.rpartition("=")
+        if not equals or not pattern:
+            raise BitsError(f"--layer-bits {text}: write REGEX=BITS, as 'layer4=8', 'fc=w8a8' or 'stem.*=float'.")
+        found[pattern] = bits
+    return found | dict.fromkeys(exclude, FLOAT)
+
+
+def layer_options(command: Any) -> Any:
+    """The flags that say bits of single layers."""
+    for option in (
+        click.option(
+            "--layer-bits",
+            multiple=True,
+            metavar="REGEX=BITS",
+            help="Other bits for layers whose module, or a module around it, is called so: 'layer4=8', 'fc=w8a4', "
+            "'stem.*=float'; repeatable, the last that fits counts. zaq inspect lists names.",
+        ),
+        click.option(
+            "--exclude", multiple=True, metavar="REGEX", help="Leave such layers in float: --layer-bits REGEX=float."
+        ),
+    ):
+        command = option(command)
+    return command
 
 
 def ends(text: str) -> int | str | None:
@@ -199,13 +241,13 @@ class Seconds(click.ParamType):  # type: ignore[type-arg]
 
 
 class MethodOption(click.Option):
-    """`--method`, whose help names the methods that installed packages bring, too."""
+    """`--method`, whose help names ours and the methods that installed packages bring."""
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
         from zaq.config.plugins import names
 
         record = super().get_help_record(ctx)
-        return record and (record[0], ", ".join([record[1], *names("zaq.methods")]))
+        return record and (record[0], ", ".join([*METHODS, *names("zaq.methods"), record[1]]))
 
 
 def method_of(name: str, settings: tuple[str, ...]) -> Any:

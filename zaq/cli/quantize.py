@@ -6,12 +6,16 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from zaq.cli.command import Command, config_option, said_in_config
+from zaq.cli.kinds import DATA, METHODS, PRECISIONS, SOURCE, TARGETS, Choice, Spelled
 from zaq.cli.options import (
     PATH,
     MethodOption,
     Seconds,
     device_option,
     ends,
+    layer_options,
+    layers_of,
     load_source,
     method_of,
     progress,
@@ -19,8 +23,9 @@ from zaq.cli.options import (
     size_in_bytes,
     source_options,
 )
+from zaq.config.bits import ACTIVATION_GRIDS, EFFORTS, PLACEMENTS, WEIGHT_GRIDS
 from zaq.config.bounds import json_text
-from zaq.errors import BitsError, Interrupted, RunError, UserError, unknown
+from zaq.errors import Interrupted, RunError, UserError
 
 if TYPE_CHECKING:
     from zaq.engine.work import Work
@@ -29,30 +34,61 @@ __all__ = ["quantize"]
 
 # What does not change what comes out.
 NOT_ASKED = ("output", "overwrite", "resume", "every", "memory", "dry_run", "as_json")
-MOVABLE = ("device", "devices", "num_nodes")  # a run may go on with others
 NAMES_CODE = ("source", "arch", "method", "settings")
 AGAIN = "zaq.resumed"  # whether options were read from the run that is resumed
 
 
-@click.command()
-@click.argument("source", default="zoo:resnet20_cifar10")
+GROUPS = {
+    "What is quantized": ("arch", "kwargs", "bind", "dynamic", "layout", "random_weights"),
+    "How its images are prepared": ("normalize", "mean", "std", "input_shape", "resize", "crop"),
+    "Bits": (
+        "bits", "layer_bits", "exclude", "first_last", "target_size", "target", "placement", "weights", "activations",
+    ),
+    "Method": ("method", "settings", "effort", "seed", "samples", "data"),
+    "The run": ("output", "overwrite", "resume", "every", "config", "dry_run", "as_json"),
+    "The machine": ("device", "precision", "devices", "num_nodes", "threads", "memory"),
+}  # fmt: skip
+EXAMPLES = {
+    "zaq quantize timm:resnet18 --bits int8": "8 bits, of a network and its weights in timm",
+    "zaq quantize net.onnx --normalize imagenet": "w4a4, of a float ONNX file",
+    "zaq quantize net.pt2 --bits 4 --exclude head": "the module `head` stays in float",
+    "zaq quantize net.pt2 --layer-bits 'layer4=8'": "`layer4` has 8 bits, all else 4",
+    "zaq quantize --config out/options.json -o again/": "the same run once more",
+}
+
+
+@click.command(cls=Command, groups=GROUPS, examples=EXAMPLES)
+@click.argument("source", default="zoo:resnet20_cifar10", type=SOURCE)
 @click.option(
     "--bits",
     default="w4a4",
     show_default=True,
-    help="Bits of weights and activations, w2a2 to w8a8; w4.0a4: 4 on average; or mixed.",
+    help="Bits of weights and activations, w2a2 to w8a8; 8 or int8: w8a8; w4.0a4: 4 on average; or mixed.",
 )
+@layer_options
 @click.option("--target-size", help="With --bits mixed: bytes that all weights may take, as 0.3MB.")
 @click.option(
     "--placement",
+    type=Choice(list(PLACEMENTS)),
     default="integer",
     show_default=True,
     help="What is quantized: integer; shared; a protocol: gdfq, brecq.",
 )
-@click.option("--weights", help="Grids of weights: per_channel (default), per_tensor, and both with _affine.")
-@click.option("--activations", help="Grids of activations: affine (default), or symmetric: signed, zero point 0.")
+@click.option(
+    "--weights",
+    type=Choice(WEIGHT_GRIDS),
+    metavar="GRID",
+    help="Grids of weights: per_channel (default), per_tensor, and both with _affine.",
+)
+@click.option(
+    "--activations",
+    type=Choice(ACTIVATION_GRIDS),
+    metavar="GRID",
+    help="Grids of activations: affine (default), or symmetric: signed, zero point 0.",
+)
 @click.option(
     "--target",
+    type=Spelled(TARGETS),
     default="onnxruntime",
     show_default=True,
     help="The runtime the file is for: tensorrt, openvino, qnn, ...",
@@ -61,13 +97,16 @@ AGAIN = "zaq.resumed"  # whether options were read from the run that is resumed
 @click.option(
     "--method",
     cls=MethodOption,
+    type=Spelled(METHODS),
     default="flagship",
     show_default=True,
-    help="Or package.module:Class, or zaq, rtn, dfq, aciq, zeroq, deepinversion, gdfq, ft",
+    help="or package.module:Class; zaq methods says more",
 )
 @click.option("-s", "settings", multiple=True, metavar="KEY=VALUE", help="A constant of the method; repeatable.")
-@click.option("--effort", default="default", show_default=True, help="fast, default or best.")
-@click.option("--data", help="Real training images, for --method ft alone: cifar10:DIR, ... No other method reads any.")
+@click.option("--effort", type=Choice(EFFORTS), default="default", show_default=True, help="How long it may take.")
+@click.option(
+    "--data", type=DATA, help="Real training images, for --method ft alone: cifar10:DIR, ... No other method reads any."
+)
 @click.option(
     "--seed",
     type=click.IntRange(0, 2**63 - 1),
@@ -78,6 +117,7 @@ AGAIN = "zaq.resumed"  # whether options were read from the run that is resumed
 @device_option
 @click.option(
     "--precision",
+    type=Choice(PRECISIONS),
     default="32-true",
     show_default=True,
     help="Of the networks' products while the student learns: 32-true, bf16-mixed, 16-mixed.",
@@ -105,8 +145,9 @@ AGAIN = "zaq.resumed"  # whether options were read from the run that is resumed
 @click.option("--snapshot", "every", type=Seconds(), default="60s", show_default=True, help="How often it is saved.")
 @click.option("--dry-run", is_flag=True, help="Print what would happen, write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@config_option
 @source_options
-def quantize(source: str, bits: str, target_size: str | None, placement: str, weights: str | None,
+def quantize(source: str, bits: str, layer_bits: tuple[str, ...], exclude: tuple[str, ...], target_size: str | None, placement: str, weights: str | None,
              activations: str | None, target: str, first_last: str, method: str,
              settings: tuple[str, ...], effort: str, data: str | None, seed: int, device: str,
              precision: str, devices: int, num_nodes: int, threads: int | None,
@@ -122,7 +163,7 @@ def quantize(source: str, bits: str, target_size: str | None, placement: str, we
 
     from zaq.compute.devices import device_named
     from zaq.compute.processes import is_first, launch
-    from zaq.config.bits import EFFORTS, QConfig
+    from zaq.config.bits import QConfig
     from zaq.config.memory import allowed
     from zaq.engine.progress import Progress
     from zaq.engine.work import Work
@@ -133,9 +174,11 @@ def quantize(source: str, bits: str, target_size: str | None, placement: str, we
     if resume is not None and not (context := click.get_current_context()).meta.get(AGAIN):
         context.invoke(quantize, **_as_begun(context, resume))
         return
-    if effort not in EFFORTS:
-        raise BitsError("--effort: " + unknown("effort", effort, EFFORTS))
-    qconfig = QConfig.parse(bits, ends(first_last), placement, weights, size_in_bytes(target_size), activations, target)
+    _require_no_code_in_config(click.get_current_context())
+    qconfig = QConfig.parse(
+        bits, ends(first_last), placement, weights, size_in_bytes(target_size), activations, target,
+        layers_of(layer_bits, exclude),
+    )  # fmt: skip
     algorithm = method_of(method, settings)
     if algorithm.reads_data != (data is not None):
         raise UserError(
@@ -175,13 +218,23 @@ def quantize(source: str, bits: str, target_size: str | None, placement: str, we
         )
 
 
+def _require_no_code_in_config(context: click.Context) -> None:
+    """Raise UserError for a file of options that names code: whoever calls has to name that himself."""
+    for flag, text in said_in_config(context, NAMES_CODE):
+        if runs_code(text):
+            raise UserError(
+                f"--config: names {flag} {text}, which is code; a file has none run that the command line does not name "
+                "as well: say it again."
+            )
+
+
 def _as_begun(context: click.Context, folder: Path) -> dict[str, Any]:
     """The parameters of the call that began a run. What this one says beside them has to be the same; but a run may go
     on elsewhere.
 
     A folder that one was sent names nothing that is called: code is named on the command line alone.
     """
-    from zaq.pipeline import call_of
+    from zaq.pipeline import MOVABLE, call_of
 
     context.meta[AGAIN] = True
     begun, now = call_of(folder), context.params

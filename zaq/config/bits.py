@@ -82,9 +82,8 @@ class QConfig:
         for pattern, text in self.layers.items():
             _check_layer(pattern, text)
         if self.layers and self.mixed:
-            raise BitsError(
-                f"bits: a search finds the bits of all weights; {', '.join(self.layers)} cannot have theirs."
-            )
+            named = ", ".join(self.layers)
+            raise BitsError(f"bits: a search finds the bits of all weights, so that {named} cannot have its own.")
         for what, bits in (("weight", self.weight_bits), ("activation", self.act_bits), *self.layer_bits.items()):
             if not 2 <= bits <= 8:
                 raise BitsError(f"bits: {what}s of {bits} bits; 2 to 8 are supported, as in w4a4 or w8a8.")

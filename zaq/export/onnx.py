@@ -32,6 +32,7 @@ from zaq.export.rewrites import (
     clip_integers,
     count_values,
     hand_through,
+    keep_floats,
     move_integers,
     pool_globally,
     requantize_by_table,
@@ -111,6 +112,8 @@ def in_form(
             clip_integers(model)
             move_integers(model)
             requantize_by_table(model)
+        if target is HERE:
+            keep_floats(model)
         avoid_overflow(model)
     if form == "packed":
         pack(model)

@@ -106,7 +106,11 @@ class Student:
         student = copy.deepcopy(self)
         for quantizer in student.quantizers():
             if parametrize.is_parametrized(quantizer):
-                parametrize.remove_parametrizations(quantizer, "scale")
+                # Not by torch's own removal: a copy shares the class that was made for what it is a copy of.
+                scale = quantizer.scale.detach()
+                del quantizer.parametrizations
+                quantizer.__class__ = FakeQuantize
+                quantizer.scale = nn.Parameter(scale)
         student.settle()
         return student
 
