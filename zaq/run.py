@@ -114,6 +114,8 @@ class Run:
     @classmethod
     def open(cls, path: Path, needed: tuple[str, ...] = ("model.onnx", *NEEDED)) -> "Run":
         """A finished run. Raises SourceError if the directory is none."""
+        if path.is_file():
+            raise SourceError(f"{path}: is a file; name the folder of its run, as {path.parent}.")
         missing = [n for n in needed if not (path / n).is_file()]
         if missing:
             raise SourceError(f"{path}: is no run of zaq quantize ({', '.join(missing)} missing).")

@@ -20,7 +20,7 @@ __all__ = ["export"]
     type=Choice(FORMS),
     default="qdq",
     show_default=True,
-    help="qdq, packed (4-bit weights), qoperator, ort, or float.",
+    help="packed: with weights of 4 bits; float: not quantized.",
 )
 @click.option("--opset", type=click.IntRange(min=1), help="ONNX opset; the lowest that holds the file if not given.")
 @click.option("-o", "--output", type=PATH, help="The file; RUN/model.FORMAT.onnx by default, RUN/model.onnx for qdq.")

@@ -4,11 +4,13 @@ The names stand here as plain words where the module that has them would take a 
 are the same.
 """
 
+from pathlib import Path
 from typing import Any
 
 import click
 from click.shell_completion import CompletionItem
 
+from zaq.cli.guess import guess
 from zaq.config.normalizations import ALREADY, NORMALIZATIONS
 from zaq.errors import unknown
 
@@ -45,6 +47,19 @@ class Spelled(click.ParamType):  # type: ignore[type-arg]
         return found or ([CompletionItem(incomplete, type="file")] if self.files else [])
 
 
+class Data(Spelled):
+    """`KIND:PATH`. A path alone is taken for what it looks like, and the kind is said."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if f"{value}".startswith(self.words) or not Path(value).exists():
+            return value
+        kind = guess(Path(value))
+        if not kind:
+            self.fail(f"{value}: of what kind is it? Write KIND:{value}, one of {', '.join(self.words)}", param, ctx)
+        click.echo(f"--data {value}: is taken for {kind}:{value}", err=True)
+        return f"{kind}:{value}"
+
+
 NORMALIZE = Choice([*NORMALIZATIONS, ALREADY])
 SOURCE = Spelled(("zoo:resnet20_cifar10", "timm:", "torchvision:", "hf-hub:"), files=True)
-DATA = Spelled(("cifar10:", "cifar100:", "folder:", "csv:", "npz:", "yolo:", "masks:", "images:"))
+DATA = Data(("cifar10:", "cifar100:", "folder:", "csv:", "npz:", "yolo:", "masks:", "images:"))

@@ -52,8 +52,8 @@ def card_options(command: Any) -> Any:
                 "--normalize",
                 type=NORMALIZE,
                 metavar="NAME",
-                help="How the model expects pixels: imagenet, cifar10, 0-255, 0-1, -1-1, caffe (BGR, less means), ...; none: "
-                "already normalised.",
+                help="How the model expects pixels: imagenet, cifar10, 0-255, 0-1, -1-1, caffe (BGR, less means), ...; "
+                "none: already normalised.",
             ),
             click.option("--mean", help="Mean of x/255 per channel, as 0.485,0.456,0.406."),
             click.option("--std", help="Standard deviation of x/255 per channel."),

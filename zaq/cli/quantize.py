@@ -147,7 +147,8 @@ EXAMPLES = {
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @config_option
 @source_options
-def quantize(source: str, bits: str, layer_bits: tuple[str, ...], exclude: tuple[str, ...], target_size: str | None, placement: str, weights: str | None,
+def quantize(source: str, bits: str, layer_bits: tuple[str, ...], exclude: tuple[str, ...],
+             target_size: str | None, placement: str, weights: str | None,
              activations: str | None, target: str, first_last: str, method: str,
              settings: tuple[str, ...], effort: str, data: str | None, seed: int, device: str,
              precision: str, devices: int, num_nodes: int, threads: int | None,
@@ -223,8 +224,8 @@ def _require_no_code_in_config(context: click.Context) -> None:
     for flag, text in said_in_config(context, NAMES_CODE):
         if runs_code(text):
             raise UserError(
-                f"--config: names {flag} {text}, which is code; a file has none run that the command line does not name "
-                "as well: say it again."
+                f"--config: names {flag} {text}, which is code; a file has none run that the command line does not "
+                "name as well: say it again."
             )
 
 

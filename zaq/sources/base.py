@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from zaq.config.card import Card
-from zaq.errors import SourceError
+from zaq.errors import SourceError, install
 from zaq.ir.capture import cast_note, quiet, trace
 from zaq.ir.sizes import open_up
 from zaq.sources.interface import Interface
@@ -126,9 +126,7 @@ def require(library: str, extra: str, spec: str) -> Any:
             if isinstance(error, ModuleNotFoundError) and error.name == library
             else f" (its import fails: {first_line(error)})"
         )
-        raise SourceError(
-            f"{spec}: {library} is needed{why}: pip install 'zaq[{extra}]', or '.[{extra}]' in a checkout."
-        ) from error
+        raise SourceError(f"{spec}: {library} is needed{why}: {install(extra)}.") from error
 
 
 def first_line(error: BaseException) -> str:
