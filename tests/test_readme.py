@@ -1,6 +1,8 @@
 """What the README and the pages of docs/ show works as it stands there, and the pages can be built."""
 
+import configparser
 import dataclasses
+import json
 import os
 import re
 import shlex
@@ -12,8 +14,9 @@ from typing import ClassVar
 import pytest
 import torch
 from conftest import zaq_here
-from zoo import SHAPE, build, images, quantized_net
+from zoo import SHAPE, build, images, quantized_net, saved
 
+from zaq.cli import main
 from zaq.config.card import Card
 from zaq.engine.journal import Journal
 from zaq.engine.stage import Stage
@@ -55,9 +58,10 @@ def test_the_python_example(tmp_path: Path) -> None:
         "Flagship(game=20)", "Flagship(synthesis=2, refine=1, images=64, reconstruct=1, polish=5, game=1)"
     )
     code = code.replace('"model.onnx"', repr(str(tmp_path / "model.onnx")))
+    code = code.replace('"out/"', repr(str(tmp_path / "out")))
     names = {"model": build("residual"), "images": torch.zeros(2, 3, 32, 32)}
     exec(code, names)
-    assert (tmp_path / "model.onnx").is_file()
+    assert (tmp_path / "model.onnx").is_file() and (tmp_path / "out" / "quantized.pt2").is_file()
 
 
 def test_your_own_model_word_by_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,6 +82,52 @@ def test_your_own_model_word_by_word(tmp_path: Path, monkeypatch: pytest.MonkeyP
         done = zaq_here(verb, *words, *(few if verb == "quantize" else ()))
         assert done.exit_code == 0, done.stderr
     assert "the weights are random" in (tmp_path / "out" / "report.html").read_text()
+
+
+def commands_of(text: str) -> list[list[str]]:
+    """Every `zaq ...` of a page, in a block or inside a sentence, as words; without what stands for something."""
+    lines = re.findall(r"^zaq .*", text, re.MULTILINE) + re.findall(r"`(zaq [^`]+)`", text)
+    split = [shlex.split(" ".join(line.split()), comments=True) for line in lines if "..." not in line]
+    return [words[1:] for words in split if len(words) > 1 and words[1] not in ("VERB", "--debug")]
+
+
+@pytest.mark.parametrize("page", ["README", *DOCS])
+def test_every_command_parses(page: str) -> None:
+    """With the options, the choices and the types that it has; nothing is run."""
+    for words in commands_of(README if page == "README" else DOCS[page]):
+        verb = main.commands[words[0]]
+        if len(words) > 1 and "--config" not in words:  # `zaq export` alone is the name of a verb
+            context = verb.make_context(words[0], words[1:], resilient_parsing=False)
+            assert context.params
+
+
+@pytest.mark.slow  # each of these is done by a test of its own already
+def test_the_shell_word_by_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    saved("residual", tmp_path / "net.pt2")
+    (block,) = re.findall(r"^# In the shell\n.*?```\n(.*?)```", DOCS["shell"], re.DOTALL)
+    for line in block.splitlines():
+        done = zaq_here(*shlex.split(line)[1:])
+        assert done.exit_code == 0, f"{line}: {done.output}"
+    options = json.loads((tmp_path / "again" / "options.json").read_text())
+    assert options["qconfig"]["layers"] == {"body": "8", "head": "float"} and options["seed"] == 1
+
+
+@pytest.mark.slow  # each of these is done by a test of its own already
+def test_python_word_by_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    batch = images(8), torch.arange(8) % 5
+    names = {"model": build("residual"), "images": batch[0], "loader": [batch]}
+    for code in re.findall(r"```python\n(.*?)```", DOCS["python"], re.DOTALL):
+        exec(code, names)
+    assert (tmp_path / "trained.onnx").is_file() and (tmp_path / "out" / "report.html").is_file()
+
+
+def test_the_license_is_the_one_that_is_named() -> None:
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    assert config["metadata"]["license"] == "Apache-2.0" and "Apache-2.0" in README
+    assert (ROOT / "LICENSE").read_text().split()[:4] == ["Apache", "License", "Version", "2.0,"]
 
 
 def test_every_kind_of_source_has_its_command() -> None:

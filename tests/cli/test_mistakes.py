@@ -22,7 +22,7 @@ TABLE: list[tuple[str, str]] = [
     ("quantize https://example.org/net.onnx", "download it, and name the file"),
     ("quantize nett.onnx", "Did you mean net.onnx?"),
     ("quantize models", "models: is a folder; name the file in it: a.onnx, b.pt2"),
-    ("quantize empty", "empty: is a folder; no model is in it"),
+    ("quantize empty", "empty: is a folder, and no model is in it"),
     ("quantize saved", "is a SavedModel of TensorFlow; python -m tf2onnx.convert --saved-model saved"),
     ("quantize run", "run: is a run, quantized already; zaq verify run checks it"),
     ("quantize net.tflite", "python -m tf2onnx.convert --tflite"),

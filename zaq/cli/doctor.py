@@ -15,7 +15,7 @@ def doctor(as_json: bool) -> None:
     """What this machine computes with: versions, devices, instructions, and whether onnxruntime runs a quantized
     convolution in integers here, and how fast. To be sent with a report of a fault.
     """
-    from zaq.cost.machine import facts, integer_kernels
+    from zaq.verify.machine import facts, integer_kernels
 
     found, kernels = facts(), integer_kernels()
     if as_json:

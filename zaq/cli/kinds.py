@@ -17,7 +17,7 @@ from zaq.errors import unknown
 __all__ = ["DATA", "FORMS", "METHODS", "NORMALIZE", "PRECISIONS", "SOURCE", "TARGETS", "TASKS", "Choice", "Spelled"]
 
 METHODS = ("flagship", "rtn", "dfq", "aciq", "zeroq", "deepinversion", "gdfq", "zaq", "ft")
-TARGETS = ("onnxruntime", "tensorrt", "openvino", "qnn")
+TARGETS = ("onnxruntime", "onnxruntime-arm", "tensorrt", "openvino", "qnn")
 FORMS = ("qdq", "packed", "qoperator", "ort", "float")
 TASKS = ("classification", "detection", "segmentation", "image")
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")

@@ -1,7 +1,6 @@
 """How a run tells where it is: silently, or on a terminal with the time left."""
 
 from collections.abc import Iterator
-from importlib.util import find_spec
 
 __all__ = ["Progress", "TerminalProgress", "in_notebooks"]
 
@@ -44,4 +43,8 @@ def in_notebooks() -> Progress:
     """The same bars in a notebook, where rich shows them by ipywidgets; silence anywhere else."""
     from rich.console import Console
 
-    return TerminalProgress() if Console().is_jupyter and find_spec("ipywidgets") else Progress()
+    try:
+        import ipywidgets  # type: ignore[import-not-found, import-untyped, unused-ignore]  # noqa: F401
+    except ImportError:
+        return Progress()
+    return TerminalProgress() if Console().is_jupyter else Progress()

@@ -6,8 +6,8 @@ import torch
 from conftest import zaq_here
 from onnx import load_from_string
 
-from zaq.cost.machine import IntegerKernels, _convolution, integer_kernels
 from zaq.verify.kernels import kernels
+from zaq.verify.machine import IntegerKernels, _convolution, integer_kernels
 
 
 def test_the_convolution_is_integers_where_it_is_quantized() -> None:
