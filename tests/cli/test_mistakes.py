@@ -66,7 +66,7 @@ TABLE: list[tuple[str, str]] = [
     ("verify net.onnx", "net.onnx: is a file; name the folder of its run"),
     ("verify empty", "empty: is no run of zaq quantize"),
     ("export run --format packd", "Did you mean 'packed'?"),
-    ("quantize --device gpu", "Did you mean"),
+    ("quantize --device gpu", "torch calls it cuda, or mps on a Mac"),
     ("quantize --precision fp16", "There is: 16-mixed, 32-true, bf16-mixed"),
     ("quantize --config net.json", "net.json: unknown option 'maen'. Did you mean 'mean'?"),
     ("quantize --config code.json", "names --method my.code:Method, which is code"),

@@ -178,7 +178,7 @@ def quantize(source: str, bits: str, layer_bits: tuple[str, ...], exclude: tuple
     _require_no_code_in_config(click.get_current_context())
     qconfig = QConfig.parse(
         bits, ends(first_last), placement, weights, size_in_bytes(target_size), activations, target,
-        layers_of(layer_bits, exclude),
+        layers=layers_of(layer_bits, exclude),
     )  # fmt: skip
     algorithm = method_of(method, settings)
     if algorithm.reads_data != (data is not None):

@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from zaq.config import near
 from zaq.errors import SourceError, unknown
-from zaq.sources import near
 from zaq.sources.base import Request, Source
 from zaq.sources.factory import read_factory
 from zaq.sources.layout import LAYOUTS
