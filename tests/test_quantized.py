@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from zoo import CARD, build, images, quantized_net
 
 import zaq
+from zaq.engine.progress import Progress, in_notebooks
 from zaq.errors import DataError, RunError, SourceError, TrainingError, UserError
 from zaq.export.session import run_session, session
 from zaq.methods.rtn import RTN
@@ -165,6 +166,11 @@ def test_it_is_shown_in_a_line_and_in_a_notebook(quantized: Learned) -> None:
     page = quantized._repr_html_()
     quantized.report["options"]["source"] = {"name": "module", "sha256": None}
     assert page.count("border-radius") >= 6 and "&lt;script&gt;" in page and "<script>" not in page
+
+
+def test_bars_are_for_notebooks() -> None:
+    """Elsewhere a call in Python is silent, as it was; tests/test_examples.py runs it in a notebook."""
+    assert type(in_notebooks()) is Progress
 
 
 def test_dir_shows_the_api_and_nothing_else() -> None:

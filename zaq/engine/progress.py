@@ -43,8 +43,10 @@ def in_notebooks() -> Progress:
     """The same bars in a notebook, where rich shows them by ipywidgets; silence anywhere else."""
     from rich.console import Console
 
+    if not Console().is_jupyter:
+        return Progress()
     try:
         import ipywidgets  # type: ignore[import-not-found, import-untyped, unused-ignore]  # noqa: F401
     except ImportError:
         return Progress()
-    return TerminalProgress() if Console().is_jupyter else Progress()
+    return TerminalProgress()
