@@ -14,7 +14,6 @@ from zaq.sources import Source
 
 __all__ = ["require_arguments"]
 
-FLAT = (nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d, nn.MaxPool2d, nn.AdaptiveAvgPool2d)  # of (N, C, H, W) alone
 EXAMPLE = "torch.zeros(1, 3, 224, 224)"
 
 
@@ -64,7 +63,9 @@ def _require_images(name: str, value: object, model: object) -> None:
     if not isinstance(value, Tensor):
         remedy = "write torch.from_numpy(it)" if hasattr(value, "__array__") else f"write {EXAMPLE}"
         raise UserError(f"{name}: {_told(value)} is no tensor; {remedy}.")
-    if value.dim() == 3 and isinstance(model, nn.Module) and any(isinstance(m, FLAT) for m in model.modules()):
+    layers = model.modules() if isinstance(model, nn.Module) else ()
+    channels = next((m.in_channels for m in layers if isinstance(m, nn.Conv2d)), 0)
+    if value.dim() == 3 and len(value) == channels > 1:  # one channel may be a batch of one that a network spreads out
         raise UserError(
             f"{name}: of {tuple(value.shape)} is one image (C, H, W), and a batch (N, C, H, W) is expected; "
             "write example_input[None]."

@@ -91,8 +91,11 @@ class Quantized:
         Raises TrainingError, before anything is written, for a scale or a weight that no file can hold; RunError, once
         it is written, where onnxruntime does not run it, and for a student that is none (`zaq.report.outputs`).
         """
-        write_file(Path(path), self._content(form, opset))
-        _require_it_runs(Path(path), self.card)
+        content = self._content(form, opset)
+        write_file(Path(path), content)
+        # Nothing takes the network out of its frame again in onnxruntime's own format, so that file is only loaded.
+        framed = form == "ort" and self.frame is not None
+        _require_it_runs(Path(path), Path(path) if form == "ort" else content, None if framed else self.card.input)
         require_a_student(self.report, f"{path}")
 
     def verify(self) -> Parity:
@@ -257,10 +260,12 @@ class Learned(Quantized):
         return program_of(student.module)
 
 
-def _require_it_runs(path: Path, card: Card) -> None:
-    """Raise RunError for a file that onnxruntime does not load, or that answers an image of zeros with none."""
+def _require_it_runs(path: Path, file: Path | bytes, image: tuple[int, ...] | None) -> None:
+    """Raise RunError for a file that onnxruntime does not load, or does not run on an image of zeros (C, H, W)."""
     try:
-        run_session(session(path), torch.zeros(1, *card.input))
+        run = session(file)
+        if image is not None:
+            run_session(run, torch.zeros(1, *image))
     except Exception as error:  # of whatever kind onnxruntime raises
         raise RunError(f"{path}: is written, and onnxruntime does not run it: {error}") from error
 
