@@ -111,6 +111,8 @@ def test_a_run_is_saved_and_loaded(quantized: Learned, saved: Path, tmp_path: Pa
         assert (tmp_path / "again" / name).is_file()
     ours, theirs = (run_session(session(p / "model.onnx"), x)[0] for p in (saved, tmp_path / "again"))
     assert (ours == theirs).all()
+    with pytest.raises(UserError, match="it was loaded, with biases rounded"):
+        loaded.trainable()
     with pytest.raises(zaq.ZaqError, match="exists already"):
         loaded.save(tmp_path / "again")
 

@@ -98,6 +98,10 @@ class Quantized:
         _require_it_runs(Path(path), Path(path) if form == "ort" else content, None if framed else self.card.input)
         require_a_student(self.report, f"{path}")
 
+    def trainable(self) -> GraphModule:
+        """See `Learned`. Raises UserError for what was loaded, whose checkpoint holds biases that are rounded."""
+        raise UserError("trainable: it was loaded, with biases rounded; only what zaq.quantize returned trains on.")
+
     def verify(self) -> Parity:
         """The file in onnxruntime against this network, on its synthetic samples.
 
