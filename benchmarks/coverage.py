@@ -42,7 +42,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zaq.api import Quantized, quantize_graph
+from zaq.api import quantize_graph
 from zaq.benchmark.cells import version
 from zaq.config.bits import QConfig
 from zaq.config.card import Card
@@ -53,6 +53,7 @@ from zaq.ir.capture import from_exported, trace
 from zaq.ir.nodes import activations, input_node
 from zaq.ir.taps import with_taps
 from zaq.methods import METHODS
+from zaq.quantized import Learned
 from zaq.report.outputs import sqnr
 from zaq.run import Run, write_file
 from zaq.sources.operators import define_missing_operators
@@ -247,7 +248,7 @@ def measure(row: Row, size: int, done: Callable[[], None]) -> None:
 
 
 @torch.no_grad()
-def _each_tensor(quantized: Quantized, samples: Tensor) -> tuple[list[float], list[str]]:
+def _each_tensor(quantized: Learned, samples: Tensor) -> tuple[list[float], list[str]]:
     """SQNR of rounding each activation of the float model to its grid, alone; and their names."""
     names = [n for n in quantized.student.placement.activations if n != input_node(quantized.teacher).name]
     values = with_taps(quantized.teacher, names)(samples)[1]

@@ -1,6 +1,8 @@
 """What the README and the pages of docs/ show works as it stands there, and the pages can be built."""
 
+import configparser
 import dataclasses
+import json
 import os
 import re
 import shlex
@@ -12,8 +14,9 @@ from typing import ClassVar
 import pytest
 import torch
 from conftest import zaq_here
-from zoo import SHAPE, build, images, quantized_net
+from zoo import SHAPE, build, images, quantized_net, saved
 
+from zaq.cli import main
 from zaq.config.card import Card
 from zaq.engine.journal import Journal
 from zaq.engine.stage import Stage
@@ -55,9 +58,10 @@ def test_the_python_example(tmp_path: Path) -> None:
         "Flagship(game=20)", "Flagship(synthesis=2, refine=1, images=64, reconstruct=1, polish=5, game=1)"
     )
     code = code.replace('"model.onnx"', repr(str(tmp_path / "model.onnx")))
+    code = code.replace('"out/"', repr(str(tmp_path / "out")))
     names = {"model": build("residual"), "images": torch.zeros(2, 3, 32, 32)}
     exec(code, names)
-    assert (tmp_path / "model.onnx").is_file()
+    assert (tmp_path / "model.onnx").is_file() and (tmp_path / "out" / "quantized.pt2").is_file()
 
 
 def test_your_own_model_word_by_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,6 +82,58 @@ def test_your_own_model_word_by_word(tmp_path: Path, monkeypatch: pytest.MonkeyP
         done = zaq_here(verb, *words, *(few if verb == "quantize" else ()))
         assert done.exit_code == 0, done.stderr
     assert "the weights are random" in (tmp_path / "out" / "report.html").read_text()
+
+
+def commands_of(text: str) -> tuple[list[list[str]], list[list[str]]]:
+    """Every `zaq ...` of a page as words: the lines of its blocks, and what stands inside its sentences."""
+    blocks = "\n".join(re.findall(r"```\n(.*?)```", text, re.DOTALL))
+    lines = re.findall(r"^zaq .*", blocks, re.MULTILINE), re.findall(r"`(zaq [^`]+)`", text)
+    return tuple([shlex.split(line, comments=True)[1:] for line in found] for found in lines)  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("page", ["README", *DOCS])
+def test_every_command_is_one(page: str) -> None:
+    """A line of a block parses with the choices and the types that there are; a sentence names options that there are.
+    Nothing is run.
+    """
+    lines, mentioned = commands_of(README if page == "README" else DOCS[page])
+    for verb, *words in lines:
+        if "--config" not in words:  # which is read as it is parsed
+            assert main.commands[verb].make_context(verb, words).params is not None
+    for verb, *words in mentioned:
+        if verb in ("VERB", "--debug"):
+            continue
+        flags = {flag for option in main.commands[verb].params for flag in option.opts}
+        assert {w.partition("=")[0] for w in words if w.startswith("-")} - {"--help"} <= flags, (verb, words)
+
+
+@pytest.mark.slow  # each of these is done by a test of its own already
+def test_the_shell_word_by_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    saved("residual", tmp_path / "net.pt2")
+    (block,) = re.findall(r"^# In the shell\n.*?```\n(.*?)```", DOCS["shell"], re.DOTALL)
+    for line in block.splitlines():
+        done = zaq_here(*shlex.split(line)[1:])
+        assert done.exit_code == 0, f"{line}: {done.output}"
+    options = json.loads((tmp_path / "again" / "options.json").read_text())
+    assert options["qconfig"]["layers"] == {"body": "8", "head": "float"} and options["seed"] == 1
+
+
+@pytest.mark.slow  # each of these is done by a test of its own already
+def test_python_word_by_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    batch = images(8), torch.arange(8) % 5
+    names = {"model": build("residual"), "images": batch[0], "loader": [batch]}
+    for code in re.findall(r"```python\n(.*?)```", DOCS["python"], re.DOTALL):
+        exec(code, names)
+    assert (tmp_path / "trained.onnx").is_file() and (tmp_path / "out" / "report.html").is_file()
+
+
+def test_the_license_is_the_one_that_is_named() -> None:
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    assert config["metadata"]["license"] == "Apache-2.0" and "Apache-2.0" in README
+    assert (ROOT / "LICENSE").read_text().split()[:4] == ["Apache", "License", "Version", "2.0,"]
 
 
 def test_every_kind_of_source_has_its_command() -> None:

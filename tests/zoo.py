@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.nn import functional as F
 
-from zaq.api import Quantized, quantize_graph
+from zaq.api import quantize_graph
 from zaq.config.bits import QConfig
 from zaq.config.card import Card
 from zaq.engine.state import HeldOut, State
@@ -19,6 +19,7 @@ from zaq.engine.task import Task
 from zaq.ir.capture import quiet, trace
 from zaq.ir.nodes import input_node
 from zaq.passes.fold import fold
+from zaq.quantized import Learned
 from zaq.synth.losses import relative_discrepancy
 
 SHAPE = (3, 16, 16)
@@ -276,12 +277,12 @@ def traced(name: str, seed: int = 0) -> GraphModule:
     return copy.deepcopy(_trace(name, seed))
 
 
-def quantized_net(name: str, bits: str | QConfig, method: Any, **options: Any) -> Quantized:
+def quantized_net(name: str, bits: str | QConfig, method: Any, **options: Any) -> Learned:
     """`zaq.quantize` of a net of the zoo, traced once."""
     return quantize_graph(traced(name), QConfig.parse(bits) if isinstance(bits, str) else bits, method, **options)
 
 
-def quantized_like(net: nn.Module, x: Tensor, bits: str | QConfig, method: Any, **options: Any) -> Quantized:
+def quantized_like(net: nn.Module, x: Tensor, bits: str | QConfig, method: Any, **options: Any) -> Learned:
     """`zaq.quantize` but for the export that it tries first, which takes longer than a toy's whole method."""
     graph, bits = trace(net, x), QConfig.parse(bits) if isinstance(bits, str) else bits
     return quantize_graph(graph, bits, method, **({"card": Card(), "notes": graph.meta["notes"]} | options))

@@ -5,13 +5,13 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from zaq.api import Quantized, quantize
+    from zaq.api import load, quantize
     from zaq.config.bits import QConfig
     from zaq.config.card import Card
     from zaq.errors import ZaqError
     from zaq.methods.flagship import Flagship
     from zaq.methods.zaq import ZAQ
-    from zaq.sources import load
+    from zaq.quantized import Quantized
 
 __all__ = ["ZAQ", "Card", "Flagship", "QConfig", "Quantized", "ZaqError", "load", "quantize"]
 
@@ -22,8 +22,8 @@ except PackageNotFoundError:  # a checkout that was never installed
 
 HOMES = {
     "ZAQ": "methods.zaq", "Card": "config.card", "Flagship": "methods.flagship", "QConfig": "config.bits",
-    "Quantized": "api", "ZaqError": "errors",
-    "load": "sources", "quantize": "api",
+    "Quantized": "quantized", "ZaqError": "errors",
+    "load": "api", "quantize": "api",
 }  # fmt: skip
 
 
@@ -32,3 +32,8 @@ def __getattr__(name: str) -> Any:
     if name not in HOMES:
         raise AttributeError(f"module 'zaq' has no attribute {name!r}")
     return getattr(import_module(f"zaq.{HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    """The public names, and no module that something happened to import."""
+    return __all__

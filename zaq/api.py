@@ -1,9 +1,9 @@
-"""The pipeline: graph in, fold, run the method's stages on a student, and what comes out as one object."""
+"""From a network to a quantized one: graph in, fold, run the method's stages on a student, and what comes out."""
 
 import dataclasses
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from zaq.arguments import require_arguments
 from zaq.compute.devices import AUTO, CPU, device_named
 from zaq.compute.random import drawing
 from zaq.config.bits import EFFORTS, QConfig
@@ -18,7 +19,7 @@ from zaq.config.card import Card
 from zaq.config.memory import allowed, hand_back
 from zaq.engine.images import images_in, kept, taken
 from zaq.engine.journal import Journal, Log
-from zaq.engine.progress import Progress
+from zaq.engine.progress import Progress, in_notebooks
 from zaq.engine.runner import run_stages
 from zaq.engine.snapshot import Content, Snapshots
 from zaq.engine.stage import Stage
@@ -26,84 +27,47 @@ from zaq.engine.state import State
 from zaq.engine.task import NO_BATCH_NORM, Task
 from zaq.engine.work import Work
 from zaq.errors import BitsError, TrainingError, UserError, unknown
-from zaq.export.onnx import write_onnx
 from zaq.export.trial import require_exportable
 from zaq.ir.capture import trace
 from zaq.ir.move import device_of, moved, on, onto
 from zaq.ir.nodes import image_sizes, input_node
 from zaq.ir.opening import read_opening
 from zaq.ir.sizes import dimensions, open_up
-from zaq.methods import Method
-from zaq.methods.flagship import Flagship
+from zaq.methods import Method, method_named
 from zaq.passes.fold import fold
+from zaq.quant.asked import ask
 from zaq.quant.edges import weighted_layers
 from zaq.quant.student import Student
+from zaq.quantized import Learned, Quantized
 from zaq.report import facts
-from zaq.report.outputs import require_a_student
-from zaq.sources.base import PLAIN, Source
-from zaq.sources.interface import Interface
+from zaq.sources import Source
+from zaq.sources import load as load_source
 
-__all__ = ["Quantized", "quantize", "quantize_graph"]
+__all__ = ["load", "quantize", "quantize_graph"]
 
 BYTES = "the input is uint8: its pixels are taken to be 0 to 255"
 MODULE = {"name": "module", "sha256": None}  # what is said of a model that came from no file
 TRIED = 2  # images that a network is exported on before the work
 
 
-@dataclass
-class Quantized:
-    """A quantized model: the state its method left, the journal of how, and the report made of both; and of a model
-    that was loaded, what its files take over from its source.
+def load(spec: str | Path, overrides: dict[str, object] | None = None, **how: Any) -> Any:
+    """What a name or a path stands for: a `Source`, which `zaq.quantize` takes; of the folder of a run the `Quantized`
+    that lies there. `overrides`, `how`: see `zaq.sources.load`, for sources alone.
+
+    Raises SourceError for one that is missing, that is no model, or that would have to be unpickled.
     """
-
-    state: State
-    journal: Journal
-    report: dict[str, Any]
-    interface: Interface = PLAIN
-    frame: bytes | None = None
-
-    @property
-    def module(self) -> GraphModule:
-        """The student, to be called like the model it came from."""
-        return self.student.module
-
-    @property
-    def student(self) -> Student:
-        """The student with its quantizers by name."""
-        return self.state.student
-
-    @property
-    def task(self) -> Task:
-        """What was asked; its teacher as the method rewrote it."""
-        return self.state.task
-
-    @property
-    def teacher(self) -> GraphModule:
-        """The float network, folded."""
-        return self.task.teacher
-
-    @property
-    def card(self) -> Card:
-        """What is known of the input."""
-        return self.task.card
-
-    def export(self, path: str | Path, form: str = "qdq", opset: int | None = None) -> None:
-        """Write the integer ONNX file; its properties hold bits, method, seed, version, source hash and input card.
-
-        Written for the target of its QConfig. `form`, `opset`: see `zaq.export.forms`.
-        Raises RunError, once it is written, for a student that is none (`zaq.report.outputs`).
-        """
-        metadata = facts.onnx_metadata(self.report["options"])
-        kept = {"target": self.task.qconfig.runtime, "interface": self.interface, "frame": self.frame}
-        write_onnx(self.module, Path(path), metadata, form=form, opset=opset, **kept)
-        require_a_student(self.report, f"{path}")
+    if Path(spec).is_dir():
+        if overrides or how:
+            raise UserError(f"load: {spec} is a folder, which says itself how its network is read.")
+        return Quantized.load(spec)
+    return load_source(str(spec), overrides, **how)
 
 
 def quantize(
     model: nn.Module | Source,
     example_input: Tensor | dict[str, Tensor] | None = None,
-    bits: str | QConfig = "w4a4",
-    method: Method | None = None,
+    bits: str | int | QConfig = "w4a4",
+    method: Method | str = "flagship",
     *,
     card: Card | None = None,
     effort: str = "default",
@@ -113,18 +77,19 @@ def quantize(
     device: str | torch.device = AUTO,
     precision: str = "32-true",
     memory: int | str | None = None,
-) -> Quantized:
+) -> Learned:
     """Quantize a trained network without data. The model is not changed.
 
     Args:
         model: in float32; it is copied. Or what `zaq.load` returns, whose names, types and ends its files keep; it says
             its example, card and open sizes itself.
         example_input: (N, C, H, W), normalised as the model expects; its values do not matter, H and W do.
-        bits: `w4a4` and the like, 2 to 8; a QConfig says more.
-        method: Flagship() by default.
+        bits: `w4a4` and the like, 2 to 8, or one number for both; a QConfig says more.
+        method: its name, or one with constants of your own: `Flagship(game=20)`.
         card: how inputs are normalised (`Card(mean=..., std=...)`); without it they count as already normalised.
         effort: fast, default or best.
         seed: of all random numbers; torch's own random state is left as it was.
+        progress: who is told how far it is; by default bars in a notebook that can show them, and else nobody.
         dynamic: `H,W`, or one of them: sizes that stay open in the file, where nothing in the network depends on them;
             the report's notes say where something does.
         device: where the student learns: `cpu`, `cuda:1`, `mps`, ...; by default that of the model, where it is not the
@@ -136,10 +101,12 @@ def quantize(
     Raises:
         TraceError: for a model that cannot be captured.
         BitsError: for bits, an effort or a method that do not exist; for less memory than a batch of images takes.
-        UserError: for a device that is not there, and for a precision that it lacks; for a module without an example,
-            or a loaded model with one.
+        UserError: for a device that is not there, and for a precision that it lacks; for an argument of another kind;
+            for a module without an example, or a loaded model with one.
     """
-    qconfig, method = QConfig.parse(bits) if isinstance(bits, str) else bits, method or Flagship()
+    require_arguments(model, example_input, bits, card, effort, seed, dynamic)
+    qconfig = bits if isinstance(bits, QConfig) else QConfig.parse(str(bits))
+    method, progress = method_named(method), progress or in_notebooks()
     home = CPU if isinstance(model, Source) else device_of(model)
     work = Work(home if str(device) == AUTO and home != CPU else device_named(device), precision)
     told: dict[str, Any] = {
@@ -199,7 +166,7 @@ def quantize_graph(
     work: Work | None = None,
     memory: int | str | None = None,
     folder: Path | None = None,
-) -> Quantized:
+) -> Learned:
     """Quantize a traced graph; what `quantize` and the command line share.
 
     `notes`: what the report has to say of the source.
@@ -223,6 +190,7 @@ def quantize_graph(
         card, notes = card.of_bytes(), (*notes, BYTES)
     card, said = read_opening(graph, card)
     teacher, unfolded = fold(graph)
+    ask(teacher, qconfig)
     if not weighted_layers(teacher):
         raise BitsError("the model has no convolution or linear layer with a weight of its own; nothing to quantize.")
     work, search = work or Work(), getattr(method, "search", method.searches)
@@ -263,7 +231,16 @@ def quantize_graph(
         "source": source or MODULE,
     }
     seconds = snapshots.seconds if snapshots else time.monotonic() - started
-    return Quantized(state, journal, facts.describe(state, journal, options, minutes=seconds / 60))
+    return Learned(
+        module=state.student.module,
+        report=facts.describe(state, journal, options, minutes=seconds / 60),
+        card=state.task.card,
+        samples=state.samples,
+        rows=journal.log.rows,
+        model=graph,
+        state=state,
+        journal=journal,
+    )
 
 
 def _learned(
@@ -300,9 +277,7 @@ def _learned(
 
 def _check(method: Method, qconfig: QConfig, effort: str, seed: int) -> None:
     """Raise BitsError or UserError for what cannot be asked for, whatever the network."""
-    if not isinstance(method, Method):
-        hint = f"; write {method.__name__}()" if isinstance(method, type) else ""
-        raise BitsError(f"method: {method!r} is no zaq.methods.Method{hint}.")
+    method_named(method)
     if effort not in EFFORTS:
         raise BitsError("effort: " + unknown("effort", effort, EFFORTS))
     if not 0 <= seed < 2**63:
@@ -322,5 +297,8 @@ def _notes(task: Task) -> Iterator[str]:
     if not task.qconfig.preset.merges:
         placement = task.qconfig.placement
         yield f"placement {placement}: for comparison with published numbers; additions and the image stay in float"
+    if task.qconfig.layers:
+        told = ", ".join(f"{pattern}: {bits}" for pattern, bits in task.qconfig.layers.items())
+        yield f"layers with bits of their own: {told}"
     if task.qconfig.target != "onnxruntime":
         yield f"for {task.qconfig.target}: {task.qconfig.runtime.rule}"

@@ -27,6 +27,7 @@ __all__ = [
     "TrainingError",
     "UserError",
     "ZaqError",
+    "install",
     "unknown",
 ]
 
@@ -77,6 +78,11 @@ class Interrupted(RunError):
     """Ctrl-C; what was finished is kept."""
 
     exit_code = STOPPED
+
+
+def install(extra: str) -> str:
+    """How to get the packages of an extra. zaq lies in no index, so that its name alone finds nothing."""
+    return f"pip install '.[{extra}]' in zaq's own folder"
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> str:

@@ -1,7 +1,6 @@
 """What `zaq quantize` does around the method: the run directory, the file, its verification, the report."""
 
-import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,11 +8,9 @@ from typing import Any
 import torch
 
 from zaq import __version__
-from zaq.api import Quantized, quantize_graph
+from zaq.api import quantize_graph
 from zaq.compute.processes import is_first
 from zaq.config.bits import QConfig
-from zaq.config.memory import hand_back
-from zaq.cost import deployment
 from zaq.data import shuffled
 from zaq.engine.images import IMAGES
 from zaq.engine.interruption import ctrl_c_waits
@@ -22,24 +19,15 @@ from zaq.engine.progress import Progress
 from zaq.engine.snapshot import Snapshots, run_of
 from zaq.engine.work import Work
 from zaq.errors import BitsError, Interrupted
-from zaq.export.onnx import in_form, translate
-from zaq.export.program import program_of
-from zaq.ir.capture import from_exported
-from zaq.ir.nodes import attribute, open_sizes
-from zaq.ir.sizes import WORDS
 from zaq.report import facts as reporting
-from zaq.report.estimate import estimates
 from zaq.report.outputs import require_a_student
-from zaq.report.page import render
-from zaq.run import FRAME, SNAPSHOTS, TEACHER, Run, beside, disk_errors
+from zaq.run import SNAPSHOTS, Run, beside, disk_errors
 from zaq.sources import Source
-from zaq.use.usage import usage_files
-from zaq.verify.layers import SAMPLES, compare_in_parts, fault, summary
-from zaq.verify.parity import compare, compare_sizes
 
-__all__ = ["Keeping", "call_of", "quantize_run"]
+__all__ = ["MOVABLE", "Keeping", "call_of", "quantize_run"]
 
 FT_BATCH = 64
+MOVABLE = ("device", "devices", "num_nodes")  # a run may go on, and be repeated, with others
 
 
 @dataclass(frozen=True)
@@ -52,6 +40,11 @@ class Keeping:
     resume: bool = False
     call: dict[str, Any] = field(default_factory=dict)
     memory: int | str | None = None
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """Of the call what another run repeats by it, wherever that is (`zaq quantize --config`)."""
+        return {name: value for name, value in self.call.items() if name not in MOVABLE}
 
 
 def quantize_run(
@@ -102,7 +95,6 @@ def quantize_run(
         snapshots = None if method.reads_data else Snapshots(Path(), {})
         return learn(snapshots=snapshots, keep=lambda content: None).report
     with Run.building(folder, overwrite, keeping.resume) as run:
-        run.write_program(TEACHER, program_of(model.graph))
         log = Log(run / "log.jsonl")
         asked = _asked(model, qconfig, method, effort, seed, samples, work)
         snapshots = _snapshots(asked, method, run, keeping, progress)
@@ -115,9 +107,10 @@ def quantize_run(
                 keep=lambda content: run.write(IMAGES, content),
                 folder=run.path,
             )
-        quantized.report["options"] |= {"data": data, "interface": model.interface.to_dict()}
+        quantized.report["options"] |= {"data": data, "call": keeping.asked}
         with ctrl_c_waits(progress.say) as came:
-            report = _saved(run, quantized, model, log, progress)
+            quantized = replace(quantized, interface=model.interface, frame=model.frame)
+            report = quantized.write(run, progress)
             run.finish(snapshots=report["interrupted"])
     if came:
         raise Interrupted(f"interrupted while it was saved; the run in {folder}/ is whole.")
@@ -175,56 +168,3 @@ def call_of(folder: Path) -> dict[str, Any]:
         if found := run_of(snapshots):
             return found[1]
     return {}
-
-
-def _saved(run: Run, quantized: Quantized, model: Source, log: Log, progress: Progress) -> dict[str, Any]:
-    """The report, when the files are written and verified."""
-    report = quantized.report
-    run.write_json("options.json", report["options"])
-    progress.say("saving and verifying")
-    exported = program_of(quantized.module)
-    run.write_program("quantized.pt2", exported)
-    if quantized.state.samples is not None:
-        run.write_samples(quantized.state.samples, quantized.card)
-    translated = translate(exported)
-    hand_back()
-    if model.frame is not None:
-        run.write(FRAME, model.frame)
-    metadata = reporting.onnx_metadata(report["options"]) | {"parts": run.hashes()}
-    target = quantized.task.qconfig.runtime
-    content = in_form(translated, metadata, target=target, interface=model.interface, frame=model.frame)
-    run.write("model.onnx", content)
-    for name, text in usage_files(run / "model.onnx", run.card()).items():
-        run.write(name, text)
-    if quantized.state.samples is not None:
-        parity = compare(run / "model.onnx", quantized.module, run.samples())
-        report["parity"], report["parity_sentence"] = parity.to_dict(), parity.sentence()
-        free = open_sizes(quantized.teacher)
-        sizes = compare_sizes(run / "model.onnx", quantized.module, run.samples(), free)
-        report["other_sizes"] = {size: {**p.to_dict(), "sentence": p.sentence()} for size, p in sizes.items()}
-        if free:
-            words = " and ".join(WORDS[d] for d in free)
-            stay = "stay" if len(free) > 1 else "stays"
-            report["notes"].append(
-                f"the {words} {stay} open in the file, which is checked at {' and '.join(sizes)} too"
-            )
-        hand_back()
-        layers = compare_in_parts(run / "model.onnx", from_exported(exported), run.samples()[:SAMPLES])
-        wrong = fault(run / "model.onnx", parity, from_exported(exported), run.samples())
-        report["fault"] = wrong.replace(str(run.path), str(run.place))
-        report["layers"], report["layers_summary"] = [dataclasses.asdict(x) for x in layers], summary(layers)
-    report["sizes"] = _sizes(run, quantized)
-    report["estimate"] = estimates(model.graph, quantized.state)
-    hand_back()
-    costs = deployment.costs(in_form(translated, {}, "float"), run / "model.onnx", quantized.card.input)
-    report["deployment"] = deployment.report(costs)
-    run.write_json("report.json", report)
-    run.write("report.html", render(report, log.rows, quantized.state.samples, quantized.card))
-    return report
-
-
-def _sizes(run: Run, quantized: Quantized) -> dict[str, int]:
-    """Bytes of the file, and of the same weights as float32."""
-    weights = {str(n.target) for n in quantized.teacher.graph.nodes if n.op == "get_attr"}
-    floats = sum(4 * attribute(quantized.teacher, name).numel() for name in weights)
-    return {"model.onnx": (run / "model.onnx").stat().st_size, "float weights": floats}

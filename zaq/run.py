@@ -122,6 +122,8 @@ class Run:
     @classmethod
     def open(cls, path: Path, needed: tuple[str, ...] = ("model.onnx", *NEEDED)) -> "Run":
         """A finished run. Raises SourceError if the directory is none."""
+        if path.is_file():
+            raise SourceError(f"{path}: is a file; name the folder of its run, as {path.parent}.")
         missing = [n for n in needed if not (path / n).is_file()]
         if missing:
             raise SourceError(f"{path}: is no run of zaq quantize ({', '.join(missing)} missing).")
@@ -149,11 +151,12 @@ class Run:
 
     def hashes(self) -> dict[str, str]:
         """SHA-256 of the files that an exported file is made from, or whose truth it shares. How much memory the run
-        was allowed is left out: it makes no difference."""
+        was allowed, and how it was asked for, are left out: they make no difference."""
         found = {name: (self.path / name).read_bytes() for name in PARTS if (self.path / name).is_file()}
         with suppress(KeyError, ValueError, TypeError):  # none of that name, or no options that zaq wrote
             options = plain_json(found["options.json"])
             del options["memory"]
+            options.pop("call", None)
             found["options.json"] = json_text(options, indent=1).encode()
         return {name: hashlib.sha256(content).hexdigest() for name, content in found.items()}
 

@@ -210,7 +210,7 @@ def test_without_slurm_or_submitit_nothing_is_written(tmp_path: Path, monkeypatc
     assert done.exit_code == 2 and "there is no SLURM here (no sbatch and srun on the PATH)" in done.output
     monkeypatch.setitem(sys.modules, "submitit", None)
     done = zaq_here(*call)
-    assert done.exit_code == 2 and "pip install 'zaq[slurm]'" in done.output
+    assert done.exit_code == 2 and "pip install '.[slurm]'" in done.output
     assert not list(tmp_path.iterdir())
 
 

@@ -14,10 +14,15 @@ def test_bits_round_trip(weight_bits: int, act_bits: int) -> None:
     assert str(QConfig.parse(f"w{weight_bits}a{act_bits}")) == f"w{weight_bits}a{act_bits}"
 
 
-@pytest.mark.parametrize("text", ["w9a0", "w1a8", "w4", "4a4", "w4a16", "", "int8", "w-4a4"])
+@pytest.mark.parametrize("text", ["w9a0", "w1a8", "w4", "4a4", "w4a16", "", "int9", "int", "fp8", "w-4a4"])
 def test_other_bits_are_refused(text: str) -> None:
     with pytest.raises(BitsError):
         QConfig.parse(text)
+
+
+@pytest.mark.parametrize(("text", "meant"), [("8", "w8a8"), ("int8", "w8a8"), ("INT4", "w4a4"), (" W8A8 ", "w8a8")])
+def test_one_number_is_of_both(text: str, meant: str) -> None:
+    assert QConfig.parse(text) == QConfig.parse(meant)
 
 
 def test_first_last_has_bits_of_its_own() -> None:

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from zaq.config.bits import QConfig
-from zaq.config.card import NORMALIZATIONS, Card
+from zaq.config.card import Card
+from zaq.config.normalizations import NORMALIZATIONS
 from zaq.ir.capture import trace
 from zaq.ir.nodes import input_node
 from zaq.ir.opening import image_node, opening, read_opening

@@ -300,7 +300,7 @@ def test_a_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     path = saved(tmp_path / "net.onnx", helper.make_node("Relu", ["c"], ["y"]))
     monkeypatch.setitem(__import__("sys").modules, "onnx2torch", None)
     done = zaq_here("inspect", path)
-    assert done.exit_code == 2 and "onnx2torch is needed: pip install 'zaq[onnx2torch]'" in done.stderr
+    assert done.exit_code == 2 and "onnx2torch is needed: pip install '.[onnx2torch]'" in done.stderr
 
 
 def test_a_card_beside_the_file(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ from torch.fx import GraphModule
 from zaq.api import quantize_graph
 from zaq.compute.random import drawing
 from zaq.config.bits import QConfig
-from zaq.config.card import NORMALIZATIONS, Card
+from zaq.config.card import Card
+from zaq.config.normalizations import NORMALIZATIONS
 from zaq.engine.journal import Journal
 from zaq.engine.runner import run_stages
 from zaq.engine.state import State

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from zaq.config.card import NORMALIZATIONS, Card
+from zaq.config.card import Card
+from zaq.config.normalizations import NORMALIZATIONS
 from zaq.synth.generators import DCGAN
 
 

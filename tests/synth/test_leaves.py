@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from zaq.config.card import NORMALIZATIONS, Card
+from zaq.config.card import Card
+from zaq.config.normalizations import NORMALIZATIONS
 from zaq.synth.leaves import Painter, dead_leaves
 
 

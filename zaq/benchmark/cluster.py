@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from zaq.benchmark.cells import CellJob, record
 from zaq.benchmark.plan import Cell
 from zaq.config.bounds import plain_json
-from zaq.errors import RunError, UserError, unknown
+from zaq.errors import RunError, UserError, install, unknown
 from zaq.run import disk_errors
 
 if TYPE_CHECKING:
@@ -57,8 +57,7 @@ class Cluster:
             from submitit import AutoExecutor, SlurmExecutor
         except ImportError as error:
             raise UserError(
-                "--slurm: jobs are handed over by submitit, which is not installed: pip install 'zaq[slurm]', or "
-                "'.[slurm]' in a checkout."
+                f"--slurm: jobs are handed over by submitit, which is not installed: {install('slurm')}."
             ) from error
         shared = AutoExecutor._typed_parameters()
         known = {"cluster", *WHOLE, *shared, *SlurmExecutor._valid_parameters()} - NOT_OFFERED

@@ -19,9 +19,12 @@ import click
 from zaq import __version__
 from zaq.cli.benchmark import benchmark
 from zaq.cli.demo import demo
+from zaq.cli.doctor import doctor
 from zaq.cli.evaluate import evaluate
 from zaq.cli.export import export
 from zaq.cli.inspect import inspect_model
+from zaq.cli.kinds import SOURCE
+from zaq.cli.methods import methods
 from zaq.cli.predict import predict
 from zaq.cli.profile import profile
 from zaq.cli.quantize import quantize
@@ -67,8 +70,14 @@ class Group(click.Group):
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         if args and not args[0].startswith("-") and args[0] not in self.commands:
-            raise click.UsageError(unknown("command", args[0], self.commands), ctx)
+            meant = f" To quantize it: zaq quantize {args[0]}." if _is_a_source(args[0]) else ""
+            raise click.UsageError(unknown("command", args[0], self.commands) + meant, ctx)
         return super().resolve_command(ctx, args)
+
+
+def _is_a_source(text: str) -> bool:
+    """Whether an argument where a command should be is a model: a file, or KIND:NAME."""
+    return Path(text).exists() or text.startswith(SOURCE.words)
 
 
 def _told(error: BaseException) -> tuple[str, int]:
@@ -114,5 +123,7 @@ def main(debug: bool) -> None:
     """Make a trained vision model small without its training data: 8 to 2 bits, as an integer ONNX file."""
 
 
-for verb in (quantize, inspect_model, export, verify, profile, evaluate, predict, demo, watch, benchmark):
+for verb in (
+    quantize, inspect_model, export, verify, profile, evaluate, predict, demo, watch, benchmark, methods, doctor,
+):  # fmt: skip
     main.add_command(verb)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from zaq.cli.kinds import DATA, TASKS, Choice
 from zaq.cli.options import PATH, THERE, card_options, card_overrides, columns, device_option, progress, talk_options
 from zaq.config.bounds import json_text
 from zaq.errors import UserError
@@ -22,11 +23,12 @@ __all__ = ["evaluate"]
 @click.argument("run", type=THERE)
 @click.option(
     "--data",
+    type=DATA,
     required=True,
     help="cifar10:DIR, cifar100:DIR, folder:DIR (a folder a class), csv:DIR (labels.csv), npz:FILE; "
     "yolo:DIR (boxes), masks:DIR, images:DIR for other tasks.",
 )
-@click.option("--task", help="classification, detection, segmentation or image; the card's by default.")
+@click.option("--task", type=Choice(TASKS), help="What is measured; the card's task by default.")
 @click.option(
     "--decode",
     type=PATH,

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from zaq.cli.kinds import FORMS, Choice
 from zaq.cli.options import PATH, THERE
 from zaq.cli.verify import say
 from zaq.errors import OutputError, RunError
@@ -16,7 +17,12 @@ FEW = 16  # samples that a file with its input baked is compared on, number for 
 @click.command()
 @click.argument("run", type=THERE)
 @click.option(
-    "--format", "form", default="qdq", show_default=True, help="qdq, packed (4-bit weights), qoperator, ort, or float."
+    "--format",
+    "form",
+    type=Choice(FORMS),
+    default="qdq",
+    show_default=True,
+    help="packed: with weights of 4 bits; float: not quantized.",
 )
 @click.option(
     "--bake-input",
@@ -37,7 +43,6 @@ def export(run: Path, form: str, layout: str | None, opset: int | None, output: 
     from zaq.config.files import scratch
     from zaq.config.targets import target_of
     from zaq.export.bake import bake, require_bakeable, require_same
-    from zaq.export.forms import require_form
     from zaq.export.onnx import in_form, translate
     from zaq.ir.capture import from_exported
     from zaq.report.facts import onnx_metadata
@@ -46,7 +51,6 @@ def export(run: Path, form: str, layout: str | None, opset: int | None, output: 
     from zaq.verify.layers import fault
     from zaq.verify.parity import compare
 
-    require_form(form)
     opened = Run.open(run, NEEDED)
     if layout:
         require_bakeable(opened.card(), layout)

@@ -4,24 +4,35 @@ from typing import Any
 
 import click
 
-from zaq.cli.options import load_source, source_options
+from zaq.cli.kinds import SOURCE, Choice
+from zaq.cli.options import layer_options, layers_of, load_source, source_options
+from zaq.config.bits import PLACEMENTS
 from zaq.config.bounds import json_text
 
 __all__ = ["inspect_model"]
 
 
 @click.command(name="inspect")
-@click.argument("source", default="zoo:resnet20_cifar10")
-@click.option("--bits", default="w4a4", show_default=True)
-@click.option("--placement", default="integer", show_default=True)
+@click.argument("source", default="zoo:resnet20_cifar10", type=SOURCE)
+@click.option("--bits", default="w4a4", show_default=True, help="As for zaq quantize.")
+@layer_options
+@click.option("--placement", type=Choice(list(PLACEMENTS)), default="integer", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
 @source_options
-def inspect_model(source: str, bits: str, placement: str, as_json: bool, **flags: Any) -> None:
+def inspect_model(
+    source: str,
+    bits: str,
+    layer_bits: tuple[str, ...],
+    exclude: tuple[str, ...],
+    placement: str,
+    as_json: bool,
+    **flags: Any,
+) -> None:
     """What is in SOURCE, and what would be quantized at which bits. Nothing is written."""
     from zaq.config.bits import QConfig
     from zaq.config.names import kind_of
 
-    qconfig, _ = QConfig.parse(bits, placement=placement), kind_of(source)
+    qconfig, _ = QConfig.parse(bits, placement=placement, layers=layers_of(layer_bits, exclude)), kind_of(source)
 
     from zaq.report.inspect import describe_model, facts
 

@@ -6,12 +6,15 @@ import os
 import re
 import sys
 import typing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
+from zaq.cli.kinds import METHODS, NORMALIZE
 from zaq.config.bounds import plain_json
+from zaq.config.normalizations import ALREADY, BLUE_FIRST, NORMALIZATIONS
 from zaq.errors import BitsError, SourceError, UserError, unknown
 
 __all__ = [
@@ -26,6 +29,8 @@ __all__ = [
     "columns",
     "device_option",
     "ends",
+    "layer_options",
+    "layers_of",
     "load_source",
     "method_of",
     "progress",
@@ -87,7 +92,10 @@ def card_options(command: Any) -> Any:
         [
             click.option(
                 "--normalize",
-                help="How the model expects pixels: imagenet, cifar10, 0-255, 0-1, -1-1, caffe (BGR, less means), ...",
+                type=NORMALIZE,
+                metavar="NAME",
+                help="How the model expects pixels: imagenet, cifar10, 0-255, 0-1, -1-1, caffe (BGR, less means), ...; "
+                "none: already normalised.",
             ),
             click.option("--mean", help="Mean of x/255 per channel, as 0.485,0.456,0.406."),
             click.option("--std", help="Standard deviation of x/255 per channel."),
@@ -148,7 +156,7 @@ def load_source(source: str, flags: dict[str, Any]) -> Any:
         raise UserError(
             f"--kwargs {flags['kwargs']:.80}: is no JSON object ({error}); write it as '{{\"num_classes\": 10}}'."
         ) from error
-    return load(
+    model = load(
         source,
         card_overrides(flags),
         arch=flags["arch"],
@@ -158,6 +166,9 @@ def load_source(source: str, flags: dict[str, Any]) -> Any:
         dynamic=dimensions(flags.get("dynamic") or ""),
         layout=flags.get("layout") or "",
     )
+    if flags.get("normalize") == ALREADY:
+        model = replace(model, card=replace(model.card, mean=None, std=None, order="rgb"))
+    return model
 
 
 def _bound(given: tuple[str, ...]) -> dict[str, tuple[float, ...]]:
@@ -176,15 +187,16 @@ def _bound(given: tuple[str, ...]) -> dict[str, tuple[float, ...]]:
 
 def card_overrides(flags: dict[str, Any]) -> dict[str, Any]:
     """Card fields from the flags of `card_options`."""
-    from zaq.config.card import BLUE_FIRST, NORMALIZATIONS
     from zaq.config.labels import read_labels
 
     found: dict[str, Any] = {k: flags[k] for k in ("resize", "crop") if flags.get(k) is not None}
     if flags.get("labels"):
         found["class_names"] = read_labels(Path(flags["labels"]))
-    if flags.get("normalize"):
-        if flags["normalize"] not in NORMALIZATIONS:
-            raise UserError("--normalize: " + unknown("normalisation", flags["normalize"], NORMALIZATIONS))
+    if flags.get("normalize") == ALREADY and (flags.get("mean") or flags.get("std")):
+        raise UserError(
+            f"--normalize {ALREADY}: the input is normalised already; --mean and --std cannot be beside it."
+        )
+    if flags.get("normalize") not in (None, ALREADY):
         found["mean"], found["std"] = NORMALIZATIONS[flags["normalize"]]
         found["order"] = "bgr" if flags["normalize"] in BLUE_FIRST else None
     for flag, name, kind in (("mean", "mean", float), ("std", "std", float), ("input_shape", "input", int)):
@@ -198,6 +210,37 @@ def card_overrides(flags: dict[str, Any]) -> dict[str, Any]:
     if ("mean" in found) != ("std" in found):
         raise UserError("--mean and --std go together; one of them is missing.")
     return found
+
+
+def layers_of(asked: tuple[str, ...], exclude: tuple[str, ...]) -> dict[str, str]:
+    """`QConfig.layers` of `--layer-bits REGEX=BITS` and `--exclude REGEX`, which goes before it."""
+    from zaq.config.bits import FLOAT
+
+    found = {}
+    for text in asked:
+        pattern, equals, bits = text.rpartition("=")
+        if not equals or not pattern:
+            raise BitsError(f"--layer-bits {text}: write REGEX=BITS, as 'layer4=8', 'fc=w8a8' or 'stem.*=float'.")
+        found[pattern] = bits
+    return found | dict.fromkeys(exclude, FLOAT)
+
+
+def layer_options(command: Any) -> Any:
+    """The flags that say bits of single layers."""
+    for option in (
+        click.option(
+            "--layer-bits",
+            multiple=True,
+            metavar="REGEX=BITS",
+            help="Other bits for layers whose module, or a module around it, is called so: 'layer4=8', 'fc=w8a4', "
+            "'stem.*=float'; repeatable, the last that fits counts. zaq inspect lists names.",
+        ),
+        click.option(
+            "--exclude", multiple=True, metavar="REGEX", help="Leave such layers in float: --layer-bits REGEX=float."
+        ),
+    ):
+        command = option(command)
+    return command
 
 
 def ends(text: str) -> int | str | None:
@@ -245,23 +288,20 @@ class Seconds(click.ParamType):  # type: ignore[type-arg]
 
 
 class MethodOption(click.Option):
-    """`--method`, whose help names the methods that installed packages bring, too."""
+    """`--method`, whose help names ours and the methods that installed packages bring."""
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
         from zaq.config.plugins import names
 
         record = super().get_help_record(ctx)
-        return record and (record[0], ", ".join([record[1], *names("zaq.methods")]))
+        return record and (record[0], ", ".join([*METHODS, *names("zaq.methods"), record[1]]))
 
 
 def method_of(name: str, settings: tuple[str, ...]) -> Any:
     """The method, with `-s key=value` typed by its fields, and `-s stage.key=value` by those of its stages."""
-    from zaq.config.plugins import lookup
-    from zaq.methods import METHODS, Method
+    from zaq.methods import kind_named
 
-    kind = lookup("zaq.methods", "method", name, METHODS, by_path=True)
-    if not (isinstance(kind, type) and issubclass(kind, Method)):
-        raise BitsError(f"--method {name}: is no subclass of zaq.methods.Method.")
+    kind = kind_named(name)
     hints = {f.name: h for f, h in _fields(kind) if f.name != "stage_constants"}
     values: dict[str, Any] = {}
     constants: dict[str, Any] = {}

@@ -6,12 +6,16 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from zaq.cli.command import Command, config_option, said_in_config
+from zaq.cli.kinds import DATA, METHODS, PRECISIONS, SOURCE, TARGETS, Choice, Spelled
 from zaq.cli.options import (
     PATH,
     MethodOption,
     Seconds,
     device_option,
     ends,
+    layer_options,
+    layers_of,
     load_source,
     method_of,
     progress,
@@ -20,8 +24,9 @@ from zaq.cli.options import (
     source_options,
     talk_options,
 )
+from zaq.config.bits import ACTIVATION_GRIDS, EFFORTS, PLACEMENTS, WEIGHT_GRIDS
 from zaq.config.bounds import json_text
-from zaq.errors import BitsError, Interrupted, RunError, UserError, unknown
+from zaq.errors import Interrupted, RunError, UserError
 
 if TYPE_CHECKING:
     from zaq.engine.work import Work
@@ -30,30 +35,61 @@ __all__ = ["quantize"]
 
 # What does not change what comes out.
 NOT_ASKED = ("output", "overwrite", "resume", "every", "memory", "dry_run", "as_json", "level")
-MOVABLE = ("device", "devices", "num_nodes")  # a run may go on with others
 NAMES_CODE = ("source", "arch", "method", "settings")
 AGAIN = "zaq.resumed"  # whether options were read from the run that is resumed
 
 
-@click.command()
-@click.argument("source", default="zoo:resnet20_cifar10")
+GROUPS = {
+    "What is quantized": ("arch", "kwargs", "bind", "dynamic", "layout", "random_weights"),
+    "How its images are prepared": ("normalize", "mean", "std", "input_shape", "resize", "crop"),
+    "Bits": (
+        "bits", "layer_bits", "exclude", "first_last", "target_size", "target", "placement", "weights", "activations",
+    ),
+    "Method": ("method", "settings", "effort", "seed", "samples", "data"),
+    "The run": ("output", "overwrite", "resume", "every", "config", "dry_run", "as_json"),
+    "The machine": ("device", "precision", "devices", "num_nodes", "threads", "memory"),
+}  # fmt: skip
+EXAMPLES = {
+    "zaq quantize timm:resnet18 --bits int8": "8 bits, of a network and its weights in timm",
+    "zaq quantize net.onnx --normalize imagenet": "w4a4, of a float ONNX file",
+    "zaq quantize net.pt2 --bits 4 --exclude head": "the module `head` stays in float",
+    "zaq quantize net.pt2 --layer-bits 'layer4=8'": "`layer4` has 8 bits, all else 4",
+    "zaq quantize --config out/options.json -o again/": "the same run once more",
+}
+
+
+@click.command(cls=Command, groups=GROUPS, examples=EXAMPLES)
+@click.argument("source", default="zoo:resnet20_cifar10", type=SOURCE)
 @click.option(
     "--bits",
     default="w4a4",
     show_default=True,
-    help="Bits of weights and activations, w2a2 to w8a8; w4.0a4: 4 on average; or mixed.",
+    help="Bits of weights and activations, w2a2 to w8a8; 8 or int8: w8a8; w4.0a4: 4 on average; or mixed.",
 )
+@layer_options
 @click.option("--target-size", help="With --bits mixed: bytes that all weights may take, as 0.3MB.")
 @click.option(
     "--placement",
+    type=Choice(list(PLACEMENTS)),
     default="integer",
     show_default=True,
     help="What is quantized: integer; shared; a protocol: gdfq, brecq.",
 )
-@click.option("--weights", help="Grids of weights: per_channel (default), per_tensor, and both with _affine.")
-@click.option("--activations", help="Grids of activations: affine (default), or symmetric: signed, zero point 0.")
+@click.option(
+    "--weights",
+    type=Choice(WEIGHT_GRIDS),
+    metavar="GRID",
+    help="Grids of weights: per_channel (default), per_tensor, and both with _affine.",
+)
+@click.option(
+    "--activations",
+    type=Choice(ACTIVATION_GRIDS),
+    metavar="GRID",
+    help="Grids of activations: affine (default), or symmetric: signed, zero point 0.",
+)
 @click.option(
     "--target",
+    type=Spelled(TARGETS),
     default="onnxruntime",
     show_default=True,
     help="The runtime the file is for: tensorrt, openvino, qnn, ...",
@@ -67,13 +103,16 @@ AGAIN = "zaq.resumed"  # whether options were read from the run that is resumed
 @click.option(
     "--method",
     cls=MethodOption,
+    type=Spelled(METHODS),
     default="flagship",
     show_default=True,
-    help="Or package.module:Class, or zaq, rtn, dfq, aciq, zeroq, deepinversion, gdfq, ft",
+    help="or package.module:Class; zaq methods says more",
 )
 @click.option("-s", "settings", multiple=True, metavar="KEY=VALUE", help="A constant of the method; repeatable.")
-@click.option("--effort", default="default", show_default=True, help="fast, default or best.")
-@click.option("--data", help="Real training images, for --method ft alone: cifar10:DIR, ... No other method reads any.")
+@click.option("--effort", type=Choice(EFFORTS), default="default", show_default=True, help="How long it may take.")
+@click.option(
+    "--data", type=DATA, help="Real training images, for --method ft alone: cifar10:DIR, ... No other method reads any."
+)
 @click.option(
     "--seed",
     type=click.IntRange(0, 2**63 - 1),
@@ -84,6 +123,7 @@ AGAIN = "zaq.resumed"  # whether options were read from the run that is resumed
 @device_option
 @click.option(
     "--precision",
+    type=Choice(PRECISIONS),
     default="32-true",
     show_default=True,
     help="Of the networks' products while the student learns: 32-true, bf16-mixed, 16-mixed.",
@@ -111,10 +151,12 @@ AGAIN = "zaq.resumed"  # whether options were read from the run that is resumed
 @click.option("--snapshot", "every", type=Seconds(), default="60s", show_default=True, help="How often it is saved.")
 @click.option("--dry-run", is_flag=True, help="Print what would happen, write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@config_option
 @talk_options
 @source_options
-def quantize(source: str, bits: str, target_size: str | None, placement: str, weights: str | None,
-             activations: str | None, target: str, first_last: str, depthwise: int | None, method: str,
+def quantize(source: str, bits: str, layer_bits: tuple[str, ...], exclude: tuple[str, ...], depthwise: int | None,
+             target_size: str | None, placement: str, weights: str | None,
+             activations: str | None, target: str, first_last: str, method: str,
              settings: tuple[str, ...], effort: str, data: str | None, seed: int, device: str,
              precision: str, devices: int, num_nodes: int, threads: int | None,
              memory: str | None, samples: str | None,
@@ -125,7 +167,7 @@ def quantize(source: str, bits: str, target_size: str | None, placement: str, we
     SOURCE: a .pt2 or .onnx file; .safetensors, .pt or .pth weights with --arch; timm:NAME, torchvision:NAME,
     hf-hub:OWNER/NAME; package.module:factory; zoo:NAME.
     """
-    from zaq.config.bits import EFFORTS, QConfig
+    from zaq.config.bits import QConfig
     from zaq.config.memory import allowed
     from zaq.config.names import name_of, require_method
 
@@ -134,11 +176,11 @@ def quantize(source: str, bits: str, target_size: str | None, placement: str, we
     if resume is not None and not (context := click.get_current_context()).meta.get(AGAIN):
         context.invoke(quantize, **_as_begun(context, resume))
         return
-    if effort not in EFFORTS:
-        raise BitsError("--effort: " + unknown("effort", effort, EFFORTS))
+    _require_no_code_in_config(click.get_current_context())
     qconfig = QConfig.parse(
-        bits, ends(first_last), placement, weights, size_in_bytes(target_size), activations, target, depthwise
-    )
+        bits, ends(first_last), placement, weights, size_in_bytes(target_size), activations, target, depthwise,
+        layers_of(layer_bits, exclude),
+    )  # fmt: skip
     require_method(method)
     kept, folder = allowed(memory), resume or output or Path(f"{name_of(source)}-{qconfig}")
     shown = progress(level)
@@ -189,13 +231,23 @@ def quantize(source: str, bits: str, target_size: str | None, placement: str, we
         )
 
 
+def _require_no_code_in_config(context: click.Context) -> None:
+    """Raise UserError for a file of options that names code: whoever calls has to name that himself."""
+    for flag, text in said_in_config(context, NAMES_CODE):
+        if runs_code(text):
+            raise UserError(
+                f"--config: names {flag} {text}, which is code; a file has none run that the command line does not "
+                "name as well: say it again."
+            )
+
+
 def _as_begun(context: click.Context, folder: Path) -> dict[str, Any]:
     """The parameters of the call that began a run. What this one says beside them has to be the same; but a run may go
     on elsewhere.
 
     A folder that one was sent names nothing that is called: code is named on the command line alone.
     """
-    from zaq.pipeline import call_of
+    from zaq.pipeline import MOVABLE, call_of
 
     context.meta[AGAIN] = True
     begun, now = call_of(folder), context.params

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from zaq.cli.kinds import DATA
 from zaq.cli.options import THERE, Number, device_option, progress
 from zaq.config.bounds import json_text
 from zaq.errors import RunError, UserError
@@ -19,7 +20,9 @@ __all__ = ["say", "verify"]
 @click.command()
 @click.argument("run", type=THERE)
 @click.option(
-    "--data", help="Compare on real images as well, of any kind that zaq eval reads: cifar10:DIR, yolo:DIR, ..."
+    "--data",
+    type=DATA,
+    help="Compare on real images as well, of any kind that zaq eval reads: cifar10:DIR, yolo:DIR, ...",
 )
 @click.option("--limit", type=click.IntRange(min=1), default=1000, show_default=True, help="Only the first of them.")
 @click.option("--layers", is_flag=True, help="Print every layer, not only the first that parts.")

@@ -32,6 +32,8 @@ def device_named(name: str | torch.device) -> torch.device:
         try:
             torch.device(plain)
         except RuntimeError as error:
+            if str(name).lower() == "gpu":
+                raise UserError(f"--device {name}: torch calls it cuda, or mps on a Mac; auto takes it.") from error
             raise UserError("--device: " + unknown("device", str(name), [AUTO, *there])) from error
         raise UserError(f"--device {name}: is not there; there is: {', '.join(there)}.{_why(plain)}")
     return torch.device(plain)

@@ -7,7 +7,7 @@ from typing import Any
 from zaq.config.targets import Target, target_of
 from zaq.errors import BitsError, unknown
 
-__all__ = ["ACTIVATION_GRIDS", "EFFORTS", "PLACEMENTS", "WEIGHT_GRIDS", "Preset", "QConfig"]
+__all__ = ["ACTIVATION_GRIDS", "EFFORTS", "FLOAT", "PLACEMENTS", "WEIGHT_GRIDS", "Preset", "QConfig", "bits_of"]
 
 EFFORTS = ("fast", "default", "best")
 
@@ -45,16 +45,27 @@ PLACEMENTS = {
 }
 
 
+FLOAT = "float"  # what is asked of a layer that is not to be quantized
+SPELLED = "w<bits>a<bits>, as in w4a4; or one number for both, as in 8 or int8"
+
+
+def bits_of(text: str) -> tuple[int, int] | None:
+    """Bits of weights and of activations: `w4a8`, or `8` or `int8` for both. None for anything else."""
+    match = re.fullmatch(r"w(\d{1,9})a(\d{1,9})|(?:int)?(\d{1,9})", text.strip().lower())
+    return match and (int(match[1] or match[3]), int(match[2] or match[3]))
+
+
 @dataclass(frozen=True)
 class QConfig:
     """Bits of weights and activations, of the first and the last layer (None: the same), and where they go.
 
+    `layers` names layers with bits of their own, by a regular expression that is to fit the whole name of a layer's
+    module, or of a module around it: {"layer4": "8", "fc": "w8a4", "stem.*": "float"}; the last that fits counts.
     `depthwise`: bits of the weights of depthwise convolutions, and of what these read; None: as of any other layer.
     They are a hundredth of a mobile network's weights, and lose more by rounding than all others.
-
-    `layer_bits` names weights with bits of their own. `target_size` (bytes of all weights) or `average_bits` (of a
-    weight) asks for a search of them. `target` is the runtime the file is for (`zaq.config.targets`); what it does not
-    take is refused.
+    `layer_bits` has bits of single weights, by the weight's name. `target_size` (bytes of all weights) or
+    `average_bits` (of a weight) asks for a search of them. `target` is the runtime the file is for
+    (`zaq.config.targets`); what it does not take is refused.
     """
 
     weight_bits: int
@@ -68,8 +79,14 @@ class QConfig:
     activations: str = "affine"
     target: str = "onnxruntime"
     depthwise: int | None = None
+    layers: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for pattern, text in self.layers.items():
+            _check_layer(pattern, text)
+        if self.layers and self.mixed:
+            named = ", ".join(self.layers)
+            raise BitsError(f"bits: a search finds the bits of all weights, so that {named} cannot have its own.")
         for what, bits in (("weight", self.weight_bits), ("activation", self.act_bits), *self.layer_bits.items()):
             if not 2 <= bits <= 8:
                 raise BitsError(f"bits: {what}s of {bits} bits; 2 to 8 are supported, as in w4a4 or w8a8.")
@@ -111,10 +128,11 @@ class QConfig:
         activations: str | None = None,
         target: str = "onnxruntime",
         depthwise: int | None = None,
+        layers: dict[str, str] | None = None,
     ) -> "QConfig":
-        """`w4a4` and the like; `w4a4d8`: depthwise convolutions at 8. Weights whose bits are searched: `mixed` or
-        `mixeda6` (activations 8 bits, or 6) in a size, `w4.0a4` with 4.0 on average, the first and the last layer
-        included.
+        """`w4a4` and the like; `8` or `int8` for w8a8; `w4a4d8`: depthwise convolutions at 8. Weights whose bits are
+        searched: `mixed` or `mixeda6` (activations 8 bits, or 6) in a size, `w4.0a4` with 4.0 on average, the first and
+        the last layer included.
 
         first_last "" and grids None: as the placement, or the target, has them. Raises BitsError for anything else.
         """
@@ -128,6 +146,7 @@ class QConfig:
             "activations": activations or runtime.activations[0],
             "target": target,
             "depthwise": depthwise,
+            "layers": layers or {},
         }
         mixed = re.fullmatch(r"mixed(?:a(\d{1,9}))?", text.strip().lower())
         if mixed:
@@ -136,16 +155,18 @@ class QConfig:
             return cls(8, int(mixed[1] or 8), end, placement, target_size=target_size, **grids)
         if target_size is not None:
             raise BitsError(f"target-size goes with --bits mixed, not with {text}.")
-        match = re.fullmatch(r"w(\d{1,9})(\.\d+)?a(\d{1,9})(?:d(\d{1,9}))?", text.strip().lower())
-        if not match:
-            raise BitsError(f"bits: {text!r} is not of the form w<bits>a<bits>, as in w4a4 or w8a8.")
-        if match[4]:
-            if depthwise not in (None, int(match[4])):
-                raise BitsError(f"depthwise: {depthwise} bits, and bits {text} says {match[4]}; say it once.")
-            grids["depthwise"] = int(match[4])
-        if match[2]:
-            return cls(8, int(match[3]), end, placement, average_bits=float(match[1] + match[2]), **grids)
-        return cls(int(match[1]), int(match[3]), end, placement, **grids)
+        average = re.fullmatch(r"w(\d{1,9}\.\d+)a(\d{1,9})", text.strip().lower())
+        if average:
+            return cls(8, int(average[2]), end, placement, average_bits=float(average[1]), **grids)
+        whole = re.fullmatch(r"(.+?)(?:d(\d{1,9}))?", text.strip().lower())
+        found = whole and bits_of(whole[1])
+        if not whole or not found:
+            raise BitsError(f"bits: {text!r} is not of the form {SPELLED}.")
+        if whole[2]:
+            if depthwise not in (None, int(whole[2])):
+                raise BitsError(f"depthwise: {depthwise} bits, and bits {text} says {whole[2]}; say it once.")
+            grids["depthwise"] = int(whole[2])
+        return cls(*found, end, placement, **grids)
 
     @property
     def preset(self) -> Preset:
@@ -166,7 +187,18 @@ class QConfig:
         return name + (f"d{self.depthwise}" if self.depthwise else "")
 
     def of_layer(self, first: bool, last: bool, depthwise: bool) -> tuple[int, int]:
-        """Bits of a layer's weight, where `layer_bits` does not name it, and of what it reads."""
+        """Bits of a layer's weight, and of what it reads, where nothing is asked of it by its name."""
         reads = self.first_last if self.first_last and last else self.depthwise if depthwise else None
         weight = self.first_last if self.first_last and (first or last) else self.depthwise if depthwise else None
         return weight or self.weight_bits, reads or self.act_bits
+
+
+def _check_layer(pattern: str, text: str) -> None:
+    """Raise BitsError for what is no regular expression, or no bits of a layer."""
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise BitsError(f"layer {pattern}: is no regular expression ({error}).") from error
+    found = bits_of(str(text))
+    if str(text) != FLOAT and (found is None or not all(2 <= bits <= 8 for bits in found)):
+        raise BitsError(f"layer {pattern}: {text!r} is none of 2 to 8 bits, as 8 or w4a8, nor {FLOAT!r}.")

@@ -19,7 +19,7 @@ from zaq.errors import BitsError, unknown
 
 __all__ = [
     "Amount", "Count", "Factor", "OneOrMore", "Positive", "Share", "Steps", "check_constant", "check_constants",
-    "named", "plain_type",
+    "in_words", "named", "plain_type",
 ]  # fmt: skip
 
 MANY = 10**9  # of anything: what is more is a slip, and fills the memory
@@ -62,7 +62,7 @@ def check_constant(name: str, value: Any, hint: Any) -> None:
     try:
         _adapter(hint).validate_python(value)
     except ValidationError as error:
-        raise BitsError(f"{name} is {value!r:.80}; {_expected(hint)} is expected.") from error
+        raise BitsError(f"{name} is {value!r:.80}; {in_words(hint)} is expected.") from error
 
 
 def plain_type(hint: Any) -> tuple[type | None, bool]:
@@ -96,7 +96,7 @@ def _as_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _expected(hint: Any) -> str:
+def in_words(hint: Any) -> str:
     """The range in words: what its type says of itself, else what kind it is."""
     kind, optional = plain_type(hint)
     words = _description(hint) or WORDS.get(kind, "a number")

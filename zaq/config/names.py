@@ -8,6 +8,7 @@ import importlib.util
 import re
 from pathlib import Path
 
+from zaq.config import near
 from zaq.config.plugins import lookup
 from zaq.errors import SourceError, unknown
 
@@ -41,13 +42,24 @@ def kind_of(spec: str) -> tuple[str, str, Path | None]:
     if is_file(spec):
         path = Path(spec)
         if not path.exists():
-            raise SourceError(f"{missing(path)} A model is a .pt2 file, or {DEFAULT}, or spelt {', '.join(SOURCES)}.")
+            meant = near.missing(spec, SOURCES, [DEFAULT.partition(":")[2]])
+            hint = f" Did you mean {meant}?" if meant else ""
+            raise SourceError(
+                f"{spec}: there is no such file.{hint} A model is a .pt2 file, or {DEFAULT}, or spelt "
+                f"{', '.join(SOURCES)}."
+            )
+        if path.is_dir():
+            raise SourceError(f"{spec}: {near.folder(path, SOURCES)}.")
         suffix = path.suffix.lower()
+        if suffix not in SOURCES and (way := near.route(path)):
+            raise SourceError(f"{spec}: is of a kind that zaq does not read: {way}.")
         if suffix not in SOURCES or not path.is_file():
             files = ", ".join(s for s in SOURCES if s.startswith("."))
             raise SourceError(f"{spec}: cannot tell a model by {suffix or 'no suffix'!r}; there is: {files}.")
         return suffix, spec, path
     kind, _, name = spec.partition(":")
+    if name.startswith("//"):
+        raise SourceError(f"{spec}: is an address, and zaq fetches nothing by one; download it, and name the file.")
     if f"{kind}:" in SOURCES:
         return f"{kind}:", name, None
     if "." not in kind and not (Path(f"{kind}.py").is_file() or Path(kind).is_dir() or importlib.util.find_spec(kind)):

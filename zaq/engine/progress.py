@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import click
 
-__all__ = ["LineProgress", "Planned", "Progress", "TerminalProgress"]
+__all__ = ["LineProgress", "Planned", "Progress", "TerminalProgress", "in_notebooks"]
 
 SURE = 0.02  # of the work: before so much of it is done, nothing is said of the time left
 
@@ -167,3 +167,16 @@ class TerminalProgress(LineProgress):
                 self.bars.stop()
                 for task in self.bars.task_ids:
                     self.bars.remove_task(task)
+
+
+def in_notebooks() -> Progress:
+    """The same bars in a notebook, where rich shows them by ipywidgets; silence anywhere else."""
+    from rich.console import Console
+
+    if not Console().is_jupyter:
+        return Progress()
+    try:
+        import ipywidgets  # type: ignore[import-not-found, import-untyped, unused-ignore]  # noqa: F401
+    except ImportError:
+        return Progress()
+    return TerminalProgress()

@@ -12,10 +12,18 @@ from zaq.config.card import Card
 from zaq.data import BOXES, DATASETS, IMAGES, MASKS
 from zaq.errors import SourceError, unknown
 from zaq.evaluate.boxes import decode, read_decode
-from zaq.evaluate.classification import Score, measure_classification, predictions, ranked, score_of, top1
+from zaq.evaluate.classification import (
+    Score,
+    measure_batches,
+    measure_classification,
+    predictions,
+    ranked,
+    score_of,
+    top1,
+)
 from zaq.evaluate.detection import measure_detection
 from zaq.evaluate.image import measure_likeness
-from zaq.evaluate.models import Model, Task, outputs
+from zaq.evaluate.models import Model, Result, Task, outputs
 from zaq.evaluate.segmentation import measure_segmentation
 from zaq.export.session import properties
 
@@ -23,10 +31,12 @@ __all__ = [
     "LAYOUTS",
     "TASKS",
     "Model",
+    "Result",
     "Score",
     "Task",
     "class_names",
     "decode",
+    "measure_batches",
     "outputs",
     "predictions",
     "ranked",

@@ -1,20 +1,22 @@
 """Top-1 and top-5: how often the greatest of an image's outputs, or one of the greatest five, is that of its class."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from zaq.config.card import Card
 from zaq.data import classified
 from zaq.engine.progress import Progress
 from zaq.errors import DataError
-from zaq.evaluate.models import Model, answers
+from zaq.evaluate.models import Model, answers, outputs
 from zaq.export.session import session
 
-__all__ = ["Score", "measure_classification", "predictions", "ranked", "score_of", "top1"]
+__all__ = ["Score", "measure_batches", "measure_classification", "predictions", "ranked", "score_of", "top1"]
 
 BATCH = 100
 FIRST = 5  # classes that one of is to be right
@@ -84,6 +86,44 @@ def score_of(ranks: Labels, labels: Labels) -> Score:
     right = ranks == labels[:, None]
     among5 = int(right.any(1).sum()) if ranks.shape[1] == FIRST else None
     return Score(int(right[:, 0].sum()), len(labels), among5)
+
+
+def measure_batches(model: Model, batches: Iterable[tuple[Tensor, Tensor]], limit: int | None = None) -> Score:
+    """Top-1 on batches of images (n, C, H, W), normalised as the model expects, and their classes (n,), as a DataLoader
+    gives them; `limit`: the first images only.
+
+    Raises DataError for anything else, and where there are none.
+    """
+    score = Score(0, 0)
+    for batch in batches:
+        images, labels = _checked(batch)
+        left = len(images) if limit is None else limit - score.total
+        found = outputs(model, images[:left])
+        _refuse_unless_classes([list(o.shape) for o in found], "the model")
+        one = Score.of(found[0].argmax(1).astype(np.int64), labels[:left].numpy().astype(np.int64))
+        score = Score(score.correct + one.correct, score.total + one.total)
+        if score.total == limit:
+            break
+    if not score.total:
+        raise DataError("evaluate: the batches hold no images; an iterator that was gone through once holds none.")
+    return score
+
+
+def _checked(batch: object) -> tuple[Tensor, Tensor]:
+    """A batch that is one. Raises DataError."""
+    parts = tuple(batch) if isinstance(batch, tuple | list) else (batch,)
+    if len(parts) != 2 or not all(isinstance(p, Tensor) for p in parts):
+        kinds = ", ".join(type(p).__name__ for p in parts)
+        raise DataError(f"evaluate: a batch is ({kinds}); images and labels are expected, two tensors.")
+    images, labels = parts
+    if not images.is_floating_point():
+        raise DataError(f"evaluate: the images are {images.dtype}; normalised ones in floating point are expected.")
+    if labels.shape != images.shape[:1] or labels.is_floating_point():
+        raise DataError(
+            f"evaluate: the labels are {labels.dtype} {tuple(labels.shape)}; a whole number for each of "
+            f"{len(images)} images is expected."
+        )
+    return images.float(), labels.cpu()
 
 
 def predictions(

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 from zaq.config.card import Card
 from zaq.data import BOXES, listed
 from zaq.engine.progress import Progress
-from zaq.errors import DataError
+from zaq.errors import DataError, install
 from zaq.evaluate.boxes import decode, thresholds
 from zaq.evaluate.models import Model, answers
 from zaq.export.session import session
@@ -144,6 +144,6 @@ def _coco() -> tuple[Any, Any]:
         from pycocotools.cocoeval import COCOeval
     except ImportError as error:
         raise DataError(
-            "detection is measured by pycocotools, which is not installed: pip install 'zaq[detection]'."
+            f"detection is measured by pycocotools, which is not installed: {install('detection')}."
         ) from error
     return COCO, COCOeval

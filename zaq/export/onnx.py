@@ -15,7 +15,6 @@ integers too, behind QuantizeLinear. Where the file is for another runtime, `tar
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import onnx
@@ -23,18 +22,17 @@ import torch
 from onnx import ModelProto, helper
 from onnxscript import opset18
 from torch._ops import OpOverload
-from torch.fx import GraphModule
 
 from zaq.config.bounds import json_text
 from zaq.config.targets import TARGETS, Target
 from zaq.export.ends import INPUT, OUTPUT, SIZES, dress, renamed, reshape_ends
 from zaq.export.forms import lower_opset, optimized, pack, require_form, strip
 from zaq.export.integers import avoid_overflow, store_integers
-from zaq.export.program import program_of
 from zaq.export.rewrites import (
     clip_integers,
     count_values,
     hand_through,
+    keep_floats,
     move_integers,
     pool_globally,
     requantize_by_table,
@@ -43,17 +41,12 @@ from zaq.ir.capture import quiet
 from zaq.sources.frame import put_back, rename
 from zaq.sources.interface import Interface
 
-__all__ = ["in_form", "to_onnx", "translate", "write_onnx"]
+__all__ = ["in_form", "to_onnx", "translate"]
 
 OPSET = 18
 HERE = TARGETS["onnxruntime"]
 PLAIN = Interface()
 op: Any = opset18
-
-
-def write_onnx(student: GraphModule, path: Path, metadata: dict[str, Any], **choices: Any) -> None:
-    """Export to `path`; `choices` as in `in_form`."""
-    path.write_bytes(to_onnx(program_of(student), metadata, **choices))
 
 
 def to_onnx(exported: torch.export.ExportedProgram, metadata: dict[str, Any], **choices: Any) -> bytes:
@@ -141,6 +134,8 @@ def in_form(
             clip_integers(model)
             move_integers(model)
             requantize_by_table(model)
+        if target is HERE:
+            keep_floats(model)
         avoid_overflow(model)
     if form == "packed":
         pack(model)

@@ -133,6 +133,23 @@ def _clip_behind(
         graph.node.insert(at, made)
 
 
+def keep_floats(model: ModelProto) -> None:
+    """Let a layer with a float weight stay in float (in place): onnxruntime rounds such a weight to 8 bits by itself
+    where the layer stands between a DequantizeLinear and a QuantizeLinear (its pull request 22969). So something stands
+    in between that changes no value and that it does not take away: the greater of each and the least number.
+    """
+    graph = model.graph
+    constants, makers = constants_of(model), {o: n for n in graph.node for o in n.output}
+    for node in [n for n in graph.node if n.op_type in ("Conv", "ConvTranspose", "Gemm") and n.input[1] in constants]:
+        readers, source = _readers(graph, node), makers.get(node.input[0])
+        if source is None or source.op_type != "DequantizeLinear" or [r.op_type for r in readers] != ["QuantizeLinear"]:
+            continue
+        least, behind = f"{node.output[0]}_least", f"{node.output[0]}_float"
+        graph.initializer.append(numpy_helper.from_array(np.float32(np.finfo(np.float32).min), least))
+        _read_instead(readers, node.output[0], behind)
+        graph.node.insert(list(graph.node).index(node) + 1, helper.make_node("Max", [node.output[0], least], [behind]))
+
+
 def move_integers(model: ModelProto) -> None:
     """Take out what is quantized again behind an operation that only moves values (in place).
 

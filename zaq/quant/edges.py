@@ -43,10 +43,11 @@ from collections.abc import Collection
 import torch
 from torch.fx import GraphModule, Node
 
-from zaq.config.bits import QConfig
+from zaq.config.bits import FLOAT, QConfig
 from zaq.ir.nodes import activations, infinite, input_node, is_depthwise, is_float, moves, output_nodes, pad_value
 from zaq.ir.opening import image_node
-from zaq.ir.ops import CLAMPS, CONVS, LINEARS, MATMULS, MERGES, PADS, POOLS, WEIGHTED
+from zaq.ir.ops import CLAMPS, CONVS, LINEARS, MATMULS, MERGES, PADS, POOLS
+from zaq.quant.asked import all_layers, asked_of, bits_asked, require_one_width
 
 __all__ = [
     "HIGH", "activation_bits", "ends", "is_product", "joins_a_convolution", "leaving", "left_in_float",
@@ -57,12 +58,10 @@ HIGH = 8  # bits of what is not read by a convolution or linear layer
 
 
 def weighted_layers(gm: GraphModule) -> list[Node]:
-    """The convolutions and linear layers on the input's way whose weight is a parameter."""
-    return [
-        n
-        for n in activations(gm)
-        if n.target in WEIGHTED and isinstance(n.args[1], Node) and n.args[1].op == "get_attr"
-    ]
+    """The convolutions and linear layers on the input's way whose weight is a parameter, but for those that are to stay
+    in float (`quant.asked`).
+    """
+    return [n for n in all_layers(gm) if asked_of(n) != FLOAT]
 
 
 def activation_bits(
@@ -75,6 +74,7 @@ def activation_bits(
     layers, read = set(weighted_layers(gm)), _worth_rounding(gm, live, unlike)
     floats = _writes_floats(gm, live, unlike)
     first, last = ends(gm)
+    of_layers: dict[Node, list[Node]] = {}  # a tensor, and the layers that read it
     products = {n for n in live if is_product(n, live)}
     image = image_node(gm)
     reads, merges, writes = dict[Node, int](), dict[Node, int](), dict[Node, int]()
@@ -88,7 +88,9 @@ def activation_bits(
         if node in layers:
             assert isinstance(node.args[0], Node)
             if preset.reads:
-                ask(reads, node.args[0], qconfig.of_layer(node in first, node in last, is_depthwise(node))[1])
+                usual = qconfig.of_layer(node in first, node in last, is_depthwise(node))[1]
+                ask(reads, node.args[0], bits_asked(node, usual)[1])
+                of_layers.setdefault(_maker(node.args[0]), []).append(node)
             if preset.merges and node.target not in LINEARS and node not in floats:
                 ask(writes, _behind_clamp(node), HIGH)
         elif node in products:
@@ -101,6 +103,7 @@ def activation_bits(
             ask(writes, _behind_clamp(node), HIGH)
         elif preset.clamps and node.target in CLAMPS:
             ask(reads, node, qconfig.act_bits)
+    require_one_width(of_layers, reads)
     if preset.second:
         reads |= {n: preset.second for n in map(_behind_clamp, first) if n in reads}
     bits = writes | reads | merges if preset.twice else writes | merges | reads
@@ -191,7 +194,7 @@ def _behind_clamp(node: Node) -> Node:
 
 def ends(gm: GraphModule) -> tuple[set[Node], set[Node]]:
     """The layers that no other layer stands before, and those that none stands behind."""
-    layers = set(weighted_layers(gm))
+    layers = set(all_layers(gm))
     reached: set[Node] = set()
     first: set[Node] = set()
     for node in activations(gm):

@@ -12,6 +12,7 @@ from zaq.config.card import Card
 from zaq.ir.move import device_of, onto
 from zaq.ir.nodes import activations, attribute, groups_of, input_node, is_depthwise, moves
 from zaq.ir.ops import LINEARS, TRANSPOSED
+from zaq.quant.asked import bits_asked
 from zaq.quant.edges import HIGH, activation_bits, ends, is_product, joins_a_convolution, left_in_float, weighted_layers
 from zaq.quant.fake_quantize import BiasQuantize, FakeQuantize
 from zaq.quant.ranges import Bounds, bounds, told_apart
@@ -65,8 +66,8 @@ def place(
             _insert_before(kernels, gm, node)
     first, last = ends(gm)
     for node in weighted_layers(gm):
-        width, _ = qconfig.of_layer(node in first, node in last, is_depthwise(node))
-        _quantize_layer(gm, node, width, qconfig, placed)
+        usual, _ = qconfig.of_layer(node in first, node in last, is_depthwise(node))
+        _quantize_layer(gm, node, bits_asked(node, usual)[0], qconfig, placed)
     _leave_room(gm, placed)
     onto(gm, device_of(gm))  # the quantizers, too
     for name, quantizer in placed.weights.items():

@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import GraphModule
+from torch.nn.utils import parametrize
 
 from zaq.config.bits import QConfig
 from zaq.config.card import Card
@@ -22,6 +23,18 @@ from zaq.quant.placement import place
 __all__ = ["Snapshot", "Student"]
 
 Snapshot = dict[str, Tensor]
+
+
+class Exponential(nn.Module):
+    """What is positive, made of what is any number: its logarithm."""
+
+    def forward(self, logarithm: Tensor) -> Tensor:
+        """(channels,) -> (channels,)"""
+        return logarithm.exp()
+
+    def right_inverse(self, scale: Tensor) -> Tensor:
+        """The logarithm that `forward` makes a scale of."""
+        return scale.log()
 
 
 class Student:
@@ -80,6 +93,30 @@ class Student:
         for name, quantizer in self.placement.weights.items():
             biases = (attribute(self.module, bias) for bias in self.placement.biases.get(name, ()))
             quantizer.scale.copy_(quantizer.step(self.weight(name), *biases))
+
+    def learn_logarithms(self) -> None:
+        """Let all learn but ranges that the graph guarantees; scales as logarithms, so that they stay positive."""
+        self.module.requires_grad_(True)
+        for quantizer in self.quantizers():
+            parametrize.register_parametrization(quantizer, "scale", Exponential())
+            quantizer.requires_grad_(not quantizer.guaranteed)
+
+    def settled(self) -> "Student":
+        """A copy whose scales are plain parameters, and what is read; whoever trains goes on with those he has."""
+        student = copy.deepcopy(self)
+        for quantizer in student.quantizers():
+            if parametrize.is_parametrized(quantizer):
+                # Not by torch's own removal: a copy shares the class that was made for what it is a copy of.
+                scale = quantizer.scale.detach()
+                del quantizer.parametrizations
+                quantizer.__class__ = FakeQuantize
+                quantizer.scale = nn.Parameter(scale)
+        student.settle()
+        return student
+
+    def quantizers(self) -> list[FakeQuantize]:
+        """All of them, weights' and activations'."""
+        return [m for m in self.module.modules() if isinstance(m, FakeQuantize)]
 
     def snapshot(self) -> Snapshot:
         """A copy of all that training changes."""

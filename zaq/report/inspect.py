@@ -15,6 +15,7 @@ from zaq.ir.ops import CONVS, TRANSPOSED
 from zaq.ir.taps import taps
 from zaq.passes.channels import regions
 from zaq.passes.fold import fold
+from zaq.quant.asked import ask
 from zaq.quant.edges import weighted_layers
 from zaq.quant.placement import place
 from zaq.sources import Source
@@ -39,6 +40,7 @@ ROUGH = {  # what is hard on a quantizer, and why
 def facts(model: Source, qconfig: QConfig) -> dict[str, Any]:
     """Input, operations, what folds, what would be quantized at which bits, parameters, multiply-accumulates."""
     folded, unfolded = fold(model.graph)
+    ask(folded, qconfig)
     card = model.card.override(input=image_sizes(input_node(folded).meta["val"]))
     _, placement = place(folded, qconfig, card, unlike=Task(folded, qconfig, card).unlike)
     layers = []

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from zaq.config.card import Card
-from zaq.errors import SourceError
+from zaq.errors import SourceError, install
 from zaq.ir.capture import cast_note, quiet, trace
 from zaq.ir.sizes import open_up
 from zaq.sources.interface import Interface
 from zaq.sources.operators import define_missing_operators, own_operators
 
-__all__ = ["PLAIN", "SAVE_IT", "Request", "Source", "file_hash", "first_line", "require", "source_of"]
+__all__ = ["PLAIN", "SAVE_IT", "Request", "Source", "file_hash", "first_line", "hash_of", "require", "source_of"]
 
 SAVE_IT = (
     "Load it yourself where you trust it, then save it as .pt2:\n"
@@ -126,9 +126,7 @@ def require(library: str, extra: str, spec: str) -> Any:
             if isinstance(error, ModuleNotFoundError) and error.name == library
             else f" (its import fails: {first_line(error)})"
         )
-        raise SourceError(
-            f"{spec}: {library} is needed{why}: pip install 'zaq[{extra}]', or '.[{extra}]' in a checkout."
-        ) from error
+        raise SourceError(f"{spec}: {library} is needed{why}: {install(extra)}.") from error
 
 
 def first_line(error: BaseException) -> str:
