@@ -45,7 +45,7 @@ LAYERS = (
     {"verify", "cost"},
     {"report"},
     {"evaluate", "api", "run"},
-    {"pipeline"},
+    {"pipeline", "score"},
     {"benchmark"},
     {"cli"},
 )

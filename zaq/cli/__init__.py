@@ -22,6 +22,7 @@ from zaq.cli.export import export
 from zaq.cli.inspect import inspect_model
 from zaq.cli.profile import profile
 from zaq.cli.quantize import quantize
+from zaq.cli.score import score
 from zaq.cli.verify import verify
 from zaq.engine.interruption import stopped_by_signals
 from zaq.errors import ZaqError, unknown
@@ -108,5 +109,5 @@ def main(debug: bool) -> None:
     """Make a trained vision model small without its training data: 8 to 2 bits, as an integer ONNX file."""
 
 
-for verb in (quantize, inspect_model, export, verify, profile, evaluate, benchmark):
+for verb in (quantize, inspect_model, export, verify, profile, evaluate, score, benchmark):
     main.add_command(verb)
