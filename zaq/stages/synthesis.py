@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from zaq.config.constants import Amount, Count, OneOrMore
+from zaq.config.constants import Amount, Count, OneOrMore, Positive
 from zaq.engine.journal import Journal
 from zaq.engine.stage import Loop, Stage, numbers
 from zaq.engine.state import State
@@ -32,8 +32,8 @@ from zaq.stages.pixels import Pixels
 from zaq.stages.training import cosine, varied
 from zaq.synth.drawings import drawings, reads_drawings
 from zaq.synth.generators import alike
-from zaq.synth.leaves import Painter
 from zaq.synth.losses import activation_loss, batch_norm_loss, channel_moments
+from zaq.synth.registry import GeneratorName, made
 from zaq.synth.swing import shifted, with_swing
 
 __all__ = ["Draw", "FromNoise", "Mingle", "Refine", "Synthesize", "refines", "shift"]
@@ -100,6 +100,8 @@ class Synthesize(Likeness):
 
     name: str = "synthesis"
     lr: Amount = 1e-2  # Adam, falling as a cosine (Genie: 1e-2). At 3e-3 short trainings end nearer, and teach less
+    generator: GeneratorName = "painter"
+    latent: OneOrMore = 128  # of a generator that starts from noise
     width: OneOrMore = 32
 
     after_ctrl_c: ClassVar[str] = "start"
@@ -115,7 +117,7 @@ class Synthesize(Likeness):
 
     def start(self, state: State, journal: Journal) -> Loop:
         task = state.task
-        generator = onto(Painter(task.card, self.width, task.classes), task.device)
+        generator = onto(made(self.generator, task.card, self.latent, self.width, task.classes), task.device)
         if self.held_out:
             state.other = generator
         else:
@@ -132,7 +134,7 @@ class Synthesize(Likeness):
 
         def one(_: int) -> dict[str, float]:
             images, labels = generator.sample(task.batch)
-            found = losses(varied(images, task.card), labels)
+            found = losses(varied(images, task.card), labels) | generator.costs()
             task.work.step(optimizer, torch.stack(list(found.values())).sum())
             return numbers(found)
 
@@ -146,6 +148,7 @@ class Draw(Stage):
     name: str = "draw"
     count: OneOrMore = 256
     held_out: bool = False
+    truncation: Positive | None = None  # where the normal numbers end that they start from; small: surer, more alike
 
     recorded: ClassVar[bool] = False
     after_ctrl_c: ClassVar[str] = "run"
@@ -157,7 +160,8 @@ class Draw(Stage):
         generator = state.other if self.held_out and state.other is not None else state.generator
         batch = state.task.batch
         drawn = (generator.draw(batch) for _ in range(-(-self.count // batch)))
-        images = state.store.gather(drawn, self.count)
+        with generator.truncated(self.truncation):
+            images = state.store.gather(drawn, self.count)
         if broken := sum(int((~x.isfinite()).flatten(1).any(1).sum()) for x in in_parts(images, batch)):
             raise TrainingError(
                 f"{self.name}: {broken} of the {self.count} images that the generator draws are NaN or infinite; there "

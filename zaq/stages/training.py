@@ -40,7 +40,7 @@ class StepAdam(torch.optim.Adam):
 
 def student_optimizer(
     student: Student, lr: float, lr_bias: float, learn_scales: bool = True, weights: bool = True
-) -> torch.optim.Optimizer:
+) -> StepAdam:
     """StepAdam over a calibrated student: weights and scales at `lr` steps of their grid, biases at `lr_bias`.
 
     Without `weights`, these and their scales stay as they are.
