@@ -67,6 +67,7 @@ class Flagship(Method):
     game: Count | None = None  # rounds of ZAQ's
     correct: bool = True  # biases, behind every block that was learned and at the end
     generator: GeneratorName = "painter"  # of the images that are learned from; those held out are painted
+    cycle: Amount = 0.0  # of `synthesis`: weight of the way back to the canvas (CycleGAN: 10)
     truncation: Positive | None = None  # of `draw`: where the normal numbers end that a dcgan or biggan starts from
     unpainted: Share = 0.5  # of `polish`
     feature: Amount = 1.0  # of `polish`
@@ -93,7 +94,7 @@ class Flagship(Method):
         sparse = self.images is None and n.refine > 0 and refines(task) and n.images < A_CLASS * (task.classes or 0)
         return [
             Even(),
-            Synthesize(steps=n.synthesis, generator=self.generator),
+            Synthesize(steps=n.synthesis, generator=self.generator, cycle=self.cycle),
             Synthesize(name="held-out synthesis", steps=n.synthesis // 2, held_out=True),
             Draw(count=n.images * (2 if sparse else 1), truncation=self.truncation),
             Draw(name="held-out draw", count=task.few, held_out=True),

@@ -85,6 +85,11 @@ class Rules:
     unroll_weights: bool = False  # whether it answers with its weights, too, or by ranges, gains and biases alone
     watch: Amount | None = None  # times its usual size a singular value may jump to; 0: no watch; None: 2 of a biggan
 
+    def __post_init__(self) -> None:
+        super().__post_init__()  # type: ignore[misc]  # of the method or the stage that has these rules
+        if self.keep == "m_global" and self.balance == "none":
+            raise BitsError("-s keep=m_global: there is an M_global only with -s balance=began.")
+
     def schedule(self, progress: float) -> float:
         """The factor on every rate, over progress in [0, 1)."""
         return float(0.1 ** sum(progress >= m for m in self.milestones))
@@ -108,8 +113,6 @@ class Game(Rules, Stage):
         return state.judge
 
     def start(self, state: State, journal: Journal) -> Loop:
-        if self.keep == "m_global" and self.balance == "none":
-            raise BitsError("-s keep=m_global: there is an M_global where -s balance=began holds the two alone.")
         play = _Play(self, state)
         parts = (state.student.module, state.generator, play.optimizer_q, play.optimizer_g, play, play.watch)
         return Loop(

@@ -26,14 +26,15 @@ from zaq.engine.stage import Loop, Stage, numbers
 from zaq.engine.state import State
 from zaq.engine.store import in_parts, rest
 from zaq.engine.task import Task
-from zaq.errors import TrainingError
+from zaq.errors import BitsError, TrainingError
 from zaq.ir.move import onto
 from zaq.stages.pixels import Pixels
 from zaq.stages.training import cosine, varied
 from zaq.synth.drawings import drawings, reads_drawings
-from zaq.synth.generators import alike
+from zaq.synth.generators import Generator, alike
+from zaq.synth.leaves import Painter
 from zaq.synth.losses import activation_loss, batch_norm_loss, channel_moments
-from zaq.synth.registry import GeneratorName, made
+from zaq.synth.registry import GeneratorName, made, require
 from zaq.synth.swing import shifted, with_swing
 
 __all__ = ["Draw", "FromNoise", "Mingle", "Refine", "Synthesize", "refines", "shift"]
@@ -103,6 +104,7 @@ class Synthesize(Likeness):
     generator: GeneratorName = "painter"
     latent: OneOrMore = 128  # of a generator that starts from noise
     width: OneOrMore = 32
+    cycle: Amount = 0.0  # weight of the way back from images to their canvas (CycleGAN: 10); 0: there is none
 
     after_ctrl_c: ClassVar[str] = "start"
 
@@ -117,6 +119,12 @@ class Synthesize(Likeness):
 
     def start(self, state: State, journal: Journal) -> Loop:
         task = state.task
+        if self.cycle:
+            require(self.generator, f"cycle={self.cycle:g}", "paints")
+            if not moves(task) and task.classes is None:
+                raise BitsError(
+                    f"-s cycle={self.cycle:g}: {NOTHING_KNOWN}, and there is no painting to come back from."
+                )
         generator = onto(made(self.generator, task.card, self.latent, self.width, task.classes), task.device)
         if self.held_out:
             state.other = generator
@@ -130,15 +138,30 @@ class Synthesize(Likeness):
         elif not moves(task):
             journal.records[-1].say(NOTHING_KNOWN)
             return Loop(lambda _: None)
-        losses, optimizer = self.losses_of(task), torch.optim.Adam(generator.parameters(), self.lr)
+        back = [onto(Painter(task.card, self.width), task.device)] if self.cycle else []
+        learned_by = [p for network in (generator, *back) for p in network.parameters()]
+        losses, optimizer = self.losses_of(task), torch.optim.Adam(learned_by, self.lr)
 
         def one(_: int) -> dict[str, float]:
-            images, labels = generator.sample(task.batch)
-            found = losses(varied(images, task.card), labels) | generator.costs()
+            images, labels, cycle = self._drawn(generator, *back, task=task)
+            found = losses(varied(images, task.card), labels) | generator.costs() | cycle
             task.work.step(optimizer, torch.stack(list(found.values())).sum())
             return numbers(found)
 
-        return Loop(one, generator, optimizer, schedule=cosine, resumable=True)
+        return Loop(one, generator, *back, optimizer, schedule=cosine, resumable=True)
+
+    def _drawn(
+        self, generator: Generator, back: Generator | None = None, *, task: Task
+    ) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
+        """A batch of images, their labels, and, with a way back F, lambda ||F(G(canvas)) - canvas||_1 of pixels from -1
+        to 1 (Zhu et al. 2017, eq. 2): canvases that were painted alike have none.
+        """
+        if back is None:
+            return *generator.sample(task.batch), {}
+        canvas, labels = generator.starts(task.batch)
+        images = generator(canvas, labels)
+        low, high = task.card.bounds(task.device)
+        return images, labels, {"cycle": self.cycle * (2 * (back(images) - canvas) / (high - low)).abs().mean()}
 
 
 @dataclass(frozen=True, kw_only=True)
