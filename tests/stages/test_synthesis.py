@@ -56,7 +56,7 @@ def test_a_way_back_keeps_the_canvas_in_the_image() -> None:
     ends = []
     for weight in (1e-6, 100.0):
         journal = Journal()
-        run_stages([Synthesize(steps=15, cycle=weight)], toy(), journal)
+        run_stages([Synthesize(steps=12, cycle=weight, width=8)], state_of("residual"), journal)
         ends.append(journal.log.rows[-1]["cycle"] / weight)
     assert ends[1] < 0.7 * ends[0]
 

@@ -98,8 +98,8 @@ def test_a_student_answers_as_it_would_learn(weights: bool) -> None:
 
 def test_a_game_with_it_is_another_one() -> None:
     losses = []
-    for options in ({}, {"unroll": 2}, {"unroll": 1, "unroll_weights": True}):
-        method = ZAQ(warm_up=2, rounds=2, latent=16, width=8, q_steps=0, beta=0.0, lr_student=5e-3, **options)  # type: ignore[arg-type]
+    for options in ({}, {"unroll": 2}):
+        method = ZAQ(warm_up=1, rounds=1, latent=16, width=8, q_steps=0, beta=0.0, lr_student=5e-3, **options)  # type: ignore[arg-type]
         rows = quantized_net("residual", "w3a3", method, card=CARD).journal.log.rows
         losses.append(next(r["loss_g"] for r in rows if "loss_g" in r))
-    assert losses[1] > losses[0] and losses[2] > losses[0]  # minus what is left when the student has answered
+    assert losses[1] > losses[0]  # minus what is left when the student has answered
