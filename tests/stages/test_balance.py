@@ -68,5 +68,8 @@ def test_what_there_is_no_m_for_is_a_sentence() -> None:
     for made in (ZAQ, Game):
         with pytest.raises(BitsError, match="keep=m_global: there is an M_global only with -s balance=began"):
             made(keep="m_global")
+    for still in ("q_steps", "g_steps"):
+        with pytest.raises(BitsError, match="holds two who play; q_steps and g_steps"):
+            ZAQ(balance="began", **{still: 0})  # type: ignore[arg-type]
     with pytest.raises(BitsError, match="Did you mean 'began'"):
         ZAQ(balance="begun")

@@ -32,9 +32,9 @@ from zaq.ir.nodes import attribute
 from zaq.ir.ops import TRANSPOSED
 from zaq.methods.base import Method
 from zaq.passes.fold import BatchNormStats
+from zaq.stages.singular import Watch
 from zaq.stages.synthesis import Draw
 from zaq.stages.training import distillation, varied
-from zaq.stages.watch import Watch
 from zaq.synth.generators import DCGAN, Generator
 from zaq.synth.losses import Moments, channel_moments
 from zaq.synth.registry import GeneratorName, made

@@ -32,10 +32,10 @@ from zaq.methods.base import Method
 from zaq.quant.student import Snapshot
 from zaq.stages.balance import Equilibrium
 from zaq.stages.calibrate import Calibrate, HoldOut
+from zaq.stages.singular import Watch
 from zaq.stages.synthesis import Draw
 from zaq.stages.training import frozen, rate, student_optimizer, varied
 from zaq.stages.unroll import answered
-from zaq.stages.watch import Watch
 from zaq.synth.losses import (
     RELATIONS,
     activation_loss,
@@ -79,7 +79,7 @@ class Rules:
     balance: Balance = "none"  # began: k_t sets how much the generator looks for discrepancy, how much for likeness
     gamma: Positive = 1.5  # began: times as much as easy images that hard ones are to differ
     lambda_k: Positive = 0.05  # began: how fast k_t follows (paper: 1e-3, over some 100,000 steps)
-    patience: Count = 0  # began: rounds in which M_global may not fall before the game is over; 0: any
+    patience: Count = 20  # began: rounds in which M_global does not fall, and the game is over; 0: it goes on
     keep: Keep = "held-out"  # which of the game's states stays: of the least held-out loss, or m_global
     unroll: Count = 0  # steps of the student's answer that the generator's gradient runs through
     unroll_weights: bool = False  # whether it answers with its weights, too, or by ranges, gains and biases alone
@@ -89,6 +89,8 @@ class Rules:
         super().__post_init__()  # type: ignore[misc]  # of the method or the stage that has these rules
         if self.keep == "m_global" and self.balance == "none":
             raise BitsError("-s keep=m_global: there is an M_global only with -s balance=began.")
+        if self.balance == "began" and not (self.q_steps and self.g_steps):
+            raise BitsError("-s balance=began: holds two who play; q_steps and g_steps are to be 1 or more.")
 
     def schedule(self, progress: float) -> float:
         """The factor on every rate, over progress in [0, 1)."""
@@ -127,7 +129,7 @@ class Game(Rules, Stage):
 
 
 class _Play:
-    """What a game holds beside the two networks and their optimizers: the memory of the layers' gaps."""
+    """What a game holds beside the two networks: optimizers, the memory of the layers' gaps, balance and watch."""
 
     def __init__(self, rules: Game, state: State) -> None:
         self.rules, self.state, self.batch = rules, state, state.task.batch
@@ -201,10 +203,9 @@ class _Play:
         loss = -k * (d_o + rules.alpha * d_f)
         if self.began:
             loss = loss + (1 - k) * self._unlikely(images, labels, taught[0], last)
-        elif rules.beta:
-            loss = loss + rules.beta * activation_loss(last)
-        if self.watched is not None and not self.began:
-            loss = loss + rules.bns * self._statistics(images)
+        else:
+            loss = loss + rules.beta * activation_loss(last) if rules.beta else loss
+            loss = loss + rules.bns * self._statistics(images) if self.watched is not None else loss
         costs: dict[str, Tensor] = self.state.generator.costs()
         return loss + sum(costs.values())
 

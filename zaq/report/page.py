@@ -13,7 +13,7 @@ from torch import Tensor
 
 from zaq.config.card import Card
 from zaq.cost.deployment import Deployment, table
-from zaq.stages.watch import SIGMAS
+from zaq.stages.singular import SIGMAS
 
 __all__ = ["image", "plain", "render"]
 

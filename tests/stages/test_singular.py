@@ -9,7 +9,7 @@ from zaq.engine.stage import Diverged
 from zaq.methods.gdfq import GDFQ
 from zaq.methods.zaq import ZAQ
 from zaq.report.page import render
-from zaq.stages.watch import SIGMAS, Watch, top_singular_values
+from zaq.stages.singular import SIGMAS, Watch, top_singular_values
 
 TINY = {"rounds": 3, "warm_up": 2, "latent": 16, "width": 8}
 
