@@ -1,6 +1,8 @@
 """Fixtures: the data that lies beside a checkout (used where it is),
 and a run made once for the tests that read one."""
 
+import functools
+import importlib
 import importlib.util
 import os
 import subprocess
@@ -19,6 +21,9 @@ from hypothesis import settings
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 sys.path.insert(0, str(ROOT / "tests"))
+exporter = importlib.import_module("torch.onnx._internal.exporter._registration").onnxscript_apis
+# What it reads anew of onnxscript for every file takes half of a small network's export; a user exports one.
+exporter.get_torchlib_ops = functools.cache(exporter.get_torchlib_ops)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start; pytest itself runs two
 torch.set_num_threads(1)
 

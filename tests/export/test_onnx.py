@@ -54,7 +54,7 @@ def test_file_is_the_student(name: str, bits: str, tmp_path: Path) -> None:
     assert all(parity.kernels.get(kernel, 0) == count for kernel, count in RUN.get(name, {}).items()), parity.kernels
 
 
-@pytest.mark.parametrize("bits", ["w2a2", "w3a5", "w5a3", "w4a8", "w6a6"])
+@pytest.mark.parametrize("bits", ["w2a2", pytest.param("w5a3", marks=pytest.mark.slow), "w4a8", "w6a6"])
 def test_all_bits(bits: str, tmp_path: Path) -> None:
     quantized, path = exported("residual", bits, tmp_path)
     assert compare(path, quantized.module, images(64)).share_equal > 0.95

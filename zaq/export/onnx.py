@@ -13,6 +13,8 @@ integers too, behind QuantizeLinear. Where the file is for another runtime, `tar
 """
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ import onnx
 import torch
 from onnx import ModelProto, helper
 from onnxscript import opset18
+from torch._ops import OpOverload
 from torch.fx import GraphModule
 
 from zaq.config.bounds import json_text
@@ -63,6 +66,20 @@ def translate(exported: torch.export.ExportedProgram) -> ModelProto:
     weights too."""
     for library in ("torch.onnx", "onnx_ir"):
         logging.getLogger(library).setLevel(logging.ERROR)
+    try:
+        with _whole(exported):
+            model = _exported(exported)
+    except torch.onnx.OnnxExporterError:  # something has a form in ONNX only in parts
+        model = _exported(exported)
+    hand_through(model)
+    pool_globally(model)
+    count_values(model)
+    _name_ends(model)
+    _anonymise(model)
+    return model
+
+
+def _exported(exported: torch.export.ExportedProgram) -> ModelProto:
     gelu = any(n.target is torch.ops.aten.gelu.default for n in exported.graph.nodes)  # five operations before opset 20
     with quiet():
         program = torch.onnx.export(
@@ -74,13 +91,26 @@ def translate(exported: torch.export.ExportedProgram) -> ModelProto:
             custom_translation_table={torch.ops.zaq.fake_quantize.default: _translate},
         )
     assert program is not None
-    model: ModelProto = program.model_proto
-    hand_through(model)
-    pool_globally(model)
-    count_values(model)
-    _name_ends(model)
-    _anonymise(model)
-    return model
+    return program.model_proto
+
+
+@contextmanager
+def _whole(exported: torch.export.ExportedProgram) -> Iterator[None]:
+    """Inside, the exporter takes operations as they are. It has those decomposed that ONNX has only in parts, for which
+    torch traces the program twice, also where there is none: half of an export's time.
+    """
+    asked = exported.run_decompositions
+
+    def decomposed(table: dict[Any, Any] | None = None, **choices: Any) -> torch.export.ExportedProgram:
+        calls = {n.target for n in exported.graph.nodes if n.op == "call_function"}
+        in_place = any(isinstance(c, OpOverload) and c._schema.is_mutable for c in calls)
+        return asked(table, **choices) if in_place or not calls.isdisjoint(table or calls) else exported
+
+    exported.run_decompositions = decomposed
+    try:
+        yield
+    finally:
+        del exported.run_decompositions
 
 
 def in_form(

@@ -30,16 +30,17 @@ class BasicBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """The CIFAR residual network of He et al. 2016, section 4.2: 6n+2 layers, widths 16, 32, 64."""
+    """The CIFAR residual network of He et al. 2016, section 4.2: 6n+2 layers, of `width` channels, 2 and 4 times as
+    many."""
 
-    def __init__(self, blocks: int, classes: int) -> None:
+    def __init__(self, blocks: int, classes: int, width: int = 16) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(16)
+        self.conv1 = nn.Conv2d(3, width, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU()
-        stages, width = [], 16
+        stages, first = [], width
         for stage in range(3):
-            out = 16 * 2**stage
+            out = first * 2**stage
             strides = [1 if stage == 0 else 2] + [1] * (blocks - 1)
             layers = []
             for stride in strides:
