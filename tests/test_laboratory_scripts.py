@@ -36,6 +36,7 @@ def test_rank_correlation() -> None:
     assert balance.spearman(torch.tensor([1.0, 1.0, 2.0]), torch.tensor([0.0, 0.0, 5.0])) == pytest.approx(1)
 
 
+@pytest.mark.slow
 def test_states_of_a_game_are_ranked(tmp_path: Path) -> None:
     saved("residual", tmp_path / "net.pt2")
     (tmp_path / "net.json").write_text(json_text(CARD.to_dict()))
