@@ -49,7 +49,7 @@ LAYERS = (
     {"quantized"},
     {"arguments"},
     {"api"},
-    {"pipeline"},
+    {"pipeline", "score"},
     {"benchmark"},
     {"cli"},
 )

@@ -43,7 +43,7 @@ from zaq.report import facts
 from zaq.sources import Source
 from zaq.sources import load as load_source
 
-__all__ = ["load", "quantize", "quantize_graph"]
+__all__ = ["load", "quantize", "quantize_graph", "teacher_of"]
 
 BYTES = "the input is uint8: its pixels are taken to be 0 to 255"
 MODULE = {"name": "module", "sha256": None}  # what is said of a model that came from no file
@@ -180,23 +180,19 @@ def quantize_graph(
     """
     _check(method, qconfig, effort, seed)
     started = time.monotonic()
-    card = card.override(input=image_sizes(input_node(graph).meta["val"]))
+    teacher, card, said = teacher_of(graph, card)
     if method.pictures and len(card.input) != 3:
         raise BitsError(
             f"--method {method.name} learns from images it draws, (N, C, H, W), and the model takes {card.input} of a "
             "sample; rtn, dfq and aciq take any."
         )
-    if "stored" in input_node(graph).meta:
-        card, notes = card.of_bytes(), (*notes, BYTES)
-    card, said = read_opening(graph, card)
-    teacher, unfolded = fold(graph)
     ask(teacher, qconfig)
     if not weighted_layers(teacher):
         raise BitsError("the model has no convolution or linear layer with a weight of its own; nothing to quantize.")
     work, search = work or Work(), getattr(method, "search", method.searches)
     task = Task(teacher, qconfig, card, effort, seed, search, work, memory=allowed(memory))
     journal = Journal(progress or Progress(), log or Log())
-    journal.notes += [*notes, *said, *unfolded, *_notes(task)]
+    journal.notes += [*notes, *said, *_notes(task)]
     if trial:
         with drawing(seed):
             rounded = Student(teacher, qconfig, card, search=False, unlike=task.unlike)
@@ -241,6 +237,18 @@ def quantize_graph(
         state=state,
         journal=journal,
     )
+
+
+def teacher_of(graph: GraphModule, card: Card) -> tuple[GraphModule, Card, list[str]]:
+    """The folded teacher of a traced graph, its card with all that the graph tells of the input, and what a report has
+    to say of both.
+    """
+    card, notes = card.override(input=image_sizes(input_node(graph).meta["val"])), list[str]()
+    if "stored" in input_node(graph).meta:
+        card, notes = card.of_bytes(), [BYTES]
+    card, said = read_opening(graph, card)
+    teacher, unfolded = fold(graph)
+    return teacher, card, [*notes, *said, *unfolded]
 
 
 def _learned(

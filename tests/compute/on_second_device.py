@@ -39,16 +39,20 @@ from zaq.methods import METHODS, Method
 from zaq.methods.ft import FineTune
 
 EXAMPLE = torch.zeros(1, 3, 16, 16)
-FEW: dict[str, dict[str, Any]] = {  # steps of each method, enough to pass through every stage of it
+FEW: dict[str, dict[str, Any]] = {  # steps of each method, enough to pass through every stage of it; and constants
     "rtn": {},
     "dfq": {},
     "aciq": {},
     "zeroq": {"steps": 2},
     "zaq": {"warm_up": 2, "rounds": 1, "width": 8},
+    "zaq, laboratory": {
+        "warm_up": 2, "rounds": 2, "width": 8, "q_steps": 1,
+        "generator": "biggan", "truncation": 1.0, "balance": "began", "unroll": 1, "unroll_weights": True,
+    },
     "gdfq": {"epochs": 110, "iterations": 1, "warm_up": 0.02, "width": 8, "batch": 16},
     "deepinversion": {"steps": 2, "images": 16, "finetune": 2},
-    "flagship": {"synthesis": 2, "refine": 1, "images": 64, "reconstruct": 1, "polish": 2, "game": 1},
-}
+    "flagship": {"synthesis": 2, "refine": 1, "images": 64, "reconstruct": 1, "polish": 2, "game": 1, "cycle": 1.0},
+}  # fmt: skip
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -79,7 +83,7 @@ def on_cpu(name: str) -> Quantized:
 
 
 def made(name: str, device: torch.device) -> Quantized:
-    graph, method, guard = trace(trained(), EXAMPLE), METHODS[name](**FEW[name]), nullcontext()
+    graph, method, guard = trace(trained(), EXAMPLE), METHODS[name.split(",")[0]](**FEW[name]), nullcontext()
     with guard if device == CPU else NoDoubles():
         return quantize_graph(graph, QConfig.parse("w4a4"), method, card=CARD, effort="fast", work=Work(device))
 

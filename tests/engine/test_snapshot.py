@@ -177,11 +177,18 @@ RECIPE = Flagship(synthesis=3, refine=2, images=64, reconstruct=3, polish=4, gam
 METHODS = {
     "flagship": ("w3.0a4", RECIPE),
     "zaq": ("w3a3", ZAQ(rounds=4, warm_up=3, width=8, latent=8)),
+    "laboratory": (
+        "w3a3",
+        ZAQ(
+            rounds=4, warm_up=1, width=8, latent=8, q_steps=1,
+            generator="biggan", balance="began", keep="m_global", unroll=1,
+        ),
+    ),
     "gdfq": ("w3a3", GDFQ(epochs=8, iterations=2, warm_up=0.25, width=8)),
     "deepinversion": ("w3a3", DeepInversion(steps=6, images=16, finetune=6)),
     "zeroq": ("w3a3", ZeroQ(steps=8, patience=2)),
     "dfq": ("w3a3", DFQ(bias_correction="empirical")),
-}
+}  # fmt: skip
 
 
 def quantized(name: str, method: Method, bits: str, log: Log, snapshots: Snapshots | None) -> Quantized:

@@ -10,6 +10,7 @@ from zoo import SHAPE, build, conv, images, state_of
 from zaq.engine.journal import Journal
 from zaq.engine.runner import run_stage, run_stages
 from zaq.engine.state import State
+from zaq.errors import BitsError
 from zaq.ir.capture import trace
 from zaq.ir.taps import with_taps
 from zaq.stages import synthesis
@@ -30,6 +31,48 @@ def test_synthesis_learns_classes_and_statistics() -> None:
     assert right > 0.3, "of five classes"
     first, *_, last = journal.log.rows
     assert last["batch_norm"] < 0.7 * first["batch_norm"] and last["classes"] < 0.7 * first["classes"]
+
+
+def test_a_way_back_keeps_the_canvas_in_the_image() -> None:
+    """lambda ||F(G(x)) - x||_1, of pixels from -1 to 1; what it counts for is gone down."""
+    state = toy()
+    low, high = TOY_CARD.bounds()
+    canvas, images = torch.rand(2, 64, 3, 16, 16)
+
+    class Still(nn.Module):
+        def starts(self, n: int) -> tuple[Tensor, None]:
+            return canvas, None
+
+        def forward(self, *_: object) -> Tensor:
+            return images
+
+    class Back(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return canvas + 0.125 * (high - low) * (x == images)
+
+    drawn, labels, found = Synthesize(cycle=10.0)._drawn(Still(), Back(), task=state.task)  # type: ignore[arg-type]
+    assert drawn is images and labels is None and float(found["cycle"]) == pytest.approx(10 * 0.25)
+
+    ends = []
+    for weight in (1e-6, 100.0):
+        journal = Journal()
+        run_stages([Synthesize(steps=12, cycle=weight, width=8)], state_of("residual"), journal)
+        ends.append(journal.log.rows[-1]["cycle"] / weight)
+    assert ends[1] < 0.7 * ends[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("residual", {"generator": "biggan"}, "cycle=10: the generator biggan starts from no canvas; painter does"),
+        ("neither", {}, "cycle=10: the teacher has neither batch norm nor classes"),
+    ],
+)
+def test_where_there_is_no_way_back_it_is_a_sentence(name: str, options: dict[str, str], said: str) -> None:
+    bare = trace(nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 3, 3)), images(2))
+    state = state_of(bare if name == "neither" else name)
+    with pytest.raises(BitsError, match=said):
+        run_stages([Synthesize(steps=2, cycle=10.0, **options)], state, Journal())  # type: ignore[arg-type]
 
 
 def test_the_one_held_out_is_another() -> None:

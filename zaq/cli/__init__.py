@@ -28,6 +28,7 @@ from zaq.cli.methods import methods
 from zaq.cli.predict import predict
 from zaq.cli.profile import profile
 from zaq.cli.quantize import quantize
+from zaq.cli.score import score
 from zaq.cli.verify import verify
 from zaq.cli.watch import watch
 from zaq.engine.interruption import stopped_by_signals
@@ -124,6 +125,6 @@ def main(debug: bool) -> None:
 
 
 for verb in (
-    quantize, inspect_model, export, verify, profile, evaluate, predict, demo, watch, benchmark, methods, doctor,
+    quantize, inspect_model, export, verify, profile, evaluate, predict, demo, score, watch, benchmark, methods, doctor,
 ):  # fmt: skip
     main.add_command(verb)

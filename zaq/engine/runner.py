@@ -164,6 +164,7 @@ class _Steps:
     ) -> None:
         self.stage, self.loop, self.record, self.journal = stage, loop, record, journal
         self.judge, self.seed, self.device, self.saver = judge, seed, device, saver
+        self.checks = 1 if loop.chooses else stage.checks
         self.faults: list[str] = []  # what was gone back from
         self.good: tuple[int, Any] = (0, loop.save())  # the last state that was saved with all of it finite
         self.best: tuple[float, int, Any] | None = None  # held-out loss, step, state
@@ -182,6 +183,9 @@ class _Steps:
         i: int | None = None
         while True:
             try:
+                if over := self.loop.over():
+                    self.record.say(f"ended after step {self.record.steps} of {steps}: {over}")
+                    break
                 i = next(ticks, None)
                 if i is None:
                     break
@@ -250,7 +254,7 @@ class _Steps:
         if losses:
             self.journal.log(self.stage.name, i, **losses)
         self.record.steps = done
-        due = self.stage.checks > 1 and done % max(steps // self.stage.checks, 1) == 0 and done < steps
+        due = self.checks > 1 and done % max(steps // self.checks, 1) == 0 and done < steps
         if due and not self._check():
             return False
         if self.saver and self.good[0] == done < steps and self.loop.resumable and not self.journal.interrupted:
@@ -296,7 +300,7 @@ class _Steps:
 
     def _keep_the_best(self) -> None:
         assert self.best is not None
-        if self.stage.checks == 1:  # the runner looks once, when all is finished
+        if self.checks == 1:  # the runner looks once, when all is finished
             return
         self._check()
         _, step, state = self.best

@@ -78,6 +78,8 @@ class Loop:
         parts: objects with state_dict and load_state_dict; optimizers among them have their rates scheduled.
         schedule: maps progress in [0, 1) to a factor on the learning rates.
         finish: hands on what was made; see the method.
+        over: says why there is nothing left to do, before all steps are done; "" while there is.
+        chooses: whether `finish` puts back the best state itself; then the judge looks once, when it has.
         resumable: whether the parts are all that steps change and later ones depend on, beside random numbers: then
             another process can go on from what `save` returns.
     """
@@ -88,9 +90,12 @@ class Loop:
         *parts: Any,
         schedule: Callable[[float], float] = lambda done: 1.0,
         finish: Callable[[], object] = lambda: None,
+        over: Callable[[], str] = lambda: "",
+        chooses: bool = False,
         resumable: bool = False,
     ) -> None:
         self._step, self.parts, self._schedule, self._finish, self._resumable = step, parts, schedule, finish, resumable
+        self.over, self.chooses = over, chooses
         self.slower = 1.0  # what the runner has made every rate smaller by, after a loss that was not finite
         self._optimizers = [part for part in parts if isinstance(part, torch.optim.Optimizer)]
         self._peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in self._optimizers]

@@ -13,7 +13,7 @@ on them is taken back.
 from dataclasses import dataclass, fields, replace
 from typing import ClassVar
 
-from zaq.config.constants import Amount, Count, OneOrMore, Share
+from zaq.config.constants import Amount, Count, OneOrMore, Positive, Share
 from zaq.engine.stage import Stage
 from zaq.engine.task import Task
 from zaq.methods.base import Method
@@ -27,6 +27,7 @@ from zaq.stages.reconstruct import Reconstruct
 from zaq.stages.rewrite import Even
 from zaq.stages.rounding import SQuant
 from zaq.stages.synthesis import Draw, FromNoise, Mingle, Refine, Synthesize, refines
+from zaq.synth.registry import GeneratorName, require
 
 __all__ = ["Flagship"]
 
@@ -65,6 +66,9 @@ class Flagship(Method):
     polish: Count | None = None  # steps of the distillation
     game: Count | None = None  # rounds of ZAQ's
     correct: bool = True  # biases, behind every block that was learned and at the end
+    generator: GeneratorName = "painter"  # of the images that are learned from; those held out are painted
+    cycle: Amount = 0.0  # of `synthesis`: weight of the way back to the canvas (CycleGAN: 10)
+    truncation: Positive | None = None  # of `draw`: where the normal numbers end that a dcgan or biggan starts from
     unpainted: Share = 0.5  # of `polish`
     feature: Amount = 1.0  # of `polish`
     travel: Amount = 6.0  # of `polish`
@@ -82,15 +86,17 @@ class Flagship(Method):
     )  # fmt: skip
 
     def stages(self, task: Task) -> list[Stage]:
-        """The recipe, in its order."""
+        """The recipe, in its order. Raises BitsError for a truncation that the generator does not know."""
+        if self.truncation is not None:
+            require(self.generator, f"truncation={self.truncation:g}", "truncates")
         given = {f.name: getattr(self, f.name) for f in fields(Lengths) if getattr(self, f.name) is not None}
         n = replace(LENGTHS[task.effort], **given)
         sparse = self.images is None and n.refine > 0 and refines(task) and n.images < A_CLASS * (task.classes or 0)
         return [
             Even(),
-            Synthesize(steps=n.synthesis),
+            Synthesize(steps=n.synthesis, generator=self.generator, cycle=self.cycle),
             Synthesize(name="held-out synthesis", steps=n.synthesis // 2, held_out=True),
-            Draw(count=n.images * (2 if sparse else 1)),
+            Draw(count=n.images * (2 if sparse else 1), truncation=self.truncation),
             Draw(name="held-out draw", count=task.few, held_out=True),
             Refine(steps=n.refine),
             FromNoise(name="refine", steps=n.refine),

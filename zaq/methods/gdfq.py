@@ -32,10 +32,12 @@ from zaq.ir.nodes import attribute
 from zaq.ir.ops import TRANSPOSED
 from zaq.methods.base import Method
 from zaq.passes.fold import BatchNormStats
+from zaq.stages.singular import Watch
 from zaq.stages.synthesis import Draw
 from zaq.stages.training import distillation, varied
-from zaq.synth.generators import DCGAN
+from zaq.synth.generators import DCGAN, Generator
 from zaq.synth.losses import Moments, channel_moments
+from zaq.synth.registry import GeneratorName, made
 
 __all__ = ["GDFQ", "FoldedSGD", "folded_gains", "statistics_loss"]
 
@@ -84,7 +86,11 @@ class WarmUp(Stage):
 
     def start(self, state: State, journal: Journal) -> Loop:
         task, student, plan = state.task, state.student, self.plan
-        generator = DCGAN(task.card, self.of.latent, plan.width, task.classes, doublings=2, eps=0.8, tanh=True)
+        generator: Generator
+        if self.of.generator == "dcgan":  # with the paper's own constants
+            generator = DCGAN(task.card, self.of.latent, plan.width, task.classes, doublings=2, eps=0.8, tanh=True)
+        else:
+            generator = made(self.of.generator, task.card, self.of.latent, plan.width, task.classes)
         onto(generator, task.device)
         state.generator = generator
         state.optimizer = torch.optim.Adam(generator.parameters(), plan.lr_generator, (0.5, 0.999))
@@ -139,16 +145,18 @@ class Play(Stage):
     def start(self, state: State, journal: Journal) -> Loop:
         of, student, draw = self.of, state.student, drawing(self.of, state, self.plan.batch)
         optimizer, network = self._optimizer(state), state.student_at()
+        networks = {"generator": state.generator, "student": student.module}
+        watch = Watch(networks, state.generator.jump if of.watch is None else of.watch, self.steps)
 
-        def one(_: int) -> dict[str, float]:
+        def one(i: int) -> dict[str, float]:
             images, labels, p, losses = draw()
             (q,), _ = network(images)
             cross_entropy, kl = F.cross_entropy(q, labels), distillation(q, p, of.temperature, of.reduction)
             state.task.work.step(optimizer, cross_entropy + of.alpha * kl)
             student.fit_weights(search=False)
-            return losses | numbers({"cross_entropy_q": cross_entropy, "kl_q": kl})
+            return losses | numbers({"cross_entropy_q": cross_entropy, "kl_q": kl}) | watch.step(i)
 
-        parts = (student.module, state.generator, optimizer, state.optimizer)
+        parts = (student.module, state.generator, optimizer, state.optimizer, watch)
         return Loop(one, *parts, schedule=self.schedule, resumable=True)
 
     def schedule(self, progress: float) -> float:
@@ -186,7 +194,7 @@ def drawing(of: "GDFQ", state: State, batch: int) -> Callable[[], Drawn]:
         images, labels = generator.sample(batch)
         (p,), moments = teacher(varied(images, state.task.card))
         cross_entropy, bns = F.cross_entropy(p, labels), statistics_loss(moments, list(stats.values()))
-        loss = cross_entropy + of.beta * bns
+        loss = cross_entropy + of.beta * bns + sum(generator.costs().values())
         state.task.work.step(optimizer, loss)
         found = numbers({"loss_g": loss, "cross_entropy": cross_entropy, "statistics": bns})
         return images.detach(), labels, p.detach(), found
@@ -218,8 +226,10 @@ class GDFQ(Method):
     momentum: Factor = 0.9  # Nesterov's
     weight_decay: Amount = 1e-4
     lr_generator: Amount | None = None  # 1e-3 at `best`; Adam with betas (0.5, 0.999)
+    generator: GeneratorName = "dcgan"
     latent: OneOrMore = 100
     width: OneOrMore | None = None  # of the generator, 128 at `best`
+    watch: Amount | None = None  # see `methods.zaq.Rules`
 
     name: ClassVar[str] = "gdfq"
 

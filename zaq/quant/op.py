@@ -62,7 +62,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     step = along(scale, x, ctx.axis)
     # hardtanh's backward is the vectorised "grad where low < x < high, else 0"; it takes numbers
     if isinstance(low, int):
-        ends = (float((low - 0.5) * step), float((high + 0.5) * step))
+        ends = (float((low - 0.5) * step.detach()), float((high + 0.5) * step.detach()))
         grad_x = torch.ops.aten.hardtanh_backward(grad, x, *ends)
     else:
         grad_x = torch.ops.aten.hardtanh_backward(grad, x / step - low, -0.5, ctx.quant_max - ctx.quant_min + 0.5)

@@ -10,15 +10,18 @@ import torch
 
 from zaq.engine.journal import Journal
 from zaq.engine.state import State
+from zaq.engine.store import in_parts
 from zaq.ir.nodes import attribute, input_node, shape_of
 from zaq.ir.taps import with_taps
 from zaq.report.outputs import outputs_of, sqnr
 from zaq.stats.mixed import packed_bytes
+from zaq.synth.density import NEIGHBOURS, Alike, features, measure
 
 __all__ = ["SCHEMA", "describe", "method_dict", "onnx_metadata"]
 
 SCHEMA = 1
 TOGETHER = 2**25  # bytes of activations that are looked at together
+COMPARED = 512  # of the images learned on, with those held out
 LOST = 3.0  # dB; less is more than half as much noise as signal
 
 
@@ -33,7 +36,7 @@ def describe(state: State, journal: Journal, options: dict[str, Any], minutes: f
     """The report: options, stages, every tensor's grid, per-layer SQNR, notes."""
     from zaq import __version__
 
-    agreement = _agreement(state)
+    agreement, covered = _agreement(state), _covered(state)
     if agreement.get("classes_seen") == 1 and (state.task.classes or 0) > 1:
         journal.notes.append(
             f"the float model takes all {agreement['samples']} samples for one and the same class: that the quantized "
@@ -48,13 +51,14 @@ def describe(state: State, journal: Journal, options: dict[str, Any], minutes: f
         "minutes": round(minutes, 2),
         "interrupted": journal.interrupted,
         "stages": [dataclasses.asdict(s) for s in journal.records],
-        "notes": [*journal.notes, *_lost(agreement)],
+        "notes": [*journal.notes, *_lost(agreement), *_uncovered(covered)],
         "in_float": state.student.placement.in_float,
         "layer_bits": state.task.qconfig.layer_bits,
         "frontier": state.frontier,
         "weight_bytes": packed_bytes(state.task.teacher, state.student.placement.weights),
         "tensors": _tensors(state),
         "agreement": agreement,
+        "covered": covered and dataclasses.asdict(covered),
     }
 
 
@@ -166,3 +170,25 @@ def _lost(agreement: dict[str, Any]) -> list[str]:
 
 def _is_input(state: State, name: str) -> bool:
     return name == input_node(state.task.teacher).name
+
+
+def _covered(state: State) -> Alike | None:
+    """How the images that are held out are covered by those learned on, in what the teacher's last layer reads; None
+    where there are no such images, or too few.
+    """
+    learned, held_out = state.images, state.samples if state.held_out else None
+    if learned is None or held_out is None or min(len(learned), len(held_out)) <= NEIGHBOURS:
+        return None
+    learned = learned[:: max(len(learned) // COMPARED, 1)][:COMPARED]  # they may be of several kinds
+    real, drawn = (features(state.task, in_parts(x, state.task.batch)) for x in (held_out, learned))
+    return measure(real, drawn)
+
+
+def _uncovered(covered: Alike | None) -> list[str]:
+    if covered is None or not covered.low:
+        return []
+    near, expected = (f"{100 * share:.0f} %" for share in (covered.coverage, covered.expected))
+    return [
+        f"of the {covered.real} held-out images {near} have one of those learned on beside them, and {expected} would "
+        "if all were of one kind: what was learned on is little like them"
+    ]

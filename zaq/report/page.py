@@ -13,6 +13,7 @@ from torch import Tensor
 
 from zaq.config.card import Card
 from zaq.cost.deployment import Deployment, table
+from zaq.stages.singular import SIGMAS
 
 __all__ = ["image", "plain", "render"]
 
@@ -22,6 +23,7 @@ COSTS = (
     ("KB", {"weights": "weights", "biases": "biases", "scales": "scales", "graph": "graph"}, 1024),
     ("microjoules a sample", {"multiply-accumulates": "energy_macs", "SRAM": "energy_sram", "DRAM": "energy_dram"}, 1),
 )
+BESIDE = ("stage", "step", "rolled_back")  # in a row of the log, what is no loss
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 
 
@@ -32,6 +34,7 @@ def render(report: dict[str, Any], log: list[dict[str, Any]], samples: Tensor | 
     files = {name: Deployment(**values) for name, values in report.get("deployment", {}).get("files", {}).items()}
     pictures = {
         "losses": _losses(log),
+        "singular": _singular(log),
         "samples": None if samples is None or samples.dim() != 4 else _sheet(samples, card),
         "activations": _ranges(
             [t for t in activations if "seen_low" in t], "activation ranges: seen (line) and grid (bar)"
@@ -69,12 +72,35 @@ def _losses(log: list[dict[str, Any]]) -> str | None:
     for i, stage in enumerate(stages):
         axes = figure.add_subplot(1, len(stages), i + 1)
         rows = [r for r in log if r["stage"] == stage]
-        for name in dict.fromkeys(k for r in rows for k in r if k not in ("stage", "step", "rolled_back")):
+        for name in dict.fromkeys(k for r in rows for k in r if k not in BESIDE and not k.startswith(SIGMAS)):
             points = [(r["step"], r[name]) for r in rows if name in r]
             axes.plot(*zip(*points, strict=True), label=name, linewidth=1)
         axes.set_title(stage)
         axes.set_xlabel("step")
         axes.legend(fontsize=7)
+    return image(figure)
+
+
+def _singular(log: list[dict[str, Any]]) -> str | None:
+    """The three largest singular values of each weight, a panel a network, which names the weight that grew most."""
+    names = dict.fromkeys(k for row in log for k in row if k.startswith(SIGMAS))
+    networks = dict.fromkeys(k.removeprefix(which).split()[0] for k in names for which in SIGMAS if k.startswith(which))
+    if not networks:
+        return None
+    figure = Figure(figsize=(10, 3))
+    for i, network in enumerate(networks):
+        axes = figure.add_subplot(1, len(networks), i + 1)
+        grown = dict[str, float]()
+        for which, style in zip(SIGMAS, ("-", "--", ":"), strict=True):
+            for name in (n for n in names if n.startswith(f"{which}{network} ")):
+                points = [(row["step"], row[name]) for row in log if name in row]
+                axes.plot(*zip(*points, strict=True), style, linewidth=0.7)
+                if which == SIGMAS[0]:
+                    grown[name.removeprefix(which)] = points[-1][1] / max(points[0][1], 1e-12)
+        most = max(grown, key=lambda name: grown[name])
+        axes.set_title(plain(f"{most}: x {grown[most]:.3g}"), fontsize=8)
+        axes.set_yscale("log")
+        axes.set_xlabel("step")
     return image(figure)
 
 

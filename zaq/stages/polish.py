@@ -12,7 +12,7 @@ from zaq.engine.journal import Journal
 from zaq.engine.stage import Loop, Stage
 from zaq.engine.state import State
 from zaq.stages.synthesis import moves, shift
-from zaq.stages.training import cosine, gain_optimizer, rate, student_optimizer, varied
+from zaq.stages.training import StepAdam, cosine, gain_optimizer, rate, student_optimizer, varied
 from zaq.synth.losses import relative_discrepancy
 from zaq.synth.swing import shifted
 
@@ -47,6 +47,7 @@ class Polish(Stage):
 
     def start(self, state: State, journal: Journal) -> Loop:
         task, student = state.task, state.student
+        optimizer: StepAdam
         if task.batch >= self.enough:
             lr = rate(self.travel, sum(cosine(i / self.steps) for i in range(self.steps)), self.fastest)
             optimizer = student_optimizer(student, lr, self.lr_bias)

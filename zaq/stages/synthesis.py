@@ -20,20 +20,21 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from zaq.config.constants import Amount, Count, OneOrMore
+from zaq.config.constants import Amount, Count, OneOrMore, Positive
 from zaq.engine.journal import Journal
 from zaq.engine.stage import Loop, Stage, numbers
 from zaq.engine.state import State
 from zaq.engine.store import in_parts, rest
 from zaq.engine.task import Task
-from zaq.errors import TrainingError
+from zaq.errors import BitsError, TrainingError
 from zaq.ir.move import onto
 from zaq.stages.pixels import Pixels
 from zaq.stages.training import cosine, varied
 from zaq.synth.drawings import drawings, reads_drawings
-from zaq.synth.generators import alike
+from zaq.synth.generators import Generator, alike
 from zaq.synth.leaves import Painter
 from zaq.synth.losses import activation_loss, batch_norm_loss, channel_moments
+from zaq.synth.registry import GeneratorName, made, require
 from zaq.synth.swing import shifted, with_swing
 
 __all__ = ["Draw", "FromNoise", "Mingle", "Refine", "Synthesize", "refines", "shift"]
@@ -100,7 +101,10 @@ class Synthesize(Likeness):
 
     name: str = "synthesis"
     lr: Amount = 1e-2  # Adam, falling as a cosine (Genie: 1e-2). At 3e-3 short trainings end nearer, and teach less
+    generator: GeneratorName = "painter"
+    latent: OneOrMore = 128  # of a generator that starts from noise
     width: OneOrMore = 32
+    cycle: Amount = 0.0  # weight of the way back from images to their canvas (CycleGAN: 10); 0: there is none
 
     cost: ClassVar[float] = 3.6
     after_ctrl_c: ClassVar[str] = "start"
@@ -116,7 +120,13 @@ class Synthesize(Likeness):
 
     def start(self, state: State, journal: Journal) -> Loop:
         task = state.task
-        generator = onto(Painter(task.card, self.width, task.classes), task.device)
+        if self.cycle:
+            require(self.generator, f"cycle={self.cycle:g}", "paints")
+            if not moves(task) and task.classes is None:
+                raise BitsError(
+                    f"-s cycle={self.cycle:g}: {NOTHING_KNOWN}, and there is no painting to come back from."
+                )
+        generator = onto(made(self.generator, task.card, self.latent, self.width, task.classes), task.device)
         if self.held_out:
             state.other = generator
         else:
@@ -129,15 +139,30 @@ class Synthesize(Likeness):
         elif not moves(task):
             journal.records[-1].say(NOTHING_KNOWN)
             return Loop(lambda _: None)
-        losses, optimizer = self.losses_of(task), torch.optim.Adam(generator.parameters(), self.lr)
+        back = [onto(Painter(task.card, self.width), task.device)] if self.cycle else []
+        learned_by = [p for network in (generator, *back) for p in network.parameters()]
+        losses, optimizer = self.losses_of(task), torch.optim.Adam(learned_by, self.lr)
 
         def one(_: int) -> dict[str, float]:
-            images, labels = generator.sample(task.batch)
-            found = losses(varied(images, task.card), labels)
+            images, labels, cycle = self._drawn(generator, *back, task=task)
+            found = losses(varied(images, task.card), labels) | generator.costs() | cycle
             task.work.step(optimizer, torch.stack(list(found.values())).sum())
             return numbers(found)
 
-        return Loop(one, generator, optimizer, schedule=cosine, resumable=True)
+        return Loop(one, generator, *back, optimizer, schedule=cosine, resumable=True)
+
+    def _drawn(
+        self, generator: Generator, back: Generator | None = None, *, task: Task
+    ) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
+        """A batch of images, their labels, and, with a way back F, lambda ||F(G(canvas)) - canvas||_1 of pixels from -1
+        to 1 (Zhu et al. 2017, eq. 2): canvases that were painted alike have none.
+        """
+        if back is None:
+            return *generator.sample(task.batch), {}
+        canvas, labels = generator.starts(task.batch)
+        images = generator(canvas, labels)
+        low, high = task.card.bounds(task.device)
+        return images, labels, {"cycle": self.cycle * (2 * (back(images) - canvas) / (high - low)).abs().mean()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,6 +172,7 @@ class Draw(Stage):
     name: str = "draw"
     count: OneOrMore = 256
     held_out: bool = False
+    truncation: Positive | None = None  # where the normal numbers end that they start from; small: surer, more alike
 
     recorded: ClassVar[bool] = False
     after_ctrl_c: ClassVar[str] = "run"
@@ -158,7 +184,8 @@ class Draw(Stage):
         generator = state.other if self.held_out and state.other is not None else state.generator
         batch = state.task.batch
         drawn = (generator.draw(batch) for _ in range(-(-self.count // batch)))
-        images = state.store.gather(drawn, self.count)
+        with generator.truncated(self.truncation):
+            images = state.store.gather(drawn, self.count)
         if broken := sum(int((~x.isfinite()).flatten(1).any(1).sum()) for x in in_parts(images, batch)):
             raise TrainingError(
                 f"{self.name}: {broken} of the {self.count} images that the generator draws are NaN or infinite; there "

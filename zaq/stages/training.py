@@ -69,7 +69,7 @@ class GainAdam(StepAdam):
             weight.mul_(along(scale / before[scale], weight, axis))
 
 
-def gain_optimizer(student: Student, lr: float, lr_range: float) -> torch.optim.Optimizer:
+def gain_optimizer(student: Student, lr: float, lr_range: float) -> GainAdam:
     """GainAdam over a calibrated student, whose weights are put on their grids: gains and biases at `lr` of their own
     size, the ends of activations' ranges at `lr_range` steps of their grid.
     """
@@ -95,7 +95,7 @@ def gain_optimizer(student: Student, lr: float, lr_range: float) -> torch.optim.
     return GainAdam([g for g in groups if g["params"]], units, gains)
 
 
-def student_optimizer(student: Student, lr: float, lr_bias: float, learn_scales: bool = True) -> torch.optim.Optimizer:
+def student_optimizer(student: Student, lr: float, lr_bias: float, learn_scales: bool = True) -> StepAdam:
     """StepAdam over a calibrated student: weights and scales at `lr` steps of their grid, biases at `lr_bias`."""
     units: dict[nn.Parameter, Tensor] = {}
     for target, quantizer in student.placement.weights.items():

@@ -1,16 +1,16 @@
 """Networks that draw images from noise. What they draw stays inside what the input's normalisation allows."""
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from zaq.config.card import Card
-from zaq.config.plugins import lookup
 from zaq.engine.snapshot import Remade
 
-__all__ = ["DCGAN", "GENERATORS", "Generator", "alike", "generator_of"]
+__all__ = ["DCGAN", "Generator", "alike"]
 
 ALIKE = 1e-3  # a quarter of a step of 8 bits
 BASE = 8  # pixels a side before the first upsampling, at most
@@ -22,6 +22,11 @@ class Generator(Remade, nn.Module):
     low: Tensor
     high: Tensor
     drawn: Tensor
+
+    truncates: ClassVar[bool] = False  # whether it starts from normal numbers, which can be cut off
+    paints: ClassVar[bool] = False  # whether it starts from images, a canvas each
+    jump: ClassVar[float] = 0.0  # see `Rules.watch` (zaq/methods/zaq.py)
+    truncation: float | None = None  # where those numbers end now
 
     def __init__(self, card: Card, classes: int | None = None) -> None:
         super().__init__()
@@ -40,16 +45,40 @@ class Generator(Remade, nn.Module):
         """What n images are made from, drawn on the CPU."""
         raise NotImplementedError
 
-    def sample(self, n: int) -> tuple[Tensor, Tensor | None]:
-        """n images and the labels they were drawn for (None where the generator knows no classes)."""
+    def starts(self, n: int) -> tuple[Tensor, Tensor | None]:
+        """What n images are made from, and labels for them (None where the generator knows no classes)."""
         labels = self.drawn[torch.randint(len(self.drawn), (n,)).to(self.drawn.device)] if self.classes else None
-        images: Tensor = self(self.source(n).to(self.low.device), labels)
+        return self.source(n).to(self.low.device), labels
+
+    def sample(self, n: int) -> tuple[Tensor, Tensor | None]:
+        """n images and the labels they were drawn for."""
+        start, labels = self.starts(n)
+        images: Tensor = self(start, labels)
         return images, labels
 
     @torch.no_grad()
-    def draw(self, n: int) -> Tensor:
-        """n images alone, with nothing remembered for a gradient."""
+    def draw(self, n: int, unpainted: float = 0.0) -> Tensor:
+        """n images alone, with nothing remembered for a gradient; a part of them canvas as it is, if it has one."""
         return self.sample(n)[0]
+
+    def costs(self) -> dict[str, Tensor]:
+        """What its weights cost, whatever it draws: losses by name, to be added to the others."""
+        return {}
+
+    def normal(self, n: int, size: int) -> Tensor:
+        """Normal numbers (n, size); inside `truncated` those beyond the end are drawn again (Brock et al. 2019)."""
+        if self.truncation is None:
+            return torch.randn(n, size)
+        return nn.init.trunc_normal_(torch.empty(n, size), a=-self.truncation, b=self.truncation)
+
+    @contextmanager
+    def truncated(self, end: float | None) -> Iterator[None]:
+        """Inside, no number that images start from lies further from 0 than `end`: fewer kinds, each of them surer."""
+        self.truncation = end
+        try:
+            yield
+        finally:
+            self.truncation = None
 
 
 class DCGAN(Generator):
@@ -63,6 +92,8 @@ class DCGAN(Generator):
     the batch norms between convolutions, and `tanh` before the last one, whose images of mean 0 and variance 1 then are
     the normalised pixels themselves, cut where no pixel lies.
     """
+
+    truncates: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -111,21 +142,10 @@ class DCGAN(Generator):
         return self.low + (self.high - self.low) * torch.sigmoid(1.5 * x)
 
     def source(self, n: int) -> Tensor:
-        return torch.randn(n, self.latent)
+        return self.normal(n, self.latent)
 
 
 def alike(images: Tensor, card: Card) -> bool:
     """Whether images (N, C, H, W) are all the same one: their pixels deviate by less than ALIKE of a pixel's range."""
     low, high = card.bounds(images.device)
     return len(images) > 1 and bool((images.detach().std(0, correction=0) / (high - low)).mean() < ALIKE)
-
-
-GENERATORS: dict[str, Callable[..., Generator]] = {"dcgan": DCGAN}
-
-
-def generator_of(name: str) -> Callable[..., Generator]:
-    """The generator class of that name: one of GENERATORS, an installed package's, or `package.module:Class`.
-
-    It is called with the card, the size of the latent, the width, and the number of classes or None.
-    """
-    return lookup("zaq.generators", "generator", name, GENERATORS, by_path=True)

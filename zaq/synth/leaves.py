@@ -7,6 +7,7 @@ little, and no two are alike, where a generator that starts from noise soon draw
 """
 
 import math
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -86,6 +87,8 @@ class Painter(Generator):
 
     Labels choose scale and shift of every batch norm. Large images are painted over at a size of 32 to 63 pixels.
     """
+
+    paints: ClassVar[bool] = True
 
     def __init__(self, card: Card, width: int, classes: int | None = None) -> None:
         super().__init__(card, classes)

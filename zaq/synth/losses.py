@@ -1,6 +1,7 @@
 """The losses of the data-free game, each with its equation."""
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ __all__ = [
     "gram",
     "jensen_shannon",
     "l2_prior",
+    "orthogonal_loss",
     "output_discrepancy",
     "relation_gaps",
     "relative_discrepancy",
@@ -222,6 +224,17 @@ def l2_prior(images: Tensor) -> Tensor:
     """R_l2 = ||x||_2 over the batch (DeepInversion, eq. 3)."""
     norm: Tensor = torch.linalg.vector_norm(images)
     return norm
+
+
+def orthogonal_loss(weights: Iterable[Tensor]) -> Tensor:
+    """||W W^T o (1 - I)||_F^2 of weights (rows, ...), summed: what the rows of each have in common, whatever their
+    lengths (BigGAN, eq. 3). Its gradient is 4 (W W^T o (1 - I)) W; the released code adds half of that.
+    """
+    losses = []
+    for weight in weights:
+        products = weight.flatten(1) @ weight.flatten(1).T
+        losses.append((products - products.diagonal().diag()).square().sum())
+    return torch.stack(losses).sum()
 
 
 def jensen_shannon(p: Tensor, q: Tensor, temperature: float = 3.0) -> Tensor:
