@@ -110,7 +110,7 @@ def test_a_photograph_is_dropped(run: Path, browser: Any, site: Path, tmp_path: 
     """The page says what zaq predict says, of both networks; then without a web server, as a phone has it kept."""
     photo = ship(tmp_path / "ship.png")
     (told,) = json.loads(zaq_here("predict", run, photo, "--json").stdout)
-    ours, theirs = (told[name]["classes"][0] for name in ("w4a4", "float"))
+    ours, theirs = (told[name]["classes"][0] for name in ("quantized", "float"))
     assert ours["name"] == theirs["name"] == "ship"
     with served(site) as address:
         page = browser.new_page(viewport={"width": 1300, "height": 900}, color_scheme="light")
@@ -176,13 +176,13 @@ def test_every_task_is_shown(task: str, browser: Any, tmp_path: Path) -> None:
         colour = "(canvas, x, y) => [...canvas.getContext('2d').getImageData(x, y, 1, 1).data]"
         if task in ("yolo", "ssd"):
             assert [line for line in shown.split("\n") if line in ("cat", "dog")] == [
-                b["name"] for b in told["file"]["boxes"]
+                b["name"] for b in told["quantized"]["boxes"]
             ]
-            x1, y1, *_ = min(b["box"] for b in told["file"]["boxes"])
+            x1, y1, *_ = min(b["box"] for b in told["quantized"]["boxes"])
             at = picture.evaluate(f"c => ({colour})(c, {x1 - 1}, {y1 + 12})")
             assert at != [255, 0, 0, 255] and picture.evaluate(f"c => ({colour})(c, 60, 30)") == [0, 0, 0, 255]
         elif task == "segmentation":
-            assert told["file"]["pixels"] == {"black": 0.5, "red": 0.5} and shown.count("50.0 %") == 2
+            assert told["quantized"]["pixels"] == {"black": 0.5, "red": 0.5} and shown.count("50.0 %") == 2
             assert picture.evaluate(f"c => ({colour})(c, 20, 16)") not in ([255, 0, 0, 255], [0, 0, 0, 255])
             assert picture.evaluate(f"c => ({colour})(c, 4, 16)") == [255, 0, 0, 255]  # the network did not see it
         elif task == "image":
