@@ -57,6 +57,21 @@ def test_all_that_the_page_names_is_in_its_folder(site: Path) -> None:
     assert "QuantizeLinear" not in kernels and "Conv" in kernels
 
 
+def test_a_name_of_a_class_is_text(tmp_path: Path) -> None:
+    """Whoever sends a file names its classes; no page runs what they wrote."""
+    for name in FILES:
+        (tmp_path / name).write_text("none")
+    names = ["</script><script>alert(1)</script>", "<b>red"]
+    (tmp_path / "labels.json").write_text(json.dumps(names))
+    flags = ("--task", "segmentation", "--normalize", "0-1", "--labels", tmp_path / "labels.json")
+    file = segmenter(tmp_path / "a<i>&.onnx")
+    done = zaq_here("demo", file, "-o", tmp_path / "page", "--ort", tmp_path, *flags)
+    assert done.exit_code == 0, done.output
+    page = (tmp_path / "page" / "index.html").read_text()
+    assert "alert(1)" in page and not {"<script>alert", "<b>", "<i>"} & set(re.findall(r"<script>alert|<b>|<i>", page))
+    assert json.loads(re.findall(r'id="facts">(.*?)</script>', page)[0])["names"] == names
+
+
 def test_refusals(run: Path, site: Path, tmp_path: Path) -> None:
     def refused(*args: object) -> str:
         done = zaq_here("demo", *args)
