@@ -57,6 +57,21 @@ def test_all_that_the_page_names_is_in_its_folder(site: Path) -> None:
     assert "QuantizeLinear" not in kernels and "Conv" in kernels
 
 
+def test_a_name_of_a_class_is_text(tmp_path: Path) -> None:
+    """Whoever sends a file names its classes; no page runs what they wrote."""
+    for name in FILES:
+        (tmp_path / name).write_text("none")
+    names = ["</script><script>alert(1)</script>", "<b>red"]
+    (tmp_path / "labels.json").write_text(json.dumps(names))
+    flags = ("--task", "segmentation", "--normalize", "0-1", "--labels", tmp_path / "labels.json")
+    file = segmenter(tmp_path / "a<i>&.onnx")
+    done = zaq_here("demo", file, "-o", tmp_path / "page", "--ort", tmp_path, *flags)
+    assert done.exit_code == 0, done.output
+    page = (tmp_path / "page" / "index.html").read_text()
+    assert "alert(1)" in page and not {"<script>alert", "<b>", "<i>"} & set(re.findall(r"<script>alert|<b>|<i>", page))
+    assert json.loads(re.findall(r'id="facts">(.*?)</script>', page)[0])["names"] == names
+
+
 def test_refusals(run: Path, site: Path, tmp_path: Path) -> None:
     def refused(*args: object) -> str:
         done = zaq_here("demo", *args)
@@ -110,7 +125,7 @@ def test_a_photograph_is_dropped(run: Path, browser: Any, site: Path, tmp_path: 
     """The page says what zaq predict says, of both networks; then without a web server, as a phone has it kept."""
     photo = ship(tmp_path / "ship.png")
     (told,) = json.loads(zaq_here("predict", run, photo, "--json").stdout)
-    ours, theirs = (told[name]["classes"][0] for name in ("w4a4", "float"))
+    ours, theirs = (told[name]["classes"][0] for name in ("quantized", "float"))
     assert ours["name"] == theirs["name"] == "ship"
     with served(site) as address:
         page = browser.new_page(viewport={"width": 1300, "height": 900}, color_scheme="light")
@@ -176,13 +191,13 @@ def test_every_task_is_shown(task: str, browser: Any, tmp_path: Path) -> None:
         colour = "(canvas, x, y) => [...canvas.getContext('2d').getImageData(x, y, 1, 1).data]"
         if task in ("yolo", "ssd"):
             assert [line for line in shown.split("\n") if line in ("cat", "dog")] == [
-                b["name"] for b in told["file"]["boxes"]
+                b["name"] for b in told["quantized"]["boxes"]
             ]
-            x1, y1, *_ = min(b["box"] for b in told["file"]["boxes"])
+            x1, y1, *_ = min(b["box"] for b in told["quantized"]["boxes"])
             at = picture.evaluate(f"c => ({colour})(c, {x1 - 1}, {y1 + 12})")
             assert at != [255, 0, 0, 255] and picture.evaluate(f"c => ({colour})(c, 60, 30)") == [0, 0, 0, 255]
         elif task == "segmentation":
-            assert told["file"]["pixels"] == {"black": 0.5, "red": 0.5} and shown.count("50.0 %") == 2
+            assert told["quantized"]["pixels"] == {"black": 0.5, "red": 0.5} and shown.count("50.0 %") == 2
             assert picture.evaluate(f"c => ({colour})(c, 20, 16)") not in ([255, 0, 0, 255], [0, 0, 0, 255])
             assert picture.evaluate(f"c => ({colour})(c, 4, 16)") == [255, 0, 0, 255]  # the network did not see it
         elif task == "image":

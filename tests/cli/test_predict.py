@@ -65,8 +65,8 @@ def test_classes_by_name_and_the_float_network_beside(run: Path, tmp_path: Path)
     with torch.no_grad():
         theirs = load("zoo:resnet20_cifar10").graph(images).softmax(1)
     for i, one in enumerate(said(run, *photos, "--top", 2)):
-        assert one["image"] == str(photos[i]) and len(one["w4a4"]["classes"]) == 2
-        for name, wanted in (("w4a4", ours[i]), ("float", theirs[i])):
+        assert one["image"] == str(photos[i]) and len(one["quantized"]["classes"]) == 2
+        for name, wanted in (("quantized", ours[i]), ("float", theirs[i])):
             best = one[name]["classes"][0]
             assert best["number"] == int(wanted.argmax()) and best["name"] == NAMES[best["number"]]
             assert best["probability"] == pytest.approx(float(wanted.max()), abs=1e-3)
@@ -80,7 +80,7 @@ def test_a_file_alone_and_a_photograph_turned_by_its_phone(run: Path, tmp_path: 
     exif[0x0112] = 6  # to be turned by 90 degrees clockwise
     Image.open(path).rotate(90).save(turned, exif=exif)
     plain, upright = said(run / "model.onnx", path, turned)
-    assert plain["w4a4"] == upright["w4a4"] and "float" not in plain
+    assert plain["quantized"] == upright["quantized"] and "float" not in plain
 
 
 @pytest.mark.parametrize("kind", ["yolo", "ssd"])
@@ -90,13 +90,13 @@ def test_boxes_are_counted_and_drawn_in_pixels_of_the_photograph(kind: str, tmp_
     (tmp_path / "decode.json").write_text(json.dumps({"yolo": YOLO, "ssd": SSD}[kind]))
     flags = ("--task", "detection", "--decode", tmp_path / "decode.json", "--normalize", "0-1")
     (found,) = said(path, half(tmp_path), *flags, "-o", tmp_path / "drawn")
-    boxes = found["file"]["boxes"]
+    boxes = found["quantized"]["boxes"]
     assert [b["name"] for b in boxes] == ["dog", "dog"] and boxes[0]["score"] > 0.99
     assert sorted(b["box"] for b in boxes) == [[8, 0, 24, 16], [8, 16, 24, 32]]  # (4, 8) of 16 pixels, twice as tall
     over, photo = (np.asarray(Image.open(p)) for p in (tmp_path / "drawn" / "half.png", tmp_path / "half.png"))
     assert over.shape == photo.shape and (over != photo).any(-1)[:, 8:25].any()
     assert "half.png: exists already" in refused(path, tmp_path / "half.png", *flags, "-o", tmp_path / "drawn")
-    assert not said(path, tmp_path / "half.png", *flags, "--score", 1)[0]["file"]["boxes"]
+    assert not said(path, tmp_path / "half.png", *flags, "--score", 1)[0]["quantized"]["boxes"]
     assert "none" in zaq_here("predict", path, tmp_path / "half.png", *flags, "--score", 1).stdout
 
 
@@ -106,7 +106,7 @@ def test_masks_cover_what_the_network_saw(tmp_path: Path) -> None:
     (tmp_path / "labels.txt").write_text("black\nred\n")
     flags = ("--task", "segmentation", "--normalize", "0-1", "--labels", tmp_path / "labels.txt", "--crop", 16)
     (found,) = said(path, half(tmp_path), *flags, "-o", tmp_path / "drawn")
-    assert found["file"]["pixels"] == {"black": 0.5, "red": 0.5}
+    assert found["quantized"]["pixels"] == {"black": 0.5, "red": 0.5}
     over = np.asarray(Image.open(tmp_path / "drawn" / "half.png"))
     assert over.shape == (32, 32, 3) and (over[20:, 18:] == 0).all() and (over[20:, :14] != (255, 0, 0)).any(-1).all()
     table = zaq_here("predict", path, tmp_path / "half.png", *flags).stdout
@@ -117,7 +117,7 @@ def test_images_come_out_as_they_went_in(tmp_path: Path) -> None:
     """A network that turns its image upside down in value: white becomes black."""
     path = negative(tmp_path / "negative.onnx")
     flags = ("--task", "image", "--normalize", "-1-1")
-    assert said(path, half(tmp_path), *flags, "-o", tmp_path / "made")[0]["file"] == {"height": 16, "width": 16}
+    assert said(path, half(tmp_path), *flags, "-o", tmp_path / "made")[0]["quantized"] == {"height": 16, "width": 16}
     made = np.asarray(Image.open(tmp_path / "made" / "half.png"))
     assert (made[:, :7] == (0, 255, 255)).all() and (made[:, 9:] == 255).all()
     assert "no image in colour or grey" not in refused(path, tmp_path / "half.png", "--task", "image")
@@ -128,7 +128,7 @@ def test_images_come_out_as_they_went_in(tmp_path: Path) -> None:
 def test_embeddings_are_compared(run: Path, tmp_path: Path) -> None:
     path = drawn(tmp_path / "photo.png")
     (found,) = said(run, path, "--task", "embedding")
-    ours, theirs = (np.array(found[name]["vector"]) for name in ("w4a4", "float"))
+    ours, theirs = (np.array(found[name]["vector"]) for name in ("quantized", "float"))
     table = zaq_here("predict", run, path, "--task", "embedding").stdout
     cosine = ours @ theirs / np.linalg.norm(ours) / np.linalg.norm(theirs)
     assert float(table.split("cosine with float")[1].split()[0]) == pytest.approx(cosine, abs=1e-4)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["predict"]
 
+KEYS = ("quantized", "float")  # of the answers in JSON, whatever the bits
 DRAWN = ("detection", "image", "segmentation")  # tasks whose answers are seen
 
 
@@ -68,7 +69,8 @@ def predict(
     for path in photos:
         photo = photograph(path)
         found = {of: READERS[name](values, asked, photo.size) for of, values in opened.ask(photo, str(path)).items()}
-        told.append({"image": str(path), "task": name} | {of: answer.fields() for of, answer in found.items()})
+        answers = {KEYS[i]: answer.fields() for i, answer in enumerate(found.values())}
+        told.append({"image": str(path), "task": name, "bits": opened.bits} | answers)
         if not as_json:
             _show(str(path), found)
         for place, answer in zip(_pictures(path), found.values(), strict=False):
