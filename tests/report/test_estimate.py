@@ -41,7 +41,7 @@ def test_more_agreement_on_drawn_images_is_more_on_real_ones(rows: list[dict[str
     told = [predicted(middle | {"agreement": low + part * (high - low)}) for part in (0.0, 0.5, 1.0)]
     figures = [one.agreement for one in told if one is not None]
     assert len(figures) == 3 and figures == sorted(figures)
-    assert all(0 < one.low < one.agreement < one.high < 1 for one in told if one is not None)
+    assert all(0 <= one.low < one.agreement < one.high <= 1 for one in told if one is not None)
 
 
 def test_most_of_what_was_measured_lies_in_its_interval(rows: list[dict[str, Any]]) -> None:
@@ -64,9 +64,15 @@ def test_the_file_is_what_the_script_makes_of_the_rows(rows: list[dict[str, Any]
     assert (tmp_path / "e.png").stat().st_size > 1000
 
 
-def test_a_network_of_another_kind_has_a_reason_in_place_of_a_figure(rounded: State) -> None:
+def test_a_network_of_another_kind_has_a_reason_in_place_of_a_figure(
+    rounded: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
     found = estimates(traced("residual"), rounded)
-    assert found["run"] is None and found["rounding"] is None and "pixels a side, and there are 16" in found["sentence"]
+    assert (
+        found["run"] is None and found["rounding"] is None and "10 to 100 classes, and there are 5" in found["sentence"]
+    )
+    monkeypatch.setattr(estimate, "calibration", lambda: calibration() | {"classes": [2, 10]})
+    assert estimates(traced("residual"), rounded)["why"] == "it is calibrated for 32 pixels a side, and there are 16"
     assert "classifiers alone" in estimates(traced("transposed"), state_of("transposed"))["why"]
 
 

@@ -72,26 +72,24 @@ def evaluate(
     for flag, given, needed in (("--decode", decode, "detection"), ("--per-class", per_class, "classification")):
         if given and name != needed:
             raise UserError(f"{flag} goes with --task {needed}; the task is {name}.")
-    (ours, file), *kept = opened.networks.items()
-    found = _teacher(teacher, opened.path) if teacher else kept[0][1] if kept else None
-    measured = measure(name, file, found and onto(found, where), data, opened.card, limit, progress(level))
+    found = _teacher(teacher, opened.path) if teacher else opened.teacher
+    measured = measure(name, opened.ours, found and onto(found, where), data, opened.card, limit, progress(level))
     if as_json:
         told = {"file": str(opened.path), "data": data, "limit": limit, "task": name} | measured.fields(per_class)
         click.echo(json_text(told, indent=1))
         return
-    for called, score in ((FLOAT, measured.teacher), (ours, measured.ours)):
+    for called, score in ((FLOAT, measured.teacher), (opened.bits, measured.ours)):
         if score is not None:
             click.echo(f"{called}: {score}" if found else f"{score}")
-    click.echo(measured.lost(), nl=bool(measured.lost()))
+    if lost := measured.lost():
+        click.echo(lost)
     if per_class:
         click.echo(columns(_classes(measured, opened.card)))
 
 
 def _classes(measured: "Measured", card: "Card") -> list[list[str]]:
     """A table of the classes there are images of."""
-    rows = [
-        ["class", "images", *(["float"] if measured.teacher else []), "ours", *(["lost"] if measured.teacher else [])]
-    ]
+    rows = [["class", "images", *(["float", "ours", "lost"] if measured.teacher else ["ours"])]]
     for one in measured.classes():
         label = int(one["class"])
         named = card.class_names[label] if label < len(card.class_names) else str(label)

@@ -163,7 +163,8 @@ def _unlike(task: Task) -> str:
         ("pixels a side", side, known["side"]),
     ):
         if not low <= value <= high:
-            return f"it is calibrated for {low} to {high} {what}, and there are {value}"
+            known_of = f"{low} to {high}" if low < high else f"{low}"
+            return f"it is calibrated for {known_of} {what}, and there are {value}"
     return ""
 
 
