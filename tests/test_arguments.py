@@ -9,7 +9,8 @@ import torch
 from zoo import ZOO, build, images, traced
 
 import zaq
-from zaq import Card, QConfig
+from zaq import Card, QConfig, Quantized
+from zaq.arguments import require_arguments
 from zaq.errors import UserError
 from zaq.methods.rtn import RTN
 
@@ -52,9 +53,9 @@ def test_a_mistake_is_a_sentence(wrong: dict[str, Any], told: str) -> None:
 
 
 def test_what_is_quantized_already() -> None:
-    quantized = zaq.api.quantize_graph(traced("residual"), QConfig.parse("w8a8"), RTN(), card=Card())
+    quantized = Quantized(module=traced("residual"), report={}, card=Card())
     with pytest.raises(UserError, match="it is quantized already"):
-        zaq.quantize(quantized, X)
+        zaq.quantize(quantized, X)  # type: ignore[arg-type]
 
 
 def test_an_array_is_no_example_whatever_its_kind() -> None:
@@ -62,7 +63,10 @@ def test_an_array_is_no_example_whatever_its_kind() -> None:
         zaq.quantize(NET, np.zeros((1, 3, 16, 16), np.uint8))  # type: ignore[arg-type]
 
 
-def test_lines_are_of_three_dimensions() -> None:
-    """A batch (N, C, L) is what a network of lines takes."""
-    net = torch.nn.Sequential(torch.nn.Conv1d(3, 4, 3), torch.nn.ReLU(), torch.nn.Conv1d(4, 4, 3))
-    assert zaq.quantize(net, torch.zeros(1, 3, 16), 8, "rtn").report["options"]["bits"] == "w8a8"
+@pytest.mark.parametrize(("net", "shape"), [
+    (torch.nn.Conv1d(3, 4, 3), (1, 3, 16)),
+    (torch.nn.Sequential(torch.nn.Unflatten(1, (1, 40)), torch.nn.Conv2d(1, 4, 3)), (1, 40, 16)),  # spectrograms
+    (NET, (2, 3, 16, 16)),
+])  # fmt: skip
+def test_what_only_looks_like_an_image_is_taken(net: torch.nn.Module, shape: tuple[int, ...]) -> None:
+    require_arguments(net, torch.zeros(shape), 8, Card(), "fast", 0, "")

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -176,6 +175,5 @@ def test_bars_are_for_notebooks() -> None:
 
 
 def test_dir_shows_the_api_and_nothing_else() -> None:
-    code = "import zaq; zaq.Card; import zaq.cli; print(*dir(zaq))"
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert set(done.stdout.split()) == set(zaq.__all__)
+    """Though many of its modules are imported here."""
+    assert "zaq.cli.options" in sys.modules and dir(zaq) == sorted(zaq.__all__)
