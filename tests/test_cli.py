@@ -34,7 +34,7 @@ def test_a_run_explains_itself(run: Path) -> None:
     assert report["sizes"]["model.onnx"] < 0.4 * report["sizes"]["float weights"]
     told = report["estimate"]
     assert told["rounding"]["agreement"] < told["run"]["agreement"] < 1
-    assert "xpected on real images: the float network" in (run / "report.html").read_text()
+    assert "xpected on real images like its training ones: the float network" in (run / "report.html").read_text()
     costs = report["deployment"]["files"]
     assert (
         costs["float"]["peak"] > 3 * costs["model.onnx"]["peak"]

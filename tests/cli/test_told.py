@@ -27,7 +27,7 @@ def test_the_header_says_what_will_happen(done: Result) -> None:
 def test_the_last_lines_are_a_verdict_and_what_follows(done: Result) -> None:
     smaller, expected, *follow = done.stdout.splitlines()[-4:]
     assert " times smaller than the " in smaller and smaller.endswith("KB of float weights")
-    assert expected.startswith("expected on real images: no figure, as it is calibrated for ")
+    assert expected.startswith("expected on real images like its training ones: no figure, as it is calibrated for ")
     assert "zaq eval " in follow[0] and "zaq predict " in follow[1]
 
 

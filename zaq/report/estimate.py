@@ -186,6 +186,6 @@ def _rounded(teacher: GraphModule, task: Task) -> Student:
 
 def _sentence(run: Estimate | None, rounding: Estimate | None, why: str) -> str:
     if run is None:
-        return f"expected on real images: no figure, as {why}"
+        return f"expected on real images like its training ones: no figure, as {why}"
     beside = f"; by plain rounding {rounding}" if rounding else ""
-    return f"expected on real images: the float network's answer on {run} of them{beside}"
+    return f"expected on real images like its training ones: the float network's answer on {run} of them{beside}"
