@@ -42,7 +42,8 @@ GROUPS = {
     "What is quantized": ("arch", "kwargs", "bind", "dynamic", "layout", "random_weights"),
     "How its images are prepared": ("normalize", "mean", "std", "input_shape", "resize", "crop"),
     "Bits": (
-        "bits", "layer_bits", "exclude", "first_last", "target_size", "target", "placement", "weights", "activations",
+        "bits", "layer_bits", "exclude", "first_last", "depthwise", "target_size", "target", "placement",
+        "weights", "activations",
     ),
     "Method": ("method", "settings", "effort", "seed", "samples", "data"),
     "The run": ("output", "overwrite", "resume", "every", "config", "dry_run", "as_json"),
@@ -94,6 +95,11 @@ EXAMPLES = {
     help="The runtime the file is for: tensorrt, openvino, qnn, ...",
 )
 @click.option("--first-last", default="", help="Bits of the first and the last layer, or 'same'; 8, and same for gdfq.")
+@click.option(
+    "--depthwise",
+    type=click.IntRange(2, 8),
+    help="Bits of depthwise convolutions and what they read; 8 saves most of what mobile networks lose at w4a4.",
+)
 @click.option(
     "--method",
     cls=MethodOption,
@@ -149,7 +155,7 @@ EXAMPLES = {
 @source_options
 def quantize(source: str, bits: str, layer_bits: tuple[str, ...], exclude: tuple[str, ...],
              target_size: str | None, placement: str, weights: str | None,
-             activations: str | None, target: str, first_last: str, method: str,
+             activations: str | None, target: str, first_last: str, depthwise: int | None, method: str,
              settings: tuple[str, ...], effort: str, data: str | None, seed: int, device: str,
              precision: str, devices: int, num_nodes: int, threads: int | None,
              memory: str | None, samples: str | None,
@@ -177,7 +183,7 @@ def quantize(source: str, bits: str, layer_bits: tuple[str, ...], exclude: tuple
         return
     _require_no_code_in_config(click.get_current_context())
     qconfig = QConfig.parse(
-        bits, ends(first_last), placement, weights, size_in_bytes(target_size), activations, target,
+        bits, ends(first_last), placement, weights, size_in_bytes(target_size), activations, target, depthwise,
         layers=layers_of(layer_bits, exclude),
     )  # fmt: skip
     algorithm = method_of(method, settings)

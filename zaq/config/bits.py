@@ -59,6 +59,9 @@ def bits_of(text: str) -> tuple[int, int] | None:
 class QConfig:
     """Bits of weights and activations, of the first and the last layer (None: the same), and where they go.
 
+    `depthwise`: bits of the weights of depthwise convolutions, and of what these read; None: as of any other layer.
+    They are a hundredth of a mobile network's weights, and lose more by rounding than all others.
+
     `layers` names layers with bits of their own, by a regular expression that is to fit the whole name of a layer's
     module, or of a module around it: {"layer4": "8", "fc": "w8a4", "stem.*": "float"}; the last that fits counts.
     `layer_bits` has bits of single weights, by the weight's name. `target_size` (bytes of all weights) or
@@ -76,6 +79,7 @@ class QConfig:
     average_bits: float | None = None
     activations: str = "affine"
     target: str = "onnxruntime"
+    depthwise: int | None = None
     layers: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -87,6 +91,8 @@ class QConfig:
         for what, bits in (("weight", self.weight_bits), ("activation", self.act_bits), *self.layer_bits.items()):
             if not 2 <= bits <= 8:
                 raise BitsError(f"bits: {what}s of {bits} bits; 2 to 8 are supported, as in w4a4 or w8a8.")
+        if self.depthwise is not None and not 2 <= self.depthwise <= 8:
+            raise BitsError(f"depthwise: {self.depthwise} bits; 2 to 8 are supported, as in w4a4d8.")
         if self.first_last is not None and not 2 <= self.first_last <= 8:
             raise BitsError(f"first-last: {self.first_last} bits; 2 to 8 are supported, or 'same'.")
         if self.average_bits is not None and not 2 <= self.average_bits <= 8:
@@ -99,6 +105,11 @@ class QConfig:
             raise BitsError("weights: " + unknown("weight grid", self.weights, WEIGHT_GRIDS))
         if self.activations not in ACTIVATION_GRIDS:
             raise BitsError("activations: " + unknown("activation grid", self.activations, ACTIVATION_GRIDS))
+        if self.depthwise is not None and (self.mixed or not self.preset.merges):
+            why = "bits that are searched" if self.mixed else f"placement {self.placement}"
+            raise BitsError(
+                f"depthwise: bits of its own do not go with {why}; take w4a4 or the like, placement integer."
+            )
         runtime = target_of(self.target)
         if not self.preset.merges and self.target != "onnxruntime":
             raise BitsError(
@@ -117,10 +128,12 @@ class QConfig:
         target_size: int | None = None,
         activations: str | None = None,
         target: str = "onnxruntime",
+        depthwise: int | None = None,
         layers: dict[str, str] | None = None,
     ) -> "QConfig":
-        """`w4a4` and the like; `8` or `int8` for w8a8. Weights whose bits are searched: `mixed` or `mixeda6`
-        (activations 8 bits, or 6) in a size, `w4.0a4` with 4.0 on average, the first and the last layer included.
+        """`w4a4` and the like; `8` or `int8` for w8a8; `w4a4d8`: depthwise convolutions at 8. Weights whose bits are
+        searched: `mixed` or `mixeda6` (activations 8 bits, or 6) in a size, `w4.0a4` with 4.0 on average, the first
+        and the last layer included.
 
         first_last "" and grids None: as the placement, or the target, has them. Raises BitsError for anything else.
         """
@@ -133,6 +146,7 @@ class QConfig:
             "weights": weights or (preset.weights if preset.weights in runtime.weights else runtime.weights[0]),
             "activations": activations or runtime.activations[0],
             "target": target,
+            "depthwise": depthwise,
             "layers": layers or {},
         }
         mixed = re.fullmatch(r"mixed(?:a(\d{1,9}))?", text.strip().lower())
@@ -142,13 +156,17 @@ class QConfig:
             return cls(8, int(mixed[1] or 8), end, placement, target_size=target_size, **grids)
         if target_size is not None:
             raise BitsError(f"target-size goes with --bits mixed, not with {text}.")
-        average = re.fullmatch(r"w(\d{1,9}\.\d+)a(\d{1,9})", text.strip().lower())
-        if average:
-            return cls(8, int(average[2]), end, placement, average_bits=float(average[1]), **grids)
-        found = bits_of(text)
-        if found is None:
+        match = re.fullmatch(r"w(\d{1,9}\.\d+|\d{1,9})a(\d{1,9})(?:d(\d{1,9}))?", text.strip().lower())
+        both = bits_of(text)
+        if match and match[3]:
+            if depthwise not in (None, int(match[3])):
+                raise BitsError(f"depthwise: {depthwise} bits, and bits {text} says {match[3]}; say it once.")
+            grids["depthwise"], both = int(match[3]), bits_of(text.lower().partition("d")[0])
+        if match and "." in match[1]:
+            return cls(8, int(match[2]), end, placement, average_bits=float(match[1]), **grids)
+        if both is None:
             raise BitsError(f"bits: {text!r} is not of the form {SPELLED}.")
-        return cls(*found, end, placement, **grids)
+        return cls(*both, end, placement, **grids)
 
     @property
     def preset(self) -> Preset:
@@ -164,9 +182,15 @@ class QConfig:
         return self.target_size is not None or self.average_bits is not None
 
     def __str__(self) -> str:
-        if self.average_bits is not None:
-            return f"w{self.average_bits}a{self.act_bits}"
-        return f"w{self.weight_bits}a{self.act_bits}" if self.target_size is None else f"mixeda{self.act_bits}"
+        weights = self.average_bits or self.weight_bits
+        name = f"w{weights}a{self.act_bits}" if self.target_size is None else f"mixeda{self.act_bits}"
+        return name + (f"d{self.depthwise}" if self.depthwise else "")
+
+    def of_layer(self, first: bool, last: bool, depthwise: bool) -> tuple[int, int]:
+        """Bits of a layer's weight, where `layers` or `layer_bits` does not name it, and of what it reads."""
+        reads = self.first_last if self.first_last and last else self.depthwise if depthwise else None
+        weight = self.first_last if self.first_last and (first or last) else self.depthwise if depthwise else None
+        return weight or self.weight_bits, reads or self.act_bits
 
 
 def _check_layer(pattern: str, text: str) -> None:
