@@ -73,6 +73,6 @@ def _require_images(name: str, value: object, model: object) -> None:
 
 
 def _told(value: object) -> str:
-    """A value in a sentence, or its kind where it is long."""
-    text = repr(value)
-    return text if len(text) <= 60 and "\n" not in text else f"a {type(value).__name__}"
+    """A plain value in a sentence, or its kind where it is long or anything else."""
+    text = repr(value) if isinstance(value, str | int | float | tuple | list | dict | Path | None) else ""
+    return text if 0 < len(text) <= 60 and "\n" not in text else f"a {type(value).__name__}"

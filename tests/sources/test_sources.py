@@ -64,7 +64,7 @@ def test_whole_modules_and_torchscript_are_refused_with_the_way_out(tmp_path: Pa
         ("no.such:thing", "there is no module 'no', installed or in"),
         ("none.pt2", "no such file"),
         ("hf-hub:name", "OWNER/NAME is expected"),
-        (".", "cannot tell a model"),
+        (".", "is a folder"),
     ],
 )
 def test_spellings_that_are_none(spec: str, message: str) -> None:

@@ -43,7 +43,8 @@ GROUPS = {
     "What is quantized": ("arch", "kwargs", "bind", "dynamic", "layout", "random_weights"),
     "How its images are prepared": ("normalize", "mean", "std", "input_shape", "resize", "crop"),
     "Bits": (
-        "bits", "layer_bits", "exclude", "first_last", "target_size", "target", "placement", "weights", "activations",
+        "bits", "layer_bits", "exclude", "first_last", "depthwise", "target_size", "target", "placement",
+        "weights", "activations",
     ),
     "Method": ("method", "settings", "effort", "seed", "samples", "data"),
     "The run": ("output", "overwrite", "resume", "every", "config", "dry_run", "as_json"),

@@ -131,8 +131,8 @@ class QConfig:
         layers: dict[str, str] | None = None,
     ) -> "QConfig":
         """`w4a4` and the like; `8` or `int8` for w8a8; `w4a4d8`: depthwise convolutions at 8. Weights whose bits are
-        searched: `mixed` or `mixeda6` (activations 8 bits, or 6) in a size, `w4.0a4` with 4.0 on average, the first and
-        the last layer included.
+        searched: `mixed` or `mixeda6` (activations 8 bits, or 6) in a size, `w4.0a4` with 4.0 on average, the first
+        and the last layer included.
 
         first_last "" and grids None: as the placement, or the target, has them. Raises BitsError for anything else.
         """
@@ -155,18 +155,17 @@ class QConfig:
             return cls(8, int(mixed[1] or 8), end, placement, target_size=target_size, **grids)
         if target_size is not None:
             raise BitsError(f"target-size goes with --bits mixed, not with {text}.")
-        average = re.fullmatch(r"w(\d{1,9}\.\d+)a(\d{1,9})", text.strip().lower())
-        if average:
-            return cls(8, int(average[2]), end, placement, average_bits=float(average[1]), **grids)
-        whole = re.fullmatch(r"(.+?)(?:d(\d{1,9}))?", text.strip().lower())
-        found = whole and bits_of(whole[1])
-        if not whole or not found:
+        match = re.fullmatch(r"w(\d{1,9}\.\d+|\d{1,9})a(\d{1,9})(?:d(\d{1,9}))?", text.strip().lower())
+        both = bits_of(text)
+        if match and match[3]:
+            if depthwise not in (None, int(match[3])):
+                raise BitsError(f"depthwise: {depthwise} bits, and bits {text} says {match[3]}; say it once.")
+            grids["depthwise"], both = int(match[3]), bits_of(text.lower().partition("d")[0])
+        if match and "." in match[1]:
+            return cls(8, int(match[2]), end, placement, average_bits=float(match[1]), **grids)
+        if both is None:
             raise BitsError(f"bits: {text!r} is not of the form {SPELLED}.")
-        if whole[2]:
-            if depthwise not in (None, int(whole[2])):
-                raise BitsError(f"depthwise: {depthwise} bits, and bits {text} says {whole[2]}; say it once.")
-            grids["depthwise"] = int(whole[2])
-        return cls(*found, end, placement, **grids)
+        return cls(*both, end, placement, **grids)
 
     @property
     def preset(self) -> Preset:
@@ -187,7 +186,7 @@ class QConfig:
         return name + (f"d{self.depthwise}" if self.depthwise else "")
 
     def of_layer(self, first: bool, last: bool, depthwise: bool) -> tuple[int, int]:
-        """Bits of a layer's weight, and of what it reads, where nothing is asked of it by its name."""
+        """Bits of a layer's weight, where `layers` or `layer_bits` does not name it, and of what it reads."""
         reads = self.first_last if self.first_last and last else self.depthwise if depthwise else None
         weight = self.first_last if self.first_last and (first or last) else self.depthwise if depthwise else None
         return weight or self.weight_bits, reads or self.act_bits

@@ -57,9 +57,9 @@ def asked_of(node: Node) -> str:
     return str(node.meta.get(KEY, ""))
 
 
-def bits_asked(node: Node, usual: int) -> tuple[int, int]:
+def bits_asked(node: Node, usual: tuple[int, int]) -> tuple[int, int]:
     """Bits of a layer's weight and of what it reads; `usual`: those it has where nothing was asked of it."""
-    return bits_of(asked_of(node)) or (usual, usual)
+    return bits_of(asked_of(node)) or usual
 
 
 def require_one_width(readers: Mapping[Node, Sequence[Node]], found: Mapping[Node, int]) -> None:

@@ -88,7 +88,7 @@ def activation_bits(
         if node in layers:
             assert isinstance(node.args[0], Node)
             if preset.reads:
-                usual = qconfig.of_layer(node in first, node in last, is_depthwise(node))[1]
+                usual = qconfig.of_layer(node in first, node in last, is_depthwise(node))
                 ask(reads, node.args[0], bits_asked(node, usual)[1])
                 of_layers.setdefault(_maker(node.args[0]), []).append(node)
             if preset.merges and node.target not in LINEARS and node not in floats:

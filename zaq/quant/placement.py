@@ -66,7 +66,7 @@ def place(
             _insert_before(kernels, gm, node)
     first, last = ends(gm)
     for node in weighted_layers(gm):
-        usual, _ = qconfig.of_layer(node in first, node in last, is_depthwise(node))
+        usual = qconfig.of_layer(node in first, node in last, is_depthwise(node))
         _quantize_layer(gm, node, bits_asked(node, usual)[0], qconfig, placed)
     _leave_room(gm, placed)
     onto(gm, device_of(gm))  # the quantizers, too
