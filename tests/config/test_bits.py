@@ -26,6 +26,18 @@ def test_first_last_has_bits_of_its_own() -> None:
         QConfig.parse("w4a4", 9)
 
 
+def test_depthwise_has_bits_of_its_own() -> None:
+    config = QConfig.parse("w4a4d8")
+    assert config == QConfig.parse("w4a4", depthwise=8) and str(config) == "w4a4d8"
+    assert config.of_layer(False, False, True) == (8, 8) and config.of_layer(False, False, False) == (4, 4)
+    assert config.of_layer(True, False, True) == (8, 8), "the first layer's bits are those of first_last"
+    for text, choices in (("w4a4d9", {}), ("w4a4d8", {"depthwise": 6}), ("w4a4d8", {"placement": "gdfq"})):
+        with pytest.raises(BitsError, match="depthwise"):
+            QConfig.parse(text, **choices)
+    with pytest.raises(BitsError, match="searched"):
+        QConfig.parse("mixed", target_size=10**6, depthwise=8)
+
+
 def test_a_placement_brings_its_own_choices() -> None:
     gdfq = QConfig.parse("w4a4", placement="gdfq")
     assert gdfq.first_last is None and gdfq.weights == "per_channel_affine"

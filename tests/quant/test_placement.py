@@ -95,6 +95,16 @@ def test_a_weight_may_have_bits_of_its_own() -> None:
     assert place(folded, QConfig(4, 4, layer_bits={name: 2}), CARD)[1].weights[name].bits == 2
 
 
+def test_depthwise_convolutions_may_have_bits_of_their_own() -> None:
+    folded, _ = fold(traced("depthwise"))
+    _, placement = place(folded, QConfig.parse("w4a4d8"), CARD)
+    found = [
+        (placement.weights[weight].bits, placement.activations[source].bits)
+        for source, weight in placement.layers.values()
+    ]
+    assert found == [(8, 8), (8, 8), (4, 4), (8, 8)], "first, depthwise, pointwise, last"
+
+
 def test_a_guard_is_no_range_and_a_clip_is_one() -> None:
     """A clamp at +-65504 limits what is observed; one whose ends values come near is a range by itself."""
     limits = {}

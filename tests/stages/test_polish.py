@@ -6,20 +6,52 @@ from zoo import calibrated, images
 
 from zaq.engine.journal import Journal
 from zaq.engine.runner import run_stages
+from zaq.quant.op import along
 from zaq.stages.polish import Polish
+from zaq.stages.training import gain_optimizer
 from zaq.synth.losses import relative_discrepancy
 
 
 @pytest.mark.parametrize("enough", [16, 10**6])
-def test_a_step_of_few_images_moves_no_weights(enough: int) -> None:
+def test_a_step_of_few_images_rounds_no_weight_anew(enough: int) -> None:
     state, journal = calibrated("residual"), Journal()
-    before = state.student.snapshot()
+    placed = state.student.placement
+
+    def codes() -> list[torch.Tensor]:
+        weights = [(q, state.student.weight(name)) for name, q in placed.weights.items()]
+        return [(q.on_grid(w) / along(q.scale, w, q.axis)).round() for q, w in weights]
+
+    state.student.settle()
+    before, ranges = codes(), [q.scale.detach().clone() for q in placed.weights.values()]
     run_stages([Polish(steps=20, enough=enough)], state, journal)
     assert journal.records[0].kept and (journal.records[0].loss_after or 1) < (journal.records[0].loss_before or 0)
-    placed, now = state.student.placement, state.student.module.state_dict()
-    assert all(torch.equal(now[name], before[name]) == (enough > 16) for name in placed.weights)
+    same = [torch.equal(a, b) for a, b in zip(before, codes(), strict=True)]
+    assert all(same) if enough > 16 else not all(same)
+    assert all(not torch.equal(a, q.scale) for a, q in zip(ranges, placed.weights.values(), strict=True))
     learned = [q for q in placed.activations.values() if not q.guaranteed]
     assert learned and all(q.scale.grad is not None for q in learned), "their ranges do"
+
+
+def test_a_gain_goes_down_the_slope_of_its_scale_with_the_codes_held() -> None:
+    state, x = calibrated("residual"), images(8)
+    for quantizer in state.student.placement.activations.values():
+        quantizer.disable_fake_quant()  # only so is there a slope to compare with
+    optimizer = gain_optimizer(state.student, 0.0, 0.0)
+    state.student(x).square().mean().backward()
+    optimizer.step()
+    for name, quantizer in state.student.placement.weights.items():
+        weight, scale, slope = state.student.weight(name), quantizer.scale, quantizer.scale.grad
+        assert slope is not None
+        channel = int((slope * scale).abs().argmax())
+        found, held = list[float](), (weight.detach().clone(), scale.detach().clone())
+        for gain in (1.01, 0.99):
+            with torch.no_grad():
+                weight[channel] *= gain
+                scale[channel] *= gain
+                found.append(float(state.student(x).double().square().mean()))
+                weight.copy_(held[0])
+                scale.copy_(held[1])
+        assert float(slope[channel] * scale[channel]) == pytest.approx((found[0] - found[1]) / 0.02, rel=0.02)
 
 
 @pytest.mark.parametrize("feature", [0.0, 0.5])

@@ -59,6 +59,11 @@ AGAIN = "zaq.resumed"  # whether options were read from the run that is resumed
 )
 @click.option("--first-last", default="", help="Bits of the first and the last layer, or 'same'; 8, and same for gdfq.")
 @click.option(
+    "--depthwise",
+    type=click.IntRange(2, 8),
+    help="Bits of depthwise convolutions and what they read; 8 saves most of what mobile networks lose at w4a4.",
+)
+@click.option(
     "--method",
     cls=MethodOption,
     default="flagship",
@@ -107,7 +112,7 @@ AGAIN = "zaq.resumed"  # whether options were read from the run that is resumed
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @source_options
 def quantize(source: str, bits: str, target_size: str | None, placement: str, weights: str | None,
-             activations: str | None, target: str, first_last: str, method: str,
+             activations: str | None, target: str, first_last: str, depthwise: int | None, method: str,
              settings: tuple[str, ...], effort: str, data: str | None, seed: int, device: str,
              precision: str, devices: int, num_nodes: int, threads: int | None,
              memory: str | None, samples: str | None,
@@ -135,7 +140,9 @@ def quantize(source: str, bits: str, target_size: str | None, placement: str, we
         return
     if effort not in EFFORTS:
         raise BitsError("--effort: " + unknown("effort", effort, EFFORTS))
-    qconfig = QConfig.parse(bits, ends(first_last), placement, weights, size_in_bytes(target_size), activations, target)
+    qconfig = QConfig.parse(
+        bits, ends(first_last), placement, weights, size_in_bytes(target_size), activations, target, depthwise
+    )
     algorithm = method_of(method, settings)
     if algorithm.reads_data != (data is not None):
         raise UserError(

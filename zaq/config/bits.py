@@ -49,6 +49,9 @@ PLACEMENTS = {
 class QConfig:
     """Bits of weights and activations, of the first and the last layer (None: the same), and where they go.
 
+    `depthwise`: bits of the weights of depthwise convolutions, and of what these read; None: as of any other layer.
+    They are a hundredth of a mobile network's weights, and lose more by rounding than all others.
+
     `layer_bits` names weights with bits of their own. `target_size` (bytes of all weights) or `average_bits` (of a
     weight) asks for a search of them. `target` is the runtime the file is for (`zaq.config.targets`); what it does not
     take is refused.
@@ -64,11 +67,14 @@ class QConfig:
     average_bits: float | None = None
     activations: str = "affine"
     target: str = "onnxruntime"
+    depthwise: int | None = None
 
     def __post_init__(self) -> None:
         for what, bits in (("weight", self.weight_bits), ("activation", self.act_bits), *self.layer_bits.items()):
             if not 2 <= bits <= 8:
                 raise BitsError(f"bits: {what}s of {bits} bits; 2 to 8 are supported, as in w4a4 or w8a8.")
+        if self.depthwise is not None and not 2 <= self.depthwise <= 8:
+            raise BitsError(f"depthwise: {self.depthwise} bits; 2 to 8 are supported, as in w4a4d8.")
         if self.first_last is not None and not 2 <= self.first_last <= 8:
             raise BitsError(f"first-last: {self.first_last} bits; 2 to 8 are supported, or 'same'.")
         if self.average_bits is not None and not 2 <= self.average_bits <= 8:
@@ -81,6 +87,11 @@ class QConfig:
             raise BitsError("weights: " + unknown("weight grid", self.weights, WEIGHT_GRIDS))
         if self.activations not in ACTIVATION_GRIDS:
             raise BitsError("activations: " + unknown("activation grid", self.activations, ACTIVATION_GRIDS))
+        if self.depthwise is not None and (self.mixed or not self.preset.merges):
+            why = "bits that are searched" if self.mixed else f"placement {self.placement}"
+            raise BitsError(
+                f"depthwise: bits of its own do not go with {why}; take w4a4 or the like, placement integer."
+            )
         runtime = target_of(self.target)
         if not self.preset.merges and self.target != "onnxruntime":
             raise BitsError(
@@ -99,9 +110,11 @@ class QConfig:
         target_size: int | None = None,
         activations: str | None = None,
         target: str = "onnxruntime",
+        depthwise: int | None = None,
     ) -> "QConfig":
-        """`w4a4` and the like. Weights whose bits are searched: `mixed` or `mixeda6` (activations 8 bits, or 6) in a
-        size, `w4.0a4` with 4.0 on average, the first and the last layer included.
+        """`w4a4` and the like; `w4a4d8`: depthwise convolutions at 8. Weights whose bits are searched: `mixed` or
+        `mixeda6` (activations 8 bits, or 6) in a size, `w4.0a4` with 4.0 on average, the first and the last layer
+        included.
 
         first_last "" and grids None: as the placement, or the target, has them. Raises BitsError for anything else.
         """
@@ -114,6 +127,7 @@ class QConfig:
             "weights": weights or (preset.weights if preset.weights in runtime.weights else runtime.weights[0]),
             "activations": activations or runtime.activations[0],
             "target": target,
+            "depthwise": depthwise,
         }
         mixed = re.fullmatch(r"mixed(?:a(\d{1,9}))?", text.strip().lower())
         if mixed:
@@ -122,9 +136,13 @@ class QConfig:
             return cls(8, int(mixed[1] or 8), end, placement, target_size=target_size, **grids)
         if target_size is not None:
             raise BitsError(f"target-size goes with --bits mixed, not with {text}.")
-        match = re.fullmatch(r"w(\d{1,9})(\.\d+)?a(\d{1,9})", text.strip().lower())
+        match = re.fullmatch(r"w(\d{1,9})(\.\d+)?a(\d{1,9})(?:d(\d{1,9}))?", text.strip().lower())
         if not match:
             raise BitsError(f"bits: {text!r} is not of the form w<bits>a<bits>, as in w4a4 or w8a8.")
+        if match[4]:
+            if depthwise not in (None, int(match[4])):
+                raise BitsError(f"depthwise: {depthwise} bits, and bits {text} says {match[4]}; say it once.")
+            grids["depthwise"] = int(match[4])
         if match[2]:
             return cls(8, int(match[3]), end, placement, average_bits=float(match[1] + match[2]), **grids)
         return cls(int(match[1]), int(match[3]), end, placement, **grids)
@@ -143,6 +161,12 @@ class QConfig:
         return self.target_size is not None or self.average_bits is not None
 
     def __str__(self) -> str:
-        if self.average_bits is not None:
-            return f"w{self.average_bits}a{self.act_bits}"
-        return f"w{self.weight_bits}a{self.act_bits}" if self.target_size is None else f"mixeda{self.act_bits}"
+        weights = self.average_bits or self.weight_bits
+        name = f"w{weights}a{self.act_bits}" if self.target_size is None else f"mixeda{self.act_bits}"
+        return name + (f"d{self.depthwise}" if self.depthwise else "")
+
+    def of_layer(self, first: bool, last: bool, depthwise: bool) -> tuple[int, int]:
+        """Bits of a layer's weight, where `layer_bits` does not name it, and of what it reads."""
+        reads = self.first_last if self.first_last and last else self.depthwise if depthwise else None
+        weight = self.first_last if self.first_last and (first or last) else self.depthwise if depthwise else None
+        return weight or self.weight_bits, reads or self.act_bits

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
-from zaq.ir.ops import LINEARS, MAX_POOLS, MOVES, PADS
+from zaq.ir.ops import CONVS, LINEARS, MAX_POOLS, MOVES, PADS
 
 __all__ = [
     "activations", "add_to_bias", "attribute", "bias_of", "channel_limits", "channel_padding", "clamp_limits",
-    "compared", "groups_of",
-    "has_bias", "image_sizes", "infinite", "input_node", "is_float", "moves", "not_its_own", "open_sizes",
-    "output_nodes", "pad_value", "renumbers", "set_limits", "set_parameter",
+    "compared", "groups_of", "has_bias",
+    "image_sizes", "infinite", "input_node", "is_depthwise", "is_float", "moves", "not_its_own",
+    "open_sizes", "output_nodes", "pad_value", "renumbers", "set_limits", "set_parameter",
     "shape_of", "source_line", "weight_of",
 ]  # fmt: skip
 
@@ -153,6 +153,11 @@ def groups_of(node: Node) -> int:
     groups = node.args[6] if node.target not in LINEARS and len(node.args) > 6 else 1
     assert isinstance(groups, int)
     return groups
+
+
+def is_depthwise(node: Node) -> bool:
+    """Whether a node is a convolution, not transposed, with a group for each channel that it reads."""
+    return node.target in CONVS and groups_of(node) == node.all_input_nodes[0].meta["val"].shape[1] > 1
 
 
 def has_bias(node: Node) -> bool:

@@ -16,6 +16,7 @@
 | a concatenation                                        | float                        |
 | the rest, where its channels are unlike                | float                        |
 | weight, one scale per output channel                   | weight bits; first and last layer: `first_last` |
+| weight and input of a depthwise convolution            | `depthwise`, where that is said |
 | bias                                                   | int32, in steps of s_x s_w   |
 
 A tensor has one quantizer, shared by all its readers, at the bits of the most demanding one; but what a merge reads at
@@ -43,7 +44,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from zaq.config.bits import QConfig
-from zaq.ir.nodes import activations, infinite, input_node, is_float, moves, output_nodes, pad_value
+from zaq.ir.nodes import activations, infinite, input_node, is_depthwise, is_float, moves, output_nodes, pad_value
 from zaq.ir.opening import image_node
 from zaq.ir.ops import CLAMPS, CONVS, LINEARS, MATMULS, MERGES, PADS, POOLS, WEIGHTED
 
@@ -87,9 +88,7 @@ def activation_bits(
         if node in layers:
             assert isinstance(node.args[0], Node)
             if preset.reads:
-                ask(
-                    reads, node.args[0], qconfig.first_last if qconfig.first_last and node in last else qconfig.act_bits
-                )
+                ask(reads, node.args[0], qconfig.of_layer(node in first, node in last, is_depthwise(node))[1])
             if preset.merges and node.target not in LINEARS and node not in floats:
                 ask(writes, _behind_clamp(node), HIGH)
         elif node in products:

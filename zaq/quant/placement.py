@@ -10,7 +10,7 @@ from torch.fx import GraphModule, Node
 from zaq.config.bits import QConfig
 from zaq.config.card import Card
 from zaq.ir.move import device_of, onto
-from zaq.ir.nodes import activations, attribute, groups_of, input_node, moves
+from zaq.ir.nodes import activations, attribute, groups_of, input_node, is_depthwise, moves
 from zaq.ir.ops import LINEARS, TRANSPOSED
 from zaq.quant.edges import HIGH, activation_bits, ends, is_product, joins_a_convolution, left_in_float, weighted_layers
 from zaq.quant.fake_quantize import BiasQuantize, FakeQuantize
@@ -65,7 +65,7 @@ def place(
             _insert_before(kernels, gm, node)
     first, last = ends(gm)
     for node in weighted_layers(gm):
-        width = qconfig.first_last if qconfig.first_last and (node in first or node in last) else qconfig.weight_bits
+        width, _ = qconfig.of_layer(node in first, node in last, is_depthwise(node))
         _quantize_layer(gm, node, width, qconfig, placed)
     _leave_room(gm, placed)
     onto(gm, device_of(gm))  # the quantizers, too

@@ -12,7 +12,7 @@ from zaq.engine.journal import Journal
 from zaq.engine.stage import Loop, Stage
 from zaq.engine.state import State
 from zaq.stages.synthesis import moves, shift
-from zaq.stages.training import cosine, rate, student_optimizer, varied
+from zaq.stages.training import cosine, gain_optimizer, rate, student_optimizer, varied
 from zaq.synth.losses import relative_discrepancy
 from zaq.synth.swing import shifted
 
@@ -23,7 +23,8 @@ __all__ = ["Polish"]
 class Polish(Stage):
     """Distil on the images given, shifted at random; or, where their pixels were not moved, on new ones at every step.
 
-    Weights stay as they were rounded where a step sees too few images to choose better; ranges and biases do not.
+    Where a step sees too few images to choose better, the integers of weights stay as they were rounded, and what is
+    learned is a gain for each channel, with ranges and biases (SandwichQuant, NAP, 2026; PROFIT, Park and Yoo 2020).
     """
 
     name: str = "polish"
@@ -34,7 +35,9 @@ class Polish(Stage):
     travel: Amount = 6.0  # steps of its grid that a weight may travel ...
     fastest: Amount = 6e-3  # ... at no more than this a step: at 2e-2 four bits gain more, and a student of two is lost
     lr_bias: Amount = 1e-4
-    enough: Count = 16  # images a step that may move weights: at eight it forgets what rounding has learned
+    enough: Count = 16  # images a step that may round anew: at eight it forgets what rounding has learned; then ...
+    gain: Amount = 3e-3  # ... gains and biases move by such a part of their size a step ...
+    lr_range: Amount = 1e-2  # ... and the ends of ranges by so many steps of their grid
 
     look: ClassVar[int] = 5
 
@@ -43,8 +46,11 @@ class Polish(Stage):
 
     def start(self, state: State, journal: Journal) -> Loop:
         task, student = state.task, state.student
-        lr = rate(self.travel, sum(cosine(i / self.steps) for i in range(self.steps)), self.fastest)
-        optimizer = student_optimizer(student, lr, self.lr_bias, weights=task.batch >= self.enough)
+        if task.batch >= self.enough:
+            lr = rate(self.travel, sum(cosine(i / self.steps) for i in range(self.steps)), self.fastest)
+            optimizer = student_optimizer(student, lr, self.lr_bias)
+        else:
+            optimizer = gain_optimizer(student, self.gain, self.lr_range)
         p_tapped, q_tapped = task.teacher_at(task.taps), state.student_at(task.taps)
 
         def one(_: int) -> dict[str, float]:

@@ -15,7 +15,9 @@ from zaq.quant.op import along
 from zaq.quant.student import Student
 from zaq.synth.generators import alike
 
-__all__ = ["StepAdam", "cosine", "distillation", "frozen", "rate", "student_optimizer", "varied"]
+__all__ = [
+    "GainAdam", "StepAdam", "cosine", "distillation", "frozen", "gain_optimizer", "rate", "student_optimizer", "varied",
+]  # fmt: skip
 
 FASTEST = 2e-3  # learning rate of a student, in steps of the grid, whatever `travel` allows, unless said otherwise
 
@@ -38,23 +40,70 @@ class StepAdam(torch.optim.Adam):
             p.sub_(before[p]).mul_(unit).add_(before[p])
 
 
-def student_optimizer(
-    student: Student, lr: float, lr_bias: float, learn_scales: bool = True, weights: bool = True
-) -> StepAdam:
-    """StepAdam over a calibrated student: weights and scales at `lr` steps of their grid, biases at `lr_bias`.
+class GainAdam(StepAdam):
+    """StepAdam for weights that keep their integers: w = g s (code - z), and the scale g s alone is learned.
 
-    Without `weights`, these and their scales stay as they are.
+    `gains` has the weight of each scale, and its axis. A weight lies on its grid and follows its scale, so that no code
+    changes. What a scale's gradient is then, the sum of (code - z) dL/dw over its channel, comes from the weight's:
+    weights are among the parameters, at a rate of 0, so that their gradients are treated as all others are.
     """
+
+    def __init__(
+        self,
+        groups: list[dict[str, Any]],
+        units: dict[nn.Parameter, Tensor],
+        gains: dict[nn.Parameter, tuple[nn.Parameter, int]],
+    ) -> None:
+        super().__init__([*groups, {"params": [weight for weight, _ in gains.values()], "lr": 0.0}], units)
+        self.gains = gains
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        before = {scale: scale.clone() for scale in self.gains}
+        for scale, (weight, axis) in self.gains.items():
+            if weight.grad is not None:  # else nothing that is learned from depends on it
+                dims = [d for d in range(weight.dim()) if d != axis]
+                scale.grad = (weight.grad * weight).sum(dims).view(scale.shape) / scale
+        super().step(closure)
+        for scale, (weight, axis) in self.gains.items():
+            weight.mul_(along(scale / before[scale], weight, axis))
+
+
+def gain_optimizer(student: Student, lr: float, lr_range: float) -> GainAdam:
+    """GainAdam over a calibrated student, whose weights are put on their grids: gains and biases at `lr` of their own
+    size, the ends of activations' ranges at `lr_range` steps of their grid.
+    """
+    student.settle()
+    gains: dict[nn.Parameter, tuple[nn.Parameter, int]] = {}
     units: dict[nn.Parameter, Tensor] = {}
     for target, quantizer in student.placement.weights.items():
-        weight = student.weight(target).requires_grad_(weights)
+        weight = cast(nn.Parameter, student.weight(target).requires_grad_(True))
+        weight.data = quantizer.on_grid(weight.data)
+        scale = cast(nn.Parameter, quantizer.scale.requires_grad_(False))
+        gains[scale], units[scale] = (weight, quantizer.axis), scale.detach().clone()
+    ranges: list[nn.Parameter] = []
+    for quantizer in student.placement.activations.values():
+        scale = cast(nn.Parameter, quantizer.scale.requires_grad_(not quantizer.guaranteed))
+        if not quantizer.guaranteed:
+            ranges.append(scale)
+            units[scale] = scale.detach() / quantizer.quant_max
+    known = {id(p) for p in (*units, *(w for w, _ in gains.values()))}
+    known |= {id(q.scale) for q in student.placement.activations.values()}
+    biases = [p for p in student.module.parameters() if id(p) not in known]
+    units |= {p: p.detach().square().mean().sqrt().clamp(min=1e-12) for p in biases}
+    groups = [{"params": [*gains, *biases], "lr": lr}, {"params": ranges, "lr": lr_range}]
+    return GainAdam([g for g in groups if g["params"]], units, gains)
+
+
+def student_optimizer(student: Student, lr: float, lr_bias: float, learn_scales: bool = True) -> StepAdam:
+    """StepAdam over a calibrated student: weights and scales at `lr` steps of their grid, biases at `lr_bias`."""
+    units: dict[nn.Parameter, Tensor] = {}
+    for target, quantizer in student.placement.weights.items():
+        weight = student.weight(target).requires_grad_(True)
         units[cast(nn.Parameter, weight)] = along(quantizer.scale.detach().clone(), weight, quantizer.axis)
-    for some, learned in (
-        (student.placement.weights, learn_scales and weights),
-        (student.placement.activations, learn_scales),
-    ):
+    for some in (student.placement.weights, student.placement.activations):
         for quantizer in some.values():
-            quantizer.scale.requires_grad_(learned and not quantizer.guaranteed)
+            quantizer.scale.requires_grad_(learn_scales and not quantizer.guaranteed)
             units[cast(nn.Parameter, quantizer.scale)] = quantizer.scale.detach() / quantizer.quant_max
     known, units = {id(p) for p in units}, {p: u for p, u in units.items() if p.requires_grad}
     groups: list[dict[str, Any]] = [
