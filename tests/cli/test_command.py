@@ -25,7 +25,7 @@ def test_every_option_of_quantize_is_in_a_group() -> None:
     command = main.commands["quantize"]
     assert isinstance(command, Command)
     named = [name for names in command.groups.values() for name in names]
-    assert sorted(named) == sorted(p.name for p in command.params if isinstance(p, click.Option))  # type: ignore[type-var]
+    assert sorted(named) == sorted({p.name for p in command.params if isinstance(p, click.Option)})  # type: ignore[type-var]
 
 
 def test_help_has_the_groups_and_examples_that_parse() -> None:

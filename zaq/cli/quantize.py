@@ -40,14 +40,14 @@ AGAIN = "zaq.resumed"  # whether options were read from the run that is resumed
 
 
 GROUPS = {
-    "What is quantized": ("arch", "kwargs", "bind", "dynamic", "layout", "random_weights"),
+    "What is quantized": ("arch", "kwargs", "bind", "dynamic", "layout", "random_weights", "labels"),
     "How its images are prepared": ("normalize", "mean", "std", "input_shape", "resize", "crop"),
     "Bits": (
         "bits", "layer_bits", "exclude", "first_last", "depthwise", "target_size", "target", "placement",
         "weights", "activations",
     ),
     "Method": ("method", "settings", "effort", "seed", "samples", "data"),
-    "The run": ("output", "overwrite", "resume", "every", "config", "dry_run", "as_json"),
+    "The run": ("output", "overwrite", "resume", "every", "config", "dry_run", "as_json", "level"),
     "The machine": ("device", "precision", "devices", "num_nodes", "threads", "memory"),
 }  # fmt: skip
 EXAMPLES = {

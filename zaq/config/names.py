@@ -45,7 +45,7 @@ def kind_of(spec: str) -> tuple[str, str, Path | None]:
             meant = near.missing(spec, SOURCES, [DEFAULT.partition(":")[2]])
             hint = f" Did you mean {meant}?" if meant else ""
             raise SourceError(
-                f"{spec}: there is no such file.{hint} A model is a .pt2 file, or {DEFAULT}, or spelt "
+                f"{spec}: there is no such file or folder.{hint} A model is a .pt2 file, or {DEFAULT}, or spelt "
                 f"{', '.join(SOURCES)}."
             )
         if path.is_dir():
