@@ -92,10 +92,13 @@ def commands_of(text: str) -> tuple[list[list[str]], list[list[str]]]:
 
 
 @pytest.mark.parametrize("page", ["README", *DOCS])
-def test_every_command_is_one(page: str) -> None:
+def test_every_command_is_one(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A line of a block parses with the choices and the types that there are; a sentence names options that there are.
     Nothing is run.
     """
+    monkeypatch.chdir(tmp_path)
+    for run in ("out", "RUN"):
+        (tmp_path / run).mkdir()
     lines, mentioned = commands_of(README if page == "README" else DOCS[page])
     for verb, *words in lines:
         if "--config" not in words:  # which is read as it is parsed

@@ -81,4 +81,4 @@ def test_what_cannot_be_scored_is_a_sentence(  # type: ignore[no-untyped-def]
     scored: Path, real: str, drawn: str, options, said: str
 ) -> None:
     done = score(scored, real, drawn, *(str(option).replace("DIR", str(scored)) for option in options))
-    assert done.exit_code == 2 and said in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    assert done.exit_code == 2 and said in done.stderr and done.stderr.count("zaq: ") == 1, done.stderr

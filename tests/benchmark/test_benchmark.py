@@ -134,13 +134,15 @@ def test_a_dry_run_lists_the_cells_and_writes_nothing(data: Path, tmp_path: Path
     (["zoo:resnet20_cifar10", "--data", "cifar10:DATA", "-o", "FILE"], "is a file; -o names a folder"),
     (["zoo:resnet20_cifar10", "--data", "cifar10:DATA", "--timeout", "nan"], "no finite number"),
     (["zoo:resnet20_cifar10", "--data", "cifar10:DATA", "--timeout", "1e9"], "is not in the range"),
-    (["no/plan.yaml"], "cannot be read"),
-    (["plan.yaml", "--bits", "w4a4"], "--bits beside it cannot"),
+    (["no/plan.yaml"], "there is no such file"),
+    (["PLAN", "--bits", "w4a4"], "--bits beside it cannot"),
     (["--collect"], "is no folder of zaq benchmark"),
 ])  # fmt: skip
 def test_mistakes_are_sentences_and_write_nothing(args: list[str], message: str, data: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
+    plan = Path(__file__).parents[2] / "benchmarks" / "comparison.yaml"
     words = [a.replace("DATA", str(data)).replace("FILE", str(tmp_path / "file")) for a in args]
+    words = [str(plan) if word == "PLAN" else word for word in words]
     done = call(*([] if "-o" in words else ["-o", tmp_path / "out"]), *words)
     assert done.exit_code == 2 and message in done.output and "Traceback" not in done.output, done.output
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
