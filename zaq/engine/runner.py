@@ -56,7 +56,8 @@ def _run_all(stages: Sequence[Stage], state: State, journal: Journal, snapshots:
     first, point = 0, None
     if saver:
         first, point = saver.go_on([s.name for s in stages], lambda k: _run(stages, k, state, Journal()))
-    with journal.progress.over(lambda: ahead(stages, state.task)):
+    shared = ahead(stages, state.task) if world() > 1 else None  # it runs the teacher, which all processes do or none
+    with journal.progress.over(lambda: shared or ahead(stages, state.task)):
         for number in range(first, len(stages)):
             if saver and not saver.begun(number):
                 saver.begin(number)
