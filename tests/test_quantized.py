@@ -177,3 +177,9 @@ def test_bars_are_for_notebooks() -> None:
 def test_dir_shows_the_api_and_nothing_else() -> None:
     """Though many of its modules are imported here."""
     assert "zaq.cli.options" in sys.modules and dir(zaq) == sorted(zaq.__all__)
+
+
+def test_what_is_written_into_a_report_is_in_that_one_alone(quantized: Learned) -> None:
+    other = quantized_net("residual", "w4a4", RTN(), card=CARD)
+    other.report["options"]["source"]["name"] = "another"
+    assert quantized.report["options"]["source"]["name"] == "module"

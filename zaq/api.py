@@ -224,7 +224,7 @@ def quantize_graph(
         "card": card.to_dict(),
         "data": None,
         "samples": str(samples) if samples else None,
-        "source": source or MODULE,
+        "source": dict(source or MODULE),  # its own: a report may be written into
     }
     seconds = snapshots.seconds if snapshots else time.monotonic() - started
     return Learned(
