@@ -105,6 +105,7 @@ def cells() -> list[Cell]:
         *(toy("pixels", p, pixels=p, width=8) for p in (32, 64, 96, 160, 224)),
         whole("MobileNetV1-0.75 w8a8", mobilenet, "--bits", "w8a8"),
         whole("MobileNetV1-0.75 w4a4", mobilenet),
+        whole("MobileNetV1-0.75 w4a4, --memory 200M", mobilenet, "--memory", "200M"),
         whole("EfficientNet-Lite0 w8a8", lite, "--bits", "w8a8"),
         whole("EfficientNet-Lite0 w4a8", lite, "--bits", "w4a8"),
         whole("ResNet-50 w8a8", "timm:resnet50", *random),
