@@ -15,9 +15,11 @@ of the largest process. An exponent is the slope of a line through log(cost) ove
 
 import argparse
 import csv
+import io
 import json
 import math
 import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -119,18 +121,15 @@ def run(cell: Cell, effort: str, log: Path) -> Row:
     with tempfile.TemporaryDirectory() as folder:
         command = ["quantize", *cell.command, "--effort", effort, "--threads", "1", "-o", str(Path(folder) / "run")]
         started = time.monotonic()
-        child = os.fork()
-        if not child:
-            with log.open("w") as file:
-                os.dup2(file.fileno(), 1)
-                os.dup2(file.fileno(), 2)
-            os.chdir(Path(__file__).parent)
-            os.execv(sys.executable, [sys.executable, __file__, "--batch", str(cell.batch or 0), "--", *command])
-        _, status, used = os.wait4(child, 0)
+        with log.open("w") as file:
+            call = [sys.executable, __file__, "--batch", str(cell.batch or 0), "--", *command]
+            child = subprocess.Popen(call, stdout=file, stderr=file, cwd=Path(__file__).parent)
+            _, status, used = os.wait4(child.pid, 0)
     row.minutes = round((time.monotonic() - started) / 60, 2)
     row.cpu_seconds = round(used.ru_utime + used.ru_stime, 1)
     row.peak_mb = used.ru_maxrss // 1024
-    if code := os.waitstatus_to_exitcode(status):
+    code = child.returncode = os.waitstatus_to_exitcode(status)
+    if code:
         row.failure = f"ended with {code}: {log.read_text().strip().splitlines()[-1:]}"
     return row
 
@@ -156,11 +155,11 @@ def read() -> list[Row]:
 
 def write(rows: list[Row]) -> None:
     OUT.mkdir(parents=True, exist_ok=True)
-    names = [f.name for f in fields(Row)]
-    lines = [",".join(names)] + [
-        ",".join(f'"{v}"' if "," in str(v) else str(v) for v in asdict(r).values()) for r in rows
-    ]
-    write_file(OUT / "results.csv", "\n".join(lines) + "\n")
+    text = io.StringIO()
+    table = csv.DictWriter(text, [f.name for f in fields(Row)], lineterminator="\n")
+    table.writeheader()
+    table.writerows(map(asdict, rows))
+    write_file(OUT / "results.csv", text.getvalue())
     write_file(OUT / "results.md", markdown(rows))
     draw(rows)
 

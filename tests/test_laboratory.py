@@ -7,9 +7,8 @@ import pytest
 import torch
 from conftest import QUICK, zaq_here
 from torch import nn
-from zoo import CARD, images, quantized_like, quantized_net
+from zoo import CARD, Impatient, images, quantized_like, quantized_net
 
-from zaq.engine.progress import Progress
 from zaq.methods.zaq import ZAQ
 
 GAME = ("zaq.balance=began", "zaq.keep=m_global", "zaq.unroll=1", "zaq.q_steps=1", "zaq.lambda_k=1")
@@ -60,16 +59,9 @@ def test_a_network_with_neither_batch_norm_nor_classes_can_have_them() -> None:
 
 
 def test_ctrl_c_keeps_the_last_whole_round() -> None:
-    class Impatient(Progress):
-        def track(self, what: str, steps: int):  # type: ignore[no-untyped-def]
-            for i in range(steps):
-                if what == "zaq" and i == 2:
-                    raise KeyboardInterrupt
-                yield i
-
     method = ZAQ(
         warm_up=2, rounds=4, latent=8, width=8, q_steps=1,
         generator="biggan", balance="began", keep="m_global", unroll=1,
     )  # fmt: skip
-    stage = quantized_net("residual", "w4a4", method, card=CARD, progress=Impatient()).report["stages"][-1]
+    stage = quantized_net("residual", "w4a4", method, card=CARD, progress=Impatient("zaq", 2)).report["stages"][-1]
     assert stage["note"].startswith("interrupted after step 2 of 4") and stage["loss_after"] is not None

@@ -27,6 +27,7 @@ def test_exponents_are_those_of_powers(script: ModuleType, tmp_path: Path, monke
     monkeypatch.setattr(script, "OUT", tmp_path / "out")
     rows = [script.Row("width", str(w), "fast", 1.0, 3.0 * w**1.5, 40 * w, "", "v") for w in (8, 64, 16)]
     rows.append(script.Row("networks", "ViT-B/16, w8a8", "fast", 1.0, 2.0, 3, "", "v"))
+    rows.append(script.Row("depth", "20", "fast", 1.0, 2.0, 3, 'ended with 2: ["zaq: a, b"]', "v"))
     script.write(rows)
     assert script.read() == rows
     (group,) = script.grown(rows).values()

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from zaq.api import quantize_graph
 from zaq.config.bits import QConfig
 from zaq.config.card import Card
+from zaq.engine.progress import Progress
 from zaq.engine.state import HeldOut, State
 from zaq.engine.task import Task
 from zaq.ir.capture import quiet, trace
@@ -327,3 +328,16 @@ def with_history(model: nn.Module) -> nn.Module:
 def images(n: int = 4, seed: int = 1) -> Tensor:
     """A batch of inputs for the zoo, (n, 3, 16, 16)."""
     return torch.randn(n, *SHAPE, generator=torch.Generator().manual_seed(seed))
+
+
+class Impatient(Progress):
+    """Presses Ctrl-C when a stage of a name asks for its step number `at`."""
+
+    def __init__(self, stage: str, at: int) -> None:
+        self.stage, self.at = stage, at
+
+    def track(self, what: str, steps: int):  # type: ignore[no-untyped-def]
+        for i in range(steps):
+            if what == self.stage and i == self.at:
+                raise KeyboardInterrupt
+            yield i

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from torch import Tensor, nn
-from zoo import CARD, traced
+from zoo import CARD, Impatient, traced
 
 from zaq.config.bits import QConfig
 from zaq.engine.journal import Journal
@@ -84,19 +84,6 @@ def test_nan_goes_back_twice_with_a_smaller_step_then_stops(where: str, state: S
     assert journal.records[0].steps == 2 and journal.records[0].kept and not journal.interrupted
     assert [r["step"] for r in journal.log.rows if "rolled_back" in r] == [2, 3, 4]
     torch.testing.assert_close(weight(state).detach(), before / 4)
-
-
-class Impatient(Progress):
-    """Presses Ctrl-C when a stage of a name asks for its step number `at`."""
-
-    def __init__(self, stage: str, at: int) -> None:
-        self.stage, self.at = stage, at
-
-    def track(self, what: str, steps: int):  # type: ignore[no-untyped-def]
-        for i in range(steps):
-            if what == self.stage and i == self.at:
-                raise KeyboardInterrupt
-            yield i
 
 
 @pytest.mark.parametrize("inside", [False, True])

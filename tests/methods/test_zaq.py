@@ -8,14 +8,13 @@ import pytest
 import torch
 from torch import nn
 from torch.fx import GraphModule
-from zoo import CARD, build, calibrated, images, quantized_like, quantized_net, traced
+from zoo import CARD, Impatient, build, calibrated, images, quantized_like, quantized_net, traced
 
 import zaq
 from zaq.api import quantize_graph
 from zaq.compute.random import drawing
 from zaq.config.bits import QConfig
 from zaq.engine.journal import Journal
-from zaq.engine.progress import Progress
 from zaq.engine.state import State
 from zaq.methods import zaq as zaq_method
 from zaq.methods.zaq import ZAQ, Game, _Play
@@ -196,14 +195,7 @@ def test_layer_weights_are_the_softmax_of_remembered_gaps() -> None:
 
 
 def test_ctrl_c_keeps_the_last_whole_round() -> None:
-    class Impatient(Progress):
-        def track(self, what: str, steps: int):  # type: ignore[no-untyped-def]
-            for i in range(steps):
-                if what == "zaq" and i == 2:
-                    raise KeyboardInterrupt
-                yield i
-
-    quantized = quantized_net("residual", "w4a4", QUICK, card=CARD, progress=Impatient())
+    quantized = quantized_net("residual", "w4a4", QUICK, card=CARD, progress=Impatient("zaq", 2))
     stage = quantized.report["stages"][-1]
     assert stage["name"] == "zaq" and stage["note"].startswith("interrupted after step 2 of 3")
 
