@@ -49,7 +49,7 @@ LAYERS = (
     {"quantized"},
     {"arguments"},
     {"api"},
-    {"pipeline", "score"},
+    {"pipeline", "score", "cocktail"},
     {"benchmark"},
     {"cli"},
 )
