@@ -38,10 +38,10 @@ from zaq.ir.move import onto
 from zaq.run import TEACHER, Run
 from zaq.stages.synthesis import Synthesize
 from zaq.stages.training import cosine, varied
-from zaq.synth.cocktail import Cocktail, Of, averaged, begun, described
 from zaq.synth.generator_file import opened
 from zaq.synth.generators import Generator
 from zaq.synth.losses import batch_norm_loss, channel_moments
+from zaq.synth.merge import Cocktail, Of, averaged, begun, described
 
 __all__ = ["STEPS", "Judged", "Original", "cocktail", "judged", "originals", "root", "tune"]
 

@@ -31,11 +31,11 @@ from zaq.errors import BitsError, TrainingError
 from zaq.ir.move import onto
 from zaq.stages.pixels import Pixels
 from zaq.stages.training import cosine, varied
-from zaq.synth.cocktail import Cocktail, begun
 from zaq.synth.drawings import drawings, reads_drawings
 from zaq.synth.generators import Generator, alike
 from zaq.synth.leaves import Painter
 from zaq.synth.losses import activation_loss, batch_norm_loss, channel_moments
+from zaq.synth.merge import Cocktail, begun
 from zaq.synth.registry import GeneratorName, made, require
 from zaq.synth.swing import shifted, with_swing
 

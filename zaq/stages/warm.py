@@ -12,7 +12,7 @@ from zaq.engine.stage import Stage
 from zaq.engine.task import Task
 from zaq.errors import BitsError, SourceError
 from zaq.stages.synthesis import Synthesize
-from zaq.synth.cocktail import Cocktail, described
+from zaq.synth.merge import Cocktail, described
 from zaq.synth.registry import made
 
 __all__ = ["warmed"]

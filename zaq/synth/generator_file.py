@@ -17,13 +17,14 @@ from zaq.config.bounds import json_text, plain_json
 from zaq.config.card import Card
 from zaq.engine.images import drawn_in
 from zaq.errors import SourceError
-from zaq.synth.cocktail import ARCHITECTURES, Cocktail, Of, architecture, joined, shared
 from zaq.synth.generators import Generator
+from zaq.synth.merge import ARCHITECTURES, Cocktail, Of, architecture, joined, shared
 
 __all__ = ["content", "opened"]
 
 HEAD = "zaq generators"
 Size = Annotated[int, Field(ge=1, le=2**10)]  # of a generator: channels, numbers of a latent
+Part = Annotated[float, Field(gt=0, lt=1)]  # as the eps of batch norms
 Classes = Annotated[int, Field(ge=1, le=2**15)]
 OF_CARD = ("low", "high")  # what a generator has from its card
 
@@ -42,7 +43,7 @@ class _Network(_Told):
 class _Head(_Told):
     version: Literal[1]
     architecture: Literal["dcgan", "painter"]
-    sizes: dict[str, bool | Size | float | None]
+    sizes: dict[str, bool | Size | Part | None]
     networks: Annotated[list[_Network], Field(min_length=1, max_length=1000)]
     made: dict[str, bool | int | float | str | list[str]]
 
