@@ -56,15 +56,16 @@ Found = dict[str, Any]
 @click.option("--warm", type=int, multiple=True, default=(0, 8, 24), show_default=True)
 @click.option("--blocks", type=click.IntRange(0), default=15, show_default=True, help="Steps a block of a student.")
 @click.option("--bits", default="w4a4", show_default=True, help="Of the new network's students.")
+@click.option("--batch", type=click.IntRange(2), default=64, show_default=True, help="Images a step sees.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the first; others count on.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True)
 def cocktail(
     sources: Sequence[str], new: str, steps: int, mix: int, cold: Sequence[int], warm: Sequence[int], blocks: int,
-    bits: str, seed: int, output: Path,
+    bits: str, batch: int, seed: int, output: Path,
 ) -> None:  # fmt: skip
     """A folder with results.json, results.md and images.jpg."""
     started, progress = time.process_time(), LineProgress()
-    given = [trained(source, steps, seed + i, progress) for i, source in enumerate(sources)]
+    given = [trained(source, steps, batch, seed + i, progress) for i, source in enumerate(sources)]
     first = [o.generator for o in given]
     names = [f"root {o.of.name}" for o in given[1:]]
     rooted = [first[0], *(root(o, given[0], mix, seed, progress, n) for o, n in zip(given[1:], names, strict=True))]
@@ -82,26 +83,26 @@ def cocktail(
     write(found, output)
     model, rows = load(new), list[Found]()
     found |= {"new": model.name, "bits": bits, "rows": rows}
-    held = held_out(model, bits, seed, progress)
+    held = held_out(model, bits, batch, seed, progress)
     for begin, of in ((None, cold), (Cocktail([o.of for o in given], tuned), warm)):
         for count in of:
             rows.append(learned(model.name, held, Synthesize(steps=count, begin=begin), blocks, progress))
             write(found, output)
 
 
-def trained(source: str, steps: int, seed: int, progress: LineProgress) -> Original:
+def trained(source: str, steps: int, batch: int, seed: int, progress: LineProgress) -> Original:
     """A network, and a generator that the recipe's synthesis has trained for it."""
     model = load(source)
     teacher, card, _ = teacher_of(model.graph, model.card)
-    state, stage = State(Task(teacher, QConfig.parse("w8a8"), card, seed=seed)), Synthesize(steps=steps)
+    state, stage = State(Task(teacher, QConfig.parse("w8a8"), card, seed=seed, batch=batch)), Synthesize(steps=steps)
     run_stages([stage], state, Journal(progress))
     return Original(Of(model.name, model.sha256), state.task, state.generator, stage.losses_of(state.task))
 
 
-def held_out(model: Any, bits: str, seed: int, progress: LineProgress) -> State:
+def held_out(model: Any, bits: str, batch: int, seed: int, progress: LineProgress) -> State:
     """A network to be quantized, and images that its students are judged by."""
     teacher, card, _ = teacher_of(model.graph, model.card)
-    state = State(Task(teacher, QConfig.parse(bits), card, "fast", seed))
+    state = State(Task(teacher, QConfig.parse(bits), card, "fast", seed, batch=batch))
     drawn = Draw(name="held-out draw", count=state.task.few, held_out=True)
     run_stages([Synthesize(name="held-out synthesis", steps=HELD, held_out=True), drawn], state, Journal(progress))
     return state

@@ -119,7 +119,7 @@ def originals(runs: Sequence[Path], device: Any = CPU) -> list[Original]:
 def _original(path: Path, device: torch.device) -> Original:
     if not path.is_dir():
         raise SourceError(f"{path}: is no folder; a run of zaq quantize is one.")
-    graph, kept = Run.open(path, (TEACHER, "options.json")).teacher(), opened(path)
+    graph, kept = Run.open(path, (TEACHER,)).teacher(), opened(path)
     assert graph is not None
     (of,), (generator,) = kept.of, kept.generators
     teacher, card, _ = teacher_of(graph, generator.card)
