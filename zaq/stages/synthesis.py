@@ -165,17 +165,20 @@ class Synthesize(Likeness):
         Of networks with as many classes as the teacher it is the one whose images come nearest by L_G. Where none has,
         the shared weights are taken, and classes begin anew.
         """
-        networks = zip(cocktail.of, cocktail.generators, strict=True)
-        rivals = [(of, begun(generator, g), g.drawn.to(task.device)) for of, g in networks if g.classes == task.classes]
+        rivals = [i for i, g in enumerate(cocktail.generators) if g.classes == task.classes]
         if not rivals:
             said = f"it begins with given weights, its classes anew: no network there has {task.classes}"
             return begun(generator, cocktail.generators[0]), generator.drawn[:0], said
-        losses, far = self.losses_of(task), list[float]()
-        for _, rival, rival.drawn in rivals:
+        losses, begins, far = self.losses_of(task), list[Generator](), list[float]()
+        for i in rivals:
+            one = begun(generator, cocktail.generators[i])
+            one.drawn = cocktail.generators[i].drawn.to(task.device)
             with torch.no_grad(), drawing(task.seed, task.device):
-                far.append(float(torch.stack(list(losses(*rival.sample(task.batch)).values())).sum()))
-        of, nearest, known = rivals[far.index(min(far))]
-        return nearest, known, f"it begins as the generator of {of.name}"
+                far.append(float(torch.stack(list(losses(*one.sample(task.batch)).values())).sum()))
+            begins.append(one)
+        nearest = far.index(min(far))
+        said = f"it begins as the generator of {cocktail.of[rivals[nearest]].name}"
+        return begins[nearest], begins[nearest].drawn, said
 
     def _drawn(
         self, generator: Generator, back: Generator | None = None, *, task: Task
