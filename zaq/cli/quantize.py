@@ -255,7 +255,8 @@ def _placed(
     shown.say(found.sentence())
     new = [f"{pattern}={bits}" for pattern, bits in found.qconfig.layers.items() if pattern not in qconfig.layers]
     call = call | {"optimize": None, "layer_bits": (*call["layer_bits"], *new)}
-    return replace(model, notes=(*model.notes, found.sentence())), found.qconfig, call
+    layers = layers_of(call["layer_bits"], call["exclude"])  # in the order that the next run reads them in
+    return replace(model, notes=(*model.notes, found.sentence())), replace(qconfig, layers=layers), call
 
 
 def _require_no_code_in_config(context: click.Context) -> None:
