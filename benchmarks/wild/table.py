@@ -414,7 +414,8 @@ def main(
         figures = [case.score(outputs[0], found, packages) for found in outputs]
         row = {
             "model": name, "placed": optimize, "float": figures[0], "noise": figures[1], "zaq": figures[2],
-            "reach": case.reach, "seconds": round(seconds), "ms": [round(m, 2) for m in milliseconds(files, images[0], bound)],
+            "reach": case.reach, "seconds": round(seconds),
+            "ms": [round(m, 2) for m in milliseconds(files, images[0], bound)],
         }  # fmt: skip
         print(json.dumps(row), file=log)
         click.echo(" | ".join(str(v) for v in row.values()))
