@@ -12,6 +12,7 @@ from zoo import CARD, SHAPE, images, quantized_net
 
 import zaq
 from zaq.config.bits import QConfig
+from zaq.cost.deployment import deployment
 from zaq.export.session import run_session, session
 from zaq.methods.rtn import RTN
 from zaq.quant.stored import LARGEST, rounded
@@ -72,6 +73,8 @@ def test_floats_that_are_no_steps_stay_floats(tmp_path: Path) -> None:
     names = [t.name for t in onnx.load(tmp_path / "float.onnx").graph.initializer]
     assert not [n for n in names if n.endswith("_integers")]
     quantized("residual", {".*": "stored", "head.*": "8"}).export(tmp_path / "stored.onnx")
+    costs = [deployment(tmp_path / f"{n}.onnx", SHAPE) for n in ("stored", "float")]
+    assert costs[0].weights < 0.3 * costs[1].weights and costs[0].integer_macs == costs[1].integer_macs
     small, large = ((tmp_path / f"{n}.onnx").stat().st_size for n in ("stored", "float"))
     assert small < 0.75 * large
 

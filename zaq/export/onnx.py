@@ -139,7 +139,7 @@ def in_form(
         store_rounded(model)
         avoid_overflow(model)
     if form == "packed":
-        pack(model)
+        pack(model, opset)
     lower_opset(model, form, opset, interface.opset)
     dress(model, interface)
     if interface.classes:
