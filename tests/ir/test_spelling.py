@@ -343,7 +343,7 @@ class Limited(nn.Module):
 
 
 def test_a_clamp_of_floats_between_a_whole_number_and_another_has_a_form_in_onnx() -> None:
-    graph, x = trace(Limited().eval(), images(1)), images(3)
+    graph = trace(Limited().eval(), images(1))
     limits = [a for n in graph.graph.nodes if n.target in CLAMPS for a in [*n.args[1:], *n.kwargs.values()]]
     assert limits and all(a is None or isinstance(a, float) for a in limits)
     assert onnx.load_from_string(to_onnx(program_of(graph), {}, form="float")).graph.node

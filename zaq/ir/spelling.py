@@ -46,7 +46,8 @@ def one_spelling(module: GraphModule) -> list[str]:
     _rename(graph)
     notes: list[str] = []
     before: list[Rule] = [
-        _recomposed, _first_result, _padding, _of_the_batch(notes), _factors, _renamed, _limits, _piece, _attention, _scaled
+        _recomposed, _first_result, _padding, _of_the_batch(notes), _factors, _renamed, _limits, _piece, _attention,
+        _scaled,
     ]  # fmt: skip
     after: list[Rule] = [_product_with_weight(module), _rows, _nothing, _one_reshape, _nothing]
     after += [whole(partial(_attribute, module)) for whole in (as_one_function, as_one_norm)]
