@@ -12,7 +12,7 @@ Seconds are those of the processor: the machine may be shared.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +143,7 @@ def distance(original: Original, generator: Generator) -> float:
     return float(((both[0] - both[1]) / (high - low)).abs().mean())
 
 
-def sheet(given: Sequence[Original], kinds: dict[str, Sequence[Generator]], path: Path) -> None:
+def sheet(given: Sequence[Original], kinds: Mapping[str, Sequence[Generator]], path: Path) -> None:
     """A row of pictures for each kind and network."""
     figure = Figure(figsize=(8, 0.86 * len(kinds) * len(given)))
     axes = figure.subplots(len(kinds) * len(given), 1, squeeze=False)[:, 0]

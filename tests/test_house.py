@@ -49,7 +49,7 @@ LAYERS = (
     {"quantized"},
     {"arguments"},
     {"api"},
-    {"pipeline", "score", "cocktail"},
+    {"cocktail", "explain", "pipeline", "score"},
     {"benchmark"},
     {"cli"},
 )

@@ -22,6 +22,7 @@ from zaq.cli.cocktail import cocktail
 from zaq.cli.demo import demo
 from zaq.cli.doctor import doctor
 from zaq.cli.evaluate import evaluate
+from zaq.cli.explain import explain
 from zaq.cli.export import export
 from zaq.cli.inspect import inspect_model
 from zaq.cli.kinds import SOURCE
@@ -126,7 +127,7 @@ def main(debug: bool) -> None:
 
 
 for verb in (
-    quantize, inspect_model, export, verify, profile, evaluate, predict, demo, score, cocktail, watch, benchmark,
-    methods, doctor,
+    quantize, inspect_model, export, verify, profile, evaluate, predict, demo, score, explain, cocktail, watch,
+    benchmark, methods, doctor,
 ):  # fmt: skip
     main.add_command(verb)
