@@ -10,7 +10,8 @@ from conftest import QUICK, zaq_here
 from torch import Tensor
 from zoo import CARD, Impatient, quantized_net, saved, traced
 
-from zaq.cocktail import Original, cocktail, judged, originals, root, tune
+from zaq.cli import main
+from zaq.cocktail import STEPS, Original, cocktail, judged, originals, root, tune
 from zaq.config.card import Card
 from zaq.config.files import write_whole
 from zaq.engine.images import IMAGES
@@ -84,6 +85,7 @@ def test_all_of_it(runs: list[Path]) -> None:
 
 def test_by_the_command_line(runs: list[Path], tmp_path: Path) -> None:
     file, net = tmp_path / "painters.safetensors", saved("grouped", tmp_path / "net.pt2")
+    assert next(p for p in main.commands["cocktail"].params if p.name == "steps").default == STEPS
     done = zaq_here("cocktail", *runs, "--steps", 2, "-o", file)
     assert done.exit_code == 0, done.stderr
     assert "no data read; zaq quantize MODEL --generator" in done.stdout and "cocktail: class" in done.stdout
