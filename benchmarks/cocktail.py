@@ -156,7 +156,7 @@ def sheet(given: Sequence[Original], kinds: Mapping[str, Sequence[Generator]], p
         axis.set_xticks([])
         axis.set_yticks([])
     figure.tight_layout(pad=0.2)
-    figure.savefig(path, dpi=90, pil_kwargs={"quality": 80})
+    figure.savefig(path, dpi=90, bbox_inches="tight", pil_kwargs={"quality": 80})
 
 
 def write(found: Found, output: Path) -> None:
