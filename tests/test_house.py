@@ -49,7 +49,7 @@ LAYERS = (
     {"quantized"},
     {"arguments"},
     {"api"},
-    {"explain", "pipeline", "score"},
+    {"cocktail", "explain", "pipeline", "score"},
     {"benchmark"},
     {"cli"},
 )

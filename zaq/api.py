@@ -44,6 +44,8 @@ from zaq.quantized import Learned, Quantized
 from zaq.report import facts
 from zaq.sources import Source
 from zaq.sources import load as load_source
+from zaq.stages.warm import warmed
+from zaq.synth.generator_file import opened
 
 __all__ = ["load", "placed_by_time", "quantize", "quantize_graph", "teacher_of"]
 
@@ -177,6 +179,7 @@ def quantize_graph(
     trial: bool = False,
     keep: Callable[[Content], object] | None = None,
     samples: Path | None = None,
+    generator: Path | None = None,
     work: Work | None = None,
     memory: int | str | None = None,
     folder: Path | None = None,
@@ -188,6 +191,7 @@ def quantize_graph(
     `snapshots`: where to go on from, if there is anything, and where to leave more.
     `keep`: is handed the file of what the method draws from the model alone (`engine.images`).
     `samples`: a run of the same model, whose images are taken instead.
+    `generator`: a file of `zaq cocktail`, or a run, with whose generator's weights synthesis begins.
     `work`: where and how the student learns; the graph is on the CPU, and so is what comes back.
     `trial`: export a rounded copy before the method works, so that what has no form in ONNX is refused at once.
     `memory`, `folder`: see `quantize`, and where the files of what does not fit go, if not where temporary ones do.
@@ -215,9 +219,12 @@ def quantize_graph(
         hand_back()
     told = {**(source or MODULE), "card": card}
     found = images_in(samples, told) if samples is not None else None
+    cocktail = opened(generator) if generator is not None else None
 
     def stages_of(task: Task) -> list[Stage]:
         stages = method.plan(task, real) if method.reads_data else method.plan(task)
+        if cocktail is not None and generator is not None:
+            stages = warmed(stages, cocktail, task, method.name, generator)
         if found is not None and samples is not None:
             journal.notes.append(f"it learns from the images of {samples}")
             return taken(stages, moved(found, task.device), method.name, samples)
@@ -238,6 +245,7 @@ def quantize_graph(
         "card": card.to_dict(),
         "data": None,
         "samples": str(samples) if samples else None,
+        "generator": str(generator) if generator else None,
         "source": dict(source or MODULE),  # its own: a report may be written into
     }
     seconds = snapshots.seconds if snapshots else time.monotonic() - started

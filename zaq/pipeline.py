@@ -60,18 +60,20 @@ def quantize_run(
     keeping: Keeping | None = None,
     samples: Path | None = None,
     work: Work | None = None,
+    generator: Path | None = None,
 ) -> dict[str, Any]:
     """Quantize a loaded model into a run directory and return the report. See `zaq.run` for what lies there after.
 
     `data` is for a method that reads real images, which is `ft` alone; the report says so. `samples` is a run of the
-    same model, whose images are learned from. `work` says where and how the student learns.
+    same model, whose images are learned from. `work` says where and how the student learns. `generator` is a file of
+    `zaq cocktail`, or a run, with whose weights synthesis begins.
     The run is kept in snapshots, so that nothing computed is lost if a later step fails or the process is killed.
 
     Raises:
         OutputError: for a folder that cannot be written, or holds a run.
-        BitsError: for `keeping.resume` with other options than the run's; for `samples` with a method that takes none;
-            for less memory than a batch of images takes.
-        SourceError: for `samples` of another model.
+        BitsError: for `keeping.resume` with other options than the run's; for `samples` or a `generator` with a method
+            that takes none; for less memory than a batch of images takes.
+        SourceError: for `samples` of another model; for a `generator` that is none.
         Interrupted: where Ctrl-C came while files were written; they are whole.
         RunError: once all is written, for a student that is none (`zaq.report.outputs`).
     """
@@ -88,6 +90,7 @@ def quantize_run(
         real=shuffled(data, model.card, FT_BATCH, seed) if data and method.reads_data else None,
         notes=model.notes,
         samples=samples,
+        generator=generator,
         work=work,
         memory=keeping.memory,
     )
@@ -96,7 +99,7 @@ def quantize_run(
         return learn(snapshots=snapshots, keep=lambda content: None).report
     with Run.building(folder, overwrite, keeping.resume) as run:
         log = Log(run / "log.jsonl")
-        asked = _asked(model, qconfig, method, effort, seed, samples, work)
+        asked = _asked(model, qconfig, method, effort, seed, samples, work, generator)
         snapshots = _snapshots(asked, method, run, keeping, progress)
         with disk_errors(run.path):  # the log grows with every step
             quantized = learn(
@@ -119,7 +122,14 @@ def quantize_run(
 
 
 def _asked(
-    model: Source, qconfig: QConfig, method: Any, effort: str, seed: int, samples: Path | None, work: Work
+    model: Source,
+    qconfig: QConfig,
+    method: Any,
+    effort: str,
+    seed: int,
+    samples: Path | None,
+    work: Work,
+    generator: Path | None,
 ) -> dict[str, Any]:
     """What a run has to be begun with, and gone on with, for its student to be the same."""
     return {
@@ -133,6 +143,7 @@ def _asked(
         "threads": torch.get_num_threads(),
         "version": [__version__, torch.__version__],
         "samples": str(samples) if samples else None,
+        "generator": str(generator) if generator else None,
     }
 
 

@@ -27,7 +27,7 @@ from zaq.cli.options import (
 )
 from zaq.config.bits import ACTIVATION_GRIDS, EFFORTS, LATENCY, PLACEMENTS, STORED, WEIGHT_GRIDS
 from zaq.config.bounds import json_text
-from zaq.errors import Interrupted, RunError, UserError
+from zaq.errors import Interrupted, RunError, SourceError, UserError
 
 if TYPE_CHECKING:
     from zaq.config.bits import QConfig
@@ -50,7 +50,7 @@ GROUPS = {
         "bits", "layer_bits", "exclude", "first_last", "depthwise", "target_size", "target", "placement",
         "weights", "activations",
     ),
-    "Method": ("method", "settings", "effort", "seed", "samples", "data"),
+    "Method": ("method", "settings", "effort", "seed", "samples", "generator", "data"),
     "The run": ("output", "overwrite", "resume", "every", "config", "dry_run", "as_json", "level"),
     "The machine": ("device", "precision", "devices", "num_nodes", "threads", "memory", "optimize"),
 }  # fmt: skip
@@ -156,6 +156,7 @@ EXAMPLES = {
     "bits.",
 )
 @click.option("--samples", metavar="RUN", help="Learn from the images of a run of the same model, which draws none.")
+@click.option("--generator", metavar="FILE", help="Begin synthesis with a file of zaq cocktail, or a RUN's generator.")
 @click.option("-o", "--output", type=PATH, help="Folder for the run; <model>-<bits> by default.")
 @click.option("--overwrite", is_flag=True, help="Replace a run that is there, once the new one is whole.")
 @click.option("--resume", type=PATH, metavar="RUN", help="Go on with a run that was broken off; it knows its options.")
@@ -170,7 +171,7 @@ def quantize(source: str, bits: str, layer_bits: tuple[str, ...], exclude: tuple
              activations: str | None, target: str, first_last: str, method: str,
              settings: tuple[str, ...], effort: str, data: str | None, seed: int, device: str,
              precision: str, devices: int, num_nodes: int, threads: int | None,
-             memory: str | None, optimize: str | None, samples: str | None,
+             memory: str | None, optimize: str | None, samples: str | None, generator: str | None,
              output: Path | None, overwrite: bool, resume: Path | None, every: float, dry_run: bool, as_json: bool,
              level: str, **flags: Any) -> None:  # fmt: skip
     """Quantize SOURCE; the shipped CIFAR-10 ResNet-20 if none is named.
@@ -180,13 +181,19 @@ def quantize(source: str, bits: str, layer_bits: tuple[str, ...], exclude: tuple
     """
     from zaq.config.bits import QConfig
     from zaq.config.memory import allowed
-    from zaq.config.names import name_of, require_method
+    from zaq.config.names import missing, name_of, require_method
 
     if resume and output not in (None, resume):
         raise UserError(f"--resume {resume}: the run goes on where it is; -o {output} beside it cannot be.")
     if resume is not None and not (context := click.get_current_context()).meta.get(AGAIN):
         context.invoke(quantize, **_as_begun(context, resume))
         return
+    if samples and generator:
+        raise UserError(
+            f"--samples {samples} and --generator {generator}: a run that takes images draws none; say one."
+        )
+    if generator and not Path(generator).exists():
+        raise SourceError("--generator " + missing(Path(generator)))
     _require_no_code_in_config(click.get_current_context())
     qconfig = QConfig.parse(
         bits, ends(first_last), placement, weights, size_in_bytes(target_size), activations, target, depthwise,
@@ -227,11 +234,11 @@ def quantize(source: str, bits: str, layer_bits: tuple[str, ...], exclude: tuple
     if optimize:
         model, qconfig, call = _placed(model, qconfig, call, shown)
     keeping = Keeping(every, resume is not None, call | {"threads": torch.get_num_threads()}, memory)
-    images = Path(samples) if samples else None
+    images, begin = (Path(place) if place else None for place in (samples, generator))
     if device == "auto":
         shown.say(f"the device is {work.device}")
     report = quantize_run(
-        model, qconfig, algorithm, effort, seed, folder, overwrite, shown, data, keeping, images, work
+        model, qconfig, algorithm, effort, seed, folder, overwrite, shown, data, keeping, images, work, begin
     )
     if not is_first():
         return

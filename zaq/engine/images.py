@@ -16,7 +16,7 @@ from zaq.engine.stage import Stage
 from zaq.engine.state import State
 from zaq.errors import BitsError, OutputError, RunError, SourceError
 
-__all__ = ["IMAGES", "Keep", "Take", "images_in", "kept", "taken"]
+__all__ = ["IMAGES", "Keep", "Take", "drawn_in", "images_in", "kept", "taken"]
 
 IMAGES = "images.safetensors"
 TAKEN = ("images", "samples", "held_out", "generator")  # fields of the state
@@ -89,6 +89,19 @@ def taken(stages: Sequence[Stage], found: dict[str, Any], method: str, path: Pat
 
 def images_in(path: Path, told: Any) -> dict[str, Any]:
     """What `Keep` wrote into a run. Raises SourceError where there is nothing, or it is of another model."""
+    model, found = drawn_in(path)
+    if not isinstance(model, dict) or any(model.get(k) != told[k] for k in ("sha256", "card")):
+        raise SourceError(
+            f"{path / IMAGES}: its images were drawn for another model, or the same with another card: "
+            f"{_name(model)}, not {_name(told)}."
+        )
+    return found
+
+
+def drawn_in(path: Path) -> tuple[Any, dict[str, Any]]:
+    """What `Keep` wrote into a run, whatever model it is of: that model, and fields of the state by name. Raises
+    SourceError where there is nothing.
+    """
     try:
         read = told_in((path / IMAGES).read_bytes(), "model", "found")
     except OSError as error:
@@ -98,13 +111,7 @@ def images_in(path: Path, told: Any) -> dict[str, Any]:
         ) from error
     if read is None or set(read["found"]) != set(TAKEN):
         raise SourceError(f"{path / IMAGES}: is damaged, or not what zaq quantize wrote.")
-    if not isinstance(read["model"], dict) or any(read["model"].get(k) != told[k] for k in ("sha256", "card")):
-        raise SourceError(
-            f"{path / IMAGES}: its images were drawn for another model, or the same with another card: "
-            f"{_name(read['model'])}, not {_name(told)}."
-        )
-    found: dict[str, Any] = read["found"]
-    return found
+    return read["model"], read["found"]
 
 
 def _drawing(stages: Sequence[Stage]) -> list[int]:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from zaq.compute.random import drawing
 from zaq.config.constants import Amount, Count, OneOrMore, Positive
 from zaq.engine.journal import Journal
 from zaq.engine.stage import Loop, Stage, numbers
@@ -34,6 +35,7 @@ from zaq.synth.drawings import drawings, reads_drawings
 from zaq.synth.generators import Generator, alike
 from zaq.synth.leaves import Painter
 from zaq.synth.losses import activation_loss, batch_norm_loss, channel_moments
+from zaq.synth.merge import Cocktail, begun
 from zaq.synth.registry import GeneratorName, made, require
 from zaq.synth.swing import shifted, with_swing
 
@@ -105,6 +107,7 @@ class Synthesize(Likeness):
     latent: OneOrMore = 128  # of a generator that starts from noise
     width: OneOrMore = 32
     cycle: Amount = 0.0  # weight of the way back from images to their canvas (CycleGAN: 10); 0: there is none
+    begin: Cocktail | None = None  # generators whose weights it begins with (`stages.warm`)
 
     cost: ClassVar[float] = 3.6
     after_ctrl_c: ClassVar[str] = "start"
@@ -127,15 +130,20 @@ class Synthesize(Likeness):
                     f"-s cycle={self.cycle:g}: {NOTHING_KNOWN}, and there is no painting to come back from."
                 )
         generator = onto(made(self.generator, task.card, self.latent, self.width, task.classes), task.device)
+        known = generator.drawn[:0]  # classes that it begins with
+        if self.begin is not None:
+            generator, known, said = self._warm(self.begin, generator, task)
+            journal.records[-1].say(said)
         if self.held_out:
             state.other = generator
         else:
             state.generator = generator
         if task.classes is not None:
-            learned = max(min(task.classes, self.steps * task.batch // DRAWS_A_CLASS), 2)
-            generator.drawn = torch.randperm(task.classes)[:learned].sort().values.to(task.device)
-            if learned < task.classes:
-                journal.records[-1].say(f"it learns {learned} of {task.classes} classes, drawn at random")
+            learned = max(min(task.classes, self.steps * task.batch // DRAWS_A_CLASS), 0 if len(known) else 2)
+            new = torch.randperm(task.classes)[:learned].to(task.device)
+            generator.drawn = torch.cat([known, new]).unique()
+            if len(generator.drawn) < task.classes:
+                journal.records[-1].say(f"it learns {len(generator.drawn)} of {task.classes} classes, drawn at random")
         elif not moves(task):
             journal.records[-1].say(NOTHING_KNOWN)
             return Loop(lambda _: None)
@@ -150,6 +158,27 @@ class Synthesize(Likeness):
             return numbers(found)
 
         return Loop(one, generator, *back, optimizer, schedule=cosine, resumable=True)
+
+    def _warm(self, cocktail: Cocktail, generator: Generator, task: Task) -> tuple[Generator, Tensor, str]:
+        """A generator that begins as one of a cocktail's, the classes that it knows then, and what is to be said.
+
+        Of networks with as many classes as the teacher it is the one whose images come nearest by L_G. Where none has,
+        the shared weights are taken, and classes begin anew.
+        """
+        rivals = [i for i, g in enumerate(cocktail.generators) if g.classes == task.classes]
+        if not rivals:
+            said = f"it begins with given weights, its classes anew: no network there has {task.classes}"
+            return begun(generator, cocktail.generators[0]), generator.drawn[:0], said
+        losses, begins, far = self.losses_of(task), list[Generator](), list[float]()
+        for i in rivals:
+            one = begun(generator, cocktail.generators[i])
+            one.drawn = cocktail.generators[i].drawn.to(task.device)
+            with torch.no_grad(), drawing(task.seed, task.device):
+                far.append(float(torch.stack(list(losses(*one.sample(task.batch)).values())).sum()))
+            begins.append(one)
+        nearest = far.index(min(far))
+        said = f"it begins as the generator of {cocktail.of[rivals[nearest]].name}"
+        return begins[nearest], begins[nearest].drawn, said
 
     def _drawn(
         self, generator: Generator, back: Generator | None = None, *, task: Task
