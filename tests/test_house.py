@@ -49,7 +49,7 @@ LAYERS = (
     {"quantized"},
     {"arguments"},
     {"api"},
-    {"explain", "pipeline", "score"},
+    {"comparison", "explain", "pipeline", "score"},
     {"benchmark"},
     {"cli"},
 )
