@@ -8,9 +8,9 @@ import jinja2
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from zaq.benchmark.figures import image, plain
 from zaq.benchmark.plan import READS_IMAGES
 from zaq.benchmark.table import LEGEND, METRICS, Group, facts, heads, metrics, sections
-from zaq.report.page import image, plain
 
 __all__ = ["render"]
 
