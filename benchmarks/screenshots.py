@@ -3,9 +3,9 @@
     python benchmarks/screenshots.py RUN OTHER BENCHMARK [-o docs/pictures] [--all]
 
 RUN and OTHER are folders of zaq quantize, BENCHMARK one of zaq benchmark. Each page is shown 1300 pixels wide and
-light, and 390 pixels wide and dark, as on a phone; with --all both ways at both widths. The terminal is that of a run by `rtn`
-that the script makes. Needs Chromium (Debian's package chromium) and playwright, which the test extra has. The demo's
-pictures are tests/cli/test_demo.py's.
+light, and 390 pixels wide and dark, as on a phone; with --all both ways at both widths. The terminal is that of a run
+by `rtn` that the script makes. Needs Chromium (Debian's package chromium) and playwright, which the test extra has.
+The demo's pictures are tests/cli/test_demo.py's.
 """
 
 import argparse

@@ -57,9 +57,10 @@ def test_bars_lie_one_behind_the_other_and_sum() -> None:
 
 
 def test_what_a_grid_cuts_off_has_another_colour() -> None:
-    chart = histogram([1, 4, 4, 1], -2, 2, "weights", clip=(-1, 1))
-    assert re.findall(r'class="(c\d)"', chart) == ["c6", "c2", "c2", "c6"]
-    assert numbers(chart, r'height="([\d.]+)" class') == [15, 30, 30, 15]
+    chart = histogram([1, 4, 4, 0, 9], -2.5, 2.5, "weights", clip=(-1, 1))
+    inside, outside = (re.findall(rf'class="{kind}" d="([^"]*)"', chart)[0] for kind in ("c2", "c6"))
+    assert re.findall(r"M(\d) 31v-([\d.]+)", outside) == [("0", "10.0"), ("4", "30.0")]
+    assert re.findall(r"M(\d) 31v-([\d.]+)", inside) == [("1", "20.0"), ("2", "20.0")]
 
 
 def test_text_stays_text_and_the_markup_is_well_formed() -> None:

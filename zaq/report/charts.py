@@ -173,20 +173,22 @@ def bar(value: float, most: float, title: str, color: int = 0) -> Markup:
 def histogram(
     counts: Sequence[float], low: float, high: float, title: str, clip: tuple[float, float] | None = None
 ) -> Markup:
-    """Counts of values in equal bins from `low` to `high`, for a cell of a table. What lies outside of `clip`, the
-    first and the last value of a grid, has the colour of a warning. Heights are square roots, so that tails are seen.
+    """Counts of values in equal bins from `low` to `high`, for a cell of a table. Bins that lie outside of `clip`, the
+    first and the last value of a grid, have the colour of a warning. Heights are square roots, so that tails are seen.
     """
-    most, wide = max(counts, default=0) or 1, 100 / max(len(counts), 1)
-    inside = Markup()
+    most, size = max(counts, default=0) or 1, (high - low) / max(len(counts), 1)
+    paths = {"c2": "", "c6": ""}
     for i, count in enumerate(counts):
-        middle = low + (i + 0.5) * (high - low) / len(counts)
-        out = clip is not None and not clip[0] <= middle <= clip[1]
-        tall = 30 * math.sqrt(count / most)
-        inside += Markup('<rect x="{}" y="{:.1f}" width="{}" height="{:.1f}" class="{}"/>').format(
-            _percent(i * wide), 30 - tall, _percent(wide * 0.94), tall, _color(6 if out else 2)
-        )
-    return Markup('<svg class="histogram" height="31"><g><title>{}</title>{}<rect width="100%" height="31" '
-                  'fill-opacity="0"/></g></svg>').format(title, inside)  # fmt: skip
+        middle, tall = low + (i + 0.5) * size, 30 * math.sqrt(count / most)
+        out = clip is not None and not clip[0] - size / 2 <= middle <= clip[1] + size / 2
+        if tall:
+            paths["c6" if out else "c2"] += f"M{i} 31v-{max(tall, 1.5):.1f}h.9V31z"
+    inside = Markup().join(Markup('<path class="{}" d="{}"/>').format(kind, path) for kind, path in paths.items())
+    return Markup('<svg class="histogram" height="31" viewBox="0 0 {} 31" preserveAspectRatio="none"><g>'
+                  '<title>{}</title>'
+                  '<rect width="100%" height="31" fill-opacity="0"/>{}</g></svg>').format(
+        max(len(counts), 1), title, inside
+    )  # fmt: skip
 
 
 def _figure(title: str, keys: Markup, drawn: Markup) -> Markup:
