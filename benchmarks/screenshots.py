@@ -73,8 +73,8 @@ def comparison(run: Path, other: Path, folder: Path) -> Path:
 def shoot(page: Path, width: int, scheme: str, target: Path) -> None:
     with sync_playwright() as player:
         browser = player.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
-        dark = "dark" if scheme == "dark" else "light"
-        shown = browser.new_page(viewport={"width": width, "height": HEIGHTS[width]}, color_scheme=dark)
+        shown = browser.new_page(viewport={"width": width, "height": HEIGHTS[width]})
+        shown.emulate_media(color_scheme="dark" if scheme == "dark" else "light")
         shown.goto(page.resolve().as_uri())
         picture = Image.open(io.BytesIO(shown.screenshot())).convert("RGB")
         browser.close()

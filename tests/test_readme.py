@@ -98,7 +98,7 @@ def test_every_command_is_one(page: str, tmp_path: Path, monkeypatch: pytest.Mon
     Nothing is run.
     """
     monkeypatch.chdir(tmp_path)
-    for run in ("out", "RUN"):
+    for run in ("out", "other", "RUN"):
         (tmp_path / run).mkdir()
     lines, mentioned = commands_of(README if page == "README" else DOCS[page])
     for verb, *words in lines:
