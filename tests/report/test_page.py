@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from conftest import zaq_here
 from zoo import CARD, quantized_net
+from zoo import saved as write
 
 from zaq.methods.flagship import Flagship
 from zaq.methods.rtn import RTN
@@ -115,16 +116,14 @@ def test_networks_without_batch_norm_and_without_classes(net: str) -> None:
 
 
 def test_the_command_on_the_page_repeats_the_run(tmp_path: Path) -> None:
-    settings = [text for key in ("synthesis=2", "refine=0", "images=64", "reconstruct=0", "game=0", "polish=0")
-                for text in ("-s", key)]  # fmt: skip
-    done = zaq_here("quantize", "--effort", "fast", *settings, "-o", tmp_path / "first")
+    model, (first, again) = tmp_path / "net.pt2", (tmp_path / "first", tmp_path / "again")
+    write("residual", model)
+    done = zaq_here("quantize", model, "--method", "zeroq", "-s", "batch=8", "-s", "steps=4", "-o", first)
     assert done.exit_code == 0, done.output
-    (command,) = re.findall(
-        r"<pre>(zaq quantize --config [^<]+)</pre>", (tmp_path / "first" / "report.html").read_text()
-    )
-    words = command.replace("RUN/", f"{tmp_path / 'first'}/").replace("again/", str(tmp_path / "again")).split()
+    (command,) = re.findall(r"<pre>(zaq quantize --config [^<]+)</pre>", (first / "report.html").read_text())
+    words = command.replace("RUN/", f"{first}/").replace("again/", str(again)).split()
     assert zaq_here(*words[1:]).exit_code == 0
-    assert (tmp_path / "again" / "model.onnx").read_bytes() == (tmp_path / "first" / "model.onnx").read_bytes()
+    assert (again / "model.onnx").read_bytes() == (first / "model.onnx").read_bytes()
 
 
 @pytest.fixture(scope="module")

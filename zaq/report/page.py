@@ -128,18 +128,18 @@ def _tensors(report: dict[str, Any], kind: str) -> dict[str, Any]:
 
 
 def _shape(tensor: dict[str, Any]) -> list[dict[str, Any]]:
-    """The cells of a tensor's histograms: the share that is clipped, before and after."""
+    """The cells of a tensor's histograms: before, after, and the share that is clipped."""
     found = tensor.get("histogram")
     if not found:
         return [{"text": "", "kind": "short"}] * 3
-    cells, (first, last) = [_number(100 * found["clipped"])], found["grid"]
+    cells, (first, last) = list[dict[str, Any]](), found["grid"]
     for when in ("before", "after"):
         told = (
             f"{tensor['name']}, {when}: {found['low']:.3g} to {found['high']:.3g}, of a grid of {first:g} to {last:g}"
         )
         drawn = charts.histogram(found[when], found["low"], found["high"], told, (first, last))
         cells.append({"text": drawn, "kind": "short"})
-    return cells
+    return [*cells, _number(100 * found["clipped"])]
 
 
 def _named(tensor: dict[str, Any]) -> Any:
@@ -165,7 +165,8 @@ def _stages(report: dict[str, Any]) -> dict[str, Any]:
         if timed:
             told = f"{s['name']}: {s['seconds']:.3g} s"
             cells += [_number(s["seconds"]), charts.bar(s["seconds"], most, told, 2)]
-        cells += [_number(s["loss_before"]), _number(s["loss_after"]), "kept" if s["kept"] else "taken back", s["note"]]
+        cells += [_number(s["loss_before"]), _number(s["loss_after"]), "kept" if s["kept"] else "taken back"]
+        cells.append({"text": s["note"], "kind": "said"})
         found.append({"cells": cells, "kind": "" if s["kept"] else "failed"})
     heads = ["stage", "steps", *(["seconds", ""] if timed else []), "loss before", "after", "", "what it said"]
     return {"heads": heads, "rows": found}
