@@ -52,7 +52,7 @@ def test_what_a_run_leaves_stands_on_its_page(saved: Path) -> None:
     assert page.count('class="histogram"') == 2 * sum("histogram" in t for t in report["tensors"]) > 20
     assert ">stem.2 <small>relu</small></td>" in page  # a tensor of the graph, by the user's module
     blocks = next(s for s in report["stages"] if s["name"] == "reconstruct")
-    assert page.count(">block ") == len(blocks["borders"]) >= 2
+    assert page.count("<title>block ") == len(blocks["borders"]) >= 2
     assert all(s["seconds"] > 0 for s in report["stages"]) and page.count("data:image/png") == 1
     assert all((saved / name).is_file() for name in re.findall(r'<a href="([^"]+)"', page))
     assert set(re.findall(r'(?:href|src)="([^"]+)"', page)) <= {
@@ -75,8 +75,9 @@ def test_names_stay_text(made: Learned) -> None:
 
 
 def older(report: dict[str, Any]) -> None:
-    """As zaq 0.1 wrote it before it measured layers, tensors and stages."""
-    del report["sensitivity"]
+    """As zaq wrote it before it measured layers, tensors and stages, and where nothing was written."""
+    for key in ("sensitivity", "parity", "estimate", "sizes", "deployment", "fault", "speed", "covered"):
+        report.pop(key, None)
     for row in (*report["tensors"], *report["stages"]):
         for key in ("module", "histogram", "seconds", "borders"):
             row.pop(key, None)
@@ -93,7 +94,7 @@ def unfit(report: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "told", "missing"),
     [
-        (older, "stem.0", ("Which layer costs most?", "histogram</", "seconds</th>")),
+        (older, "Not verified", ("Which layer costs most?", "histogram</", "seconds</th>")),
         (interrupted, "This run was interrupted", ("Which layer costs most?",)),
         (unfit, "is not its checkpoint", ("data-free</div>",)),
     ],
@@ -103,10 +104,10 @@ def test_what_is_not_there_is_left_out(made: Learned, change: Any, told: str, mi
     change(report)
     page = render(report, [], None, CARD)
     assert told in page and not [text for text in missing if text in page]
-    assert "Not verified" in page and "data:image" not in page
+    assert "data:image" not in page
 
 
-@pytest.mark.parametrize("net", ["no_batch_norm", "upsample"])
+@pytest.mark.parametrize("net", ["no_batch_norm", "transposed"])
 def test_networks_without_batch_norm_and_without_classes(net: str) -> None:
     report = quantized_net(net, "w8a8", RTN(), card=CARD).report
     page = render(report, [], None, CARD)

@@ -38,6 +38,7 @@ COSTS = (
     ),
 )
 BESIDE = ("stage", "step", "rolled_back")  # in a row of the log, what is no loss
+PARTS = {"reconstruct": "block", "refine": "batch"}  # what a stage does one after another
 LINKS = {
     "model.onnx": "the integer file, to deploy",
     "usage.py": "a short program that calls it, to be copied",
@@ -183,7 +184,8 @@ def _curves(report: dict[str, Any], log: list[dict[str, Any]]) -> list[Markup]:
         if not values:
             continue
         log_axis = min(values) > 0 and max(values) > STEEP * min(values)
-        marks = {f"block {i + 2}": float(step) for i, step in enumerate(borders.get(stage, []))}
+        part = PARTS.get(stage, "part")
+        marks = {f"{part} {i + 2}": float(step) for i, step in enumerate(borders.get(stage, []))}
         found.append(charts.lines(series, stage, "step", log=log_axis, borders=marks))
     return found
 
