@@ -51,6 +51,13 @@ def test_what_a_run_leaves_stands_on_its_page(saved: Path) -> None:
     assert first[0] == worst["module"] and float(first[1]) == worst["loss"]
     assert page.count('class="histogram"') == 2 * sum("histogram" in t for t in report["tensors"]) > 20
     assert ">stem.2 <small>relu</small></td>" in page  # a tensor of the graph, by the user's module
+    tensors = page[page.index("<h3>Weights</h3>") :].partition("</table>")[0]
+    heads = re.findall(r"<th[^>]*>([^<]*)</th>", tensors)
+    cells = dict(zip(heads, re.findall(r"<td.*?</td>", tensors.partition("<tbody>")[2]), strict=False))
+    row = next(t for t in report["tensors"] if t["kind"] == "weight")
+    assert ", before: " in cells["before"] and ", after: " in cells["after"] and f">{row['bits']}<" in cells["bits"]
+    assert f'data-value="{row["sqnr"]}"' in cells["SQNR"]
+    assert f'data-value="{100 * row["histogram"]["clipped"]}"' in cells["clipped %"]
     blocks = next(s for s in report["stages"] if s["name"] == "reconstruct")
     assert page.count("<title>block ") == len(blocks["borders"]) >= 2
     assert all(s["seconds"] > 0 for s in report["stages"]) and page.count("data:image/png") == 1
@@ -116,6 +123,7 @@ def test_networks_without_batch_norm_and_without_classes(net: str) -> None:
     assert ("same class as float" in page) == (net == "no_batch_norm")
 
 
+@pytest.mark.slow  # tests/cli/test_command.py repeats a run by its options; here it is the page's own words that do
 def test_the_command_on_the_page_repeats_the_run(tmp_path: Path) -> None:
     model, (first, again) = tmp_path / "net.pt2", (tmp_path / "first", tmp_path / "again")
     write("residual", model)

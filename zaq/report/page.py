@@ -121,23 +121,20 @@ def _tensors(report: dict[str, Any], kind: str) -> dict[str, Any]:
     for t in tensors:
         grid = f"{t['low']:.3g} to {t['high']:.3g}" if kind == "activation" else _reach(t)
         shown = _shape(t) if drawn else []
-        rows.append([_named(t), t["bits"], _number(t.get("sqnr")), *shown, {"text": grid, "kind": "short"}])
-    return {
-        "heads": ["module", "bits", "SQNR", *(["clipped %", "before", "after"] if drawn else []), "grid"],
-        "rows": rows,
-    }
+        rows.append([_named(t), *shown, _number(t.get("sqnr")), t["bits"], {"text": grid, "kind": "short"}])
+    heads = ["module", *(["before", "after", "clipped %"] if drawn else []), "SQNR", "bits", "grid"]
+    return {"heads": heads, "rows": rows}
 
 
 def _shape(tensor: dict[str, Any]) -> list[dict[str, Any]]:
     """The cells of a tensor's histograms: before, after, and the share that is clipped."""
     found = tensor.get("histogram")
     if not found:
-        return [{"text": "", "kind": "short"}] * 3
+        return [*[{"text": Markup(), "kind": "short"}] * 2, _number(None)]
     cells, (first, last) = list[dict[str, Any]](), found["grid"]
     for when in ("before", "after"):
-        told = (
-            f"{tensor['name']}, {when}: {found['low']:.3g} to {found['high']:.3g}, of a grid of {first:g} to {last:g}"
-        )
+        seen = f"{found['low']:.3g} to {found['high']:.3g}"
+        told = f"{tensor['name']}, {when}: {seen} steps, of a grid of {first:g} to {last:g}"
         drawn = charts.histogram(found[when], found["low"], found["high"], told, (first, last))
         cells.append({"text": drawn, "kind": "short"})
     return [*cells, _number(100 * found["clipped"])]
