@@ -23,7 +23,7 @@ def test_a_page_of_parts_escapes_what_it_is_given(tmp_path: Path) -> None:
     )  # fmt: skip
     assert page.count("<script") == 1 and "default-src 'none'" in page
     assert '<tr class="best">' in page and 'data-value="3"' in page and '<td class="bar"><svg></svg>' in page
-    assert '<td class="n">1.5</td>' in page and page.count('<th aria-sort="descending">loss') == 1
+    assert '<td class="n">1.5</td>' in page and page.count('<th class="n" aria-sort="descending">loss') == 1
 
 
 def test_what_is_not_given_is_an_error(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ class Record:
     loss_after: float | None = None
     kept: bool = True
     note: str = ""
-    seconds: float = 0.0
+    seconds: float = field(default=0.0, compare=False)  # a run that is repeated is the same run
     borders: list[int] = field(default_factory=list)
 
     def say(self, note: str) -> None:

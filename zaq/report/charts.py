@@ -102,7 +102,7 @@ def lines(
         inside += Markup('<svg viewBox="0 0 100 100" preserveAspectRatio="none" width="100%" height="100%" class="{}">'
                          '<path d="{}"/></svg>').format(_color(number), path)  # fmt: skip
         for a, b, at, value in drawn[:: -(-len(drawn) // HINTS) or 1]:
-            kind = f"{_color(number)}{'' if points else ' quiet'}"
+            kind = f"{_color(number)}{'' if points or len(drawn) == 1 else ' quiet'}"
             told = f"{name}: {_number(value)}\n{x} {_number(at)}"
             inside += _hinted("circle", told, cx=_percent(a), cy=_percent(b), r="4", class_=kind)
     return _figure(title, _keys(found), _plot(inside, across, up, x, y))

@@ -38,6 +38,7 @@ COSTS = (
     ),
 )
 BESIDE = ("stage", "step", "rolled_back")  # in a row of the log, what is no loss
+PARTS = {"reconstruct": "block", "refine": "batch"}  # what a stage does one after another
 LINKS = {
     "model.onnx": "the integer file, to deploy",
     "usage.py": "a short program that calls it, to be copied",
@@ -108,28 +109,35 @@ def _sensitivity(report: dict[str, Any]) -> list[list[Any]]:
         bits = f"w{row['bits']}" + ("" if reads is None else f"a{reads}")
         told = f"{row['module']} ({bits}): {'no number' if loss is None else f'{loss:.3g}'}"
         bar = Markup() if loss is None else charts.bar(loss, most, told)
-        found.append([row["module"], bits, {"text": _short(loss), "value": loss}, bar])
+        found.append([row["module"], bits, _number(loss), bar])
     return found
 
 
-def _tensors(report: dict[str, Any], kind: str) -> list[list[Any]]:
-    """Rows of a table, a quantized tensor each, in the order of the network: what it is called, bits, SQNR in dB, the
-    share that is clipped, before and after, and the grid."""
-    found = []
-    for t in (t for t in report["tensors"] if t["kind"] == kind):
-        name = _named(t)
-        drawn, shape = t.get("histogram"), [Markup(), Markup()]
-        if drawn:
-            ends = drawn["low"], drawn["high"]
-            for i, when in enumerate(("before", "after")):
-                told = f"{t['name']} {when}: steps {ends[0]:.3g} to {ends[1]:.3g} of a grid of {drawn['grid'][0]:g} "
-                told += f"to {drawn['grid'][1]:g}"
-                shape[i] = charts.histogram(drawn[when], *ends, told, tuple(drawn["grid"]))
-        clipped = 100 * drawn["clipped"] if drawn else None
+def _tensors(report: dict[str, Any], kind: str) -> dict[str, Any]:
+    """A table of the quantized tensors of a kind, in the order of the network: `heads` and `rows`."""
+    tensors = [t for t in report["tensors"] if t["kind"] == kind]
+    drawn = any("histogram" in t for t in tensors)
+    rows = []
+    for t in tensors:
         grid = f"{t['low']:.3g} to {t['high']:.3g}" if kind == "activation" else _reach(t)
-        numbers = [{"text": _short(v), "value": v} for v in (t.get("sqnr"), clipped)]
-        found.append([name, t["bits"], *numbers, *shape, grid])
-    return found
+        shown = _shape(t) if drawn else []
+        rows.append([_named(t), *shown, _number(t.get("sqnr")), t["bits"], {"text": grid, "kind": "short"}])
+    heads = ["module", *(["before", "after", "clipped %"] if drawn else []), "SQNR", "bits", "grid"]
+    return {"heads": heads, "rows": rows}
+
+
+def _shape(tensor: dict[str, Any]) -> list[dict[str, Any]]:
+    """The cells of a tensor's histograms: before, after, and the share that is clipped."""
+    found = tensor.get("histogram")
+    if not found:
+        return [*[{"text": Markup(), "kind": "short"}] * 2, _number(None)]
+    cells, (first, last) = list[dict[str, Any]](), found["grid"]
+    for when in ("before", "after"):
+        seen = f"{found['low']:.3g} to {found['high']:.3g}"
+        told = f"{tensor['name']}, {when}: {seen} steps, of a grid of {first:g} to {last:g}"
+        drawn = charts.histogram(found[when], found["low"], found["high"], told, (first, last))
+        cells.append({"text": drawn, "kind": "short"})
+    return [*cells, _number(100 * found["clipped"])]
 
 
 def _named(tensor: dict[str, Any]) -> Any:
@@ -146,19 +154,20 @@ def _reach(tensor: dict[str, Any]) -> str:
     return f"± {min(reach):.3g}" + (f" to {max(reach):.3g}" if len(reach) > 1 else "")
 
 
-def _stages(report: dict[str, Any]) -> list[dict[str, Any]]:
-    """Rows of a table, a stage each; one that was taken back is grey."""
+def _stages(report: dict[str, Any]) -> dict[str, Any]:
+    """A table of the stages, `heads` and `rows`; one that was taken back is grey."""
     stages, found = report["stages"], []
-    most = max((s.get("seconds", 0) for s in stages), default=0)
+    timed, most = all("seconds" in s for s in stages), max((s.get("seconds", 0) for s in stages), default=0)
     for s in stages:
-        seconds = s.get("seconds")
-        told = f"{s['name']}: {_short(seconds)} s"
-        losses = [{"text": _short(s[k]), "value": s[k]} for k in ("loss_before", "loss_after")]
-        bar = Markup() if seconds is None else charts.bar(seconds, most, told, 2)
-        time = {"text": _short(seconds), "value": seconds}
-        cells = [s["name"], s["steps"], time, bar, *losses, "kept" if s["kept"] else "taken back", s["note"]]
+        cells = [s["name"], s["steps"]]
+        if timed:
+            told = f"{s['name']}: {s['seconds']:.3g} s"
+            cells += [_number(s["seconds"]), charts.bar(s["seconds"], most, told, 2)]
+        cells += [_number(s["loss_before"]), _number(s["loss_after"]), "kept" if s["kept"] else "taken back"]
+        cells.append({"text": s["note"], "kind": "said"})
         found.append({"cells": cells, "kind": "" if s["kept"] else "failed"})
-    return found
+    heads = ["stage", "steps", *(["seconds", ""] if timed else []), "loss before", "after", "", "what it said"]
+    return {"heads": heads, "rows": found}
 
 
 def _curves(report: dict[str, Any], log: list[dict[str, Any]]) -> list[Markup]:
@@ -172,7 +181,8 @@ def _curves(report: dict[str, Any], log: list[dict[str, Any]]) -> list[Markup]:
         if not values:
             continue
         log_axis = min(values) > 0 and max(values) > STEEP * min(values)
-        marks = {f"block {i + 2}": float(step) for i, step in enumerate(borders.get(stage, []))}
+        part = PARTS.get(stage, "part")
+        marks = {f"{part} {i + 2}": float(step) for i, step in enumerate(borders.get(stage, []))}
         found.append(charts.lines(series, stage, "step", log=log_axis, borders=marks))
     return found
 
@@ -241,5 +251,6 @@ def _sheet(samples: Tensor, card: Card) -> str:
     return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
 
 
-def _short(value: float | None) -> str:
-    return "" if value is None else f"{value:.3g}"
+def _number(value: float | None) -> dict[str, Any]:
+    """A cell of a number, which may be missing."""
+    return {"text": "" if value is None else f"{value:.3g}", "value": value, "kind": "n"}
