@@ -49,7 +49,7 @@ LAYERS = (
     {"quantized"},
     {"arguments"},
     {"api"},
-    {"cocktail", "explain", "pipeline", "score"},
+    {"cocktail", "comparison", "explain", "pipeline", "score"},
     {"benchmark"},
     {"cli"},
 )

@@ -1,6 +1,7 @@
 """What the README and the pages of docs/ show works as it stands there, and the pages can be built."""
 
 import configparser
+import csv
 import dataclasses
 import json
 import os
@@ -97,7 +98,7 @@ def test_every_command_is_one(page: str, tmp_path: Path, monkeypatch: pytest.Mon
     Nothing is run.
     """
     monkeypatch.chdir(tmp_path)
-    for run in ("out", "RUN"):
+    for run in ("out", "other", "RUN"):
         (tmp_path / run).mkdir()
     lines, mentioned = commands_of(README if page == "README" else DOCS[page])
     for verb, *words in lines:
@@ -161,6 +162,23 @@ def test_it_is_read_in_a_minute() -> None:
     assert len(rows) == 8
     for row in rows:  # a number stands in one place more: the page that has all of them
         assert row.split("|")[-5:] in [line.split("|")[-5:] for line in DOCS["results"].splitlines()], row
+
+
+@pytest.mark.parametrize("writer", ["csv", "SummaryWriter"])
+def test_the_log_goes_where_the_page_says(run: Path, tmp_path: Path, writer: str) -> None:
+    if writer == "SummaryWriter":
+        pytest.importorskip("tensorboard")
+    (code,) = [c for c in re.findall(r'^python -c "(.*)"(?: > log.csv)?$', DOCS["told"], re.MULTILINE) if writer in c]
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "log.jsonl").write_bytes((run / "log.jsonl").read_bytes())
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    if writer == "csv":
+        found = list(csv.DictReader(done.stdout.splitlines()))
+        assert len(found) == len(rows) > 0 and [r["stage"] for r in found] == [r["stage"] for r in rows]
+    else:
+        assert list((tmp_path / "board").glob("events*"))
 
 
 def test_the_pages_are_built_without_a_warning(tmp_path: Path) -> None:

@@ -187,7 +187,8 @@ class Quantized:
         if report["options"]["target"] == HERE:
             report["speed"] = latency.speed(self._float(), run / "model.onnx", self.card.input)
         run.write_json(REPORT, report)
-        run.write("report.html", render(report, self.rows, self.samples, self.card))
+        beside = [path.name for path in run.path.iterdir()]
+        run.write("report.html", render(report, self.rows, self.samples, self.card, beside))
         return report
 
     def _float(self) -> bytes:

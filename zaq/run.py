@@ -9,6 +9,7 @@ log.jsonl             losses, step by step
 samples.safetensors   synthetic samples, as 8-bit pixels, for `zaq verify`
 report.json, report.html
 labels.txt            what the classes are called, where that is known
+eval.json             what `zaq eval` measured of model.onnx, on which data
 usage.py, .js, .cpp   how a program calls the file; not of what takes no images
 images.safetensors    what the method drew from the model alone, for other runs (`--samples`); not all methods do
 snapshots/            where a run that was broken off can go on (`--resume`)
@@ -58,6 +59,7 @@ FILES = (
     "report.json",
     "report.html",
     "labels.txt",
+    "eval.json",
     "usage.py",
     "usage.js",
     "usage.cpp",
@@ -66,6 +68,7 @@ NEEDED = ("quantized.pt2", "options.json")  # for a file to be made
 FRAME = "frame.onnx"
 PARTS = (*NEEDED, FRAME)
 SNAPSHOTS = "snapshots"
+MEASURED = "eval.json"
 FORMS = ("model.*.onnx", "model.*ort", "usage.*")  # what `zaq export` adds
 LOCK = "lock"
 
@@ -148,6 +151,27 @@ class Run:
         low, high = card.bounds()
         pixels = ((samples - low) / (high - low) * 255).round().clamp(0, 255).to(torch.uint8)
         self.write("samples.safetensors", save({"pixels": pixels.contiguous()}))
+
+    def keep_measured(self, row: dict[str, Any]) -> None:
+        """Keep what was measured of model.onnx in the place of what was measured before by the same `data`, `limit`,
+        `metric` and `card`."""
+        same = ("data", "limit", "metric", "card")
+        rows = [r for r in self.measured() if any(r.get(key) != row[key] for key in same)]
+        self.write_json(MEASURED, [*rows, row | {"sha256": self._file_hash()}])
+
+    def measured(self) -> list[dict[str, Any]]:
+        """What `zaq eval` left of the model.onnx that lies here: a row each with `metric`, `value`, `data`, `limit`,
+        `card`. What was measured of an older file is left out, and what is no such row."""
+        try:
+            rows = plain_json(plain_text(self.path / MEASURED))
+        except (OSError, ValueError):
+            return []
+        mine = self._file_hash()
+        known = [r for r in rows if isinstance(r, dict) and r.get("sha256") == mine] if isinstance(rows, list) else []
+        return [r for r in known if isinstance(r.get("value"), int | float) and {"metric", "data", "limit"} <= r.keys()]
+
+    def _file_hash(self) -> str:
+        return hashlib.sha256((self.path / "model.onnx").read_bytes()).hexdigest()
 
     def hashes(self) -> dict[str, str]:
         """SHA-256 of the files that an exported file is made from, or whose truth it shares. How much memory the run

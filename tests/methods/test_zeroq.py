@@ -55,7 +55,7 @@ def test_mixed_bits_stay_inside_their_size_and_cost_less_than_equal_ones() -> No
     bits = list(report["layer_bits"].values())
     assert bits[0] == bits[-1] == 8  # first and last layer
     assert report["agreement"]["output_sqnr"] > equal.report["agreement"]["output_sqnr"]
-    assert "size against sensitivity" in render(report, [], None, CARD)
+    assert "the size that was taken" in render(report, [], None, CARD)
 
 
 def test_sizes_that_cannot_be_and_methods_that_do_not_mix() -> None:

@@ -63,7 +63,7 @@ def test_a_jump_rolls_a_game_back_before_its_loss_is_no_number() -> None:
     rows = [r for r in calm.journal.log.rows if f"{SIGMAS[0]}generator last.weight" in r]
     assert len(rows) == 3
     assert any(k.startswith(f"{SIGMAS[2]}student ") for k in rows[0])
-    assert 'alt="singular values"' in render(calm.report, calm.journal.log.rows, None, CARD)
+    assert "largest singular values of the student" in render(calm.report, calm.journal.log.rows, None, CARD)
 
 
 def test_it_is_off_unless_asked_for() -> None:

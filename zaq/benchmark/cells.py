@@ -4,7 +4,7 @@ it.
 cells/<id>/claim         locked by the process that runs the cell; the kernel frees it if that dies
 cells/<id>/result.json   its row, moved into place when the cell is finished
 cells/<id>/stderr.txt    what zaq quantize had to say, where it failed
-cells/<id>/run/          what zaq quantize wrote; only report.json is left of it, unless --keep
+cells/<id>/run/          what zaq quantize wrote; only its report is left of it, unless --keep
 cells/<id>/run.partial/  a run that was broken off; the next process that claims the cell goes on with it
 teachers/                the float models' predictions
 jobs/                    what submitit writes (`cluster.py`)
@@ -162,13 +162,14 @@ def finish(
         except Exception as error:  # of whatever kind: a cell that fails is a row, not the end of the benchmark
             found["error"] = f"measuring: {error or type(error).__name__}"
     if not keep:
-        _clear(run, but="report.json")
+        _clear(run, but=("report.json", "report.html"))
     return record(cell, folder, found)
 
 
 def record(cell: Cell, folder: Folder, found: dict[str, Any]) -> dict[str, Any]:
     """The row of a claimed cell, from what was found of it, left in its result.json."""
     row: dict[str, Any] = {
+        "cell": cell.id,
         "model": cell.model_name,
         "source": cell.model,
         "model_hash": cell.model_hash[:8],
@@ -244,11 +245,11 @@ def _launched(words: list[str], run: Path, timeout: float | None) -> dict[str, A
     return seen
 
 
-def _clear(run: Path, but: str = "") -> None:
+def _clear(run: Path, but: tuple[str, ...] = ()) -> None:
     for file in run.iterdir() if run.is_dir() else ():
         if file.is_dir():
             shutil.rmtree(file)
-        elif file.name != but:
+        elif file.name not in but:
             file.unlink()
 
 

@@ -19,6 +19,7 @@ import click
 from zaq import __version__
 from zaq.cli.benchmark import benchmark
 from zaq.cli.cocktail import cocktail
+from zaq.cli.comparison import compare
 from zaq.cli.demo import demo
 from zaq.cli.doctor import doctor
 from zaq.cli.evaluate import evaluate
@@ -127,7 +128,7 @@ def main(debug: bool) -> None:
 
 
 for verb in (
-    quantize, inspect_model, export, verify, profile, evaluate, predict, demo, score, explain, cocktail, watch,
-    benchmark, methods, doctor,
+    quantize, inspect_model, export, verify, profile, evaluate, compare, predict, demo, score, explain, cocktail,
+    watch, benchmark, methods, doctor,
 ):  # fmt: skip
     main.add_command(verb)

@@ -1,5 +1,6 @@
 """`zaq eval`."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,13 +9,14 @@ import click
 from zaq.cli.kinds import DATA, TASKS, Choice
 from zaq.cli.options import PATH, THERE, card_options, card_overrides, columns, device_option, progress, talk_options
 from zaq.config.bounds import json_text
-from zaq.errors import UserError
+from zaq.errors import OutputError, RunError, UserError
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule
 
     from zaq.config.card import Card
     from zaq.evaluate.compare import Measured
+    from zaq.run import Run
 
 __all__ = ["evaluate"]
 
@@ -74,6 +76,8 @@ def evaluate(
             raise UserError(f"{flag} goes with --task {needed}; the task is {name}.")
     found = _teacher(teacher, opened.path) if teacher else opened.teacher
     measured = measure(name, opened.ours, found and onto(found, where), data, opened.card, limit, progress(level))
+    if opened.run is not None and opened.path.name == "model.onnx":
+        _keep(opened.run, data, limit, card_overrides(card), measured)
     if as_json:
         told = {"file": str(opened.path), "data": data, "limit": limit, "task": name} | measured.fields(per_class)
         click.echo(json_text(told, indent=1))
@@ -85,6 +89,15 @@ def evaluate(
         click.echo(lost)
     if per_class:
         click.echo(columns(_classes(measured, opened.card)))
+
+
+def _keep(run: "Run", data: str, limit: int | None, card: dict[str, Any], measured: "Measured") -> None:
+    """Leave what counts in the run, for `zaq compare`. A run that cannot be written into is measured all the same."""
+    fields = measured.fields()
+    metric = next(iter(fields))
+    row = {"metric": metric, "value": fields[metric], "data": data, "limit": limit, "card": card}
+    with suppress(OutputError, RunError):
+        run.keep_measured(row | {"fields": fields})
 
 
 def _classes(measured: "Measured", card: "Card") -> list[list[str]]:

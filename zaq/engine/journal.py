@@ -38,8 +38,9 @@ class Log:
 
 @dataclass
 class Record:
-    """What one stage did: steps, the held-out loss before and after if it was judged by one,
-    and whether it was kept."""
+    """What one stage did: steps, the held-out loss before and after if it was judged by one, whether it was kept, how
+    long it took, and at which steps a chapter of it began (`Loop.chapter`): a block of the network, of those learned
+    one after another."""
 
     name: str
     steps: int = 0
@@ -47,6 +48,8 @@ class Record:
     loss_after: float | None = None
     kept: bool = True
     note: str = ""
+    seconds: float = field(default=0.0, compare=False)  # a run that is repeated is the same run
+    borders: list[int] = field(default_factory=list)
 
     def say(self, note: str) -> None:
         """Add a sentence to the note."""

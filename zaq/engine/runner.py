@@ -1,6 +1,7 @@
 """The one place where stages are run: random numbers, progress, log, rollback, Ctrl-C, and what is kept."""
 
 import math
+import time
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -97,7 +98,7 @@ def run_stage(
     stopped = journal.interrupted
     if (stopped and not stage.after_ctrl_c) or not stage.applies(state):
         return
-    record = Record(stage.name)
+    record, began = Record(stage.name), time.monotonic()
     if stage.recorded:
         journal.records.append(record)
     with drawing(seed := seed_of(state.task.seed, stage.name, again), state.task.device):
@@ -124,7 +125,8 @@ def run_stage(
                 if "not kept" not in record.note:
                     record.say(f"not kept: the held-out loss was {record.loss_after:.4g} after it")
                 record.loss_after = record.loss_before
-        journal.progress.detail(str(record))
+    record.seconds = round(record.seconds + time.monotonic() - began, 2)
+    journal.progress.detail(str(record))
 
 
 def _undisturbed(judge: Callable[[], float] | None, journal: Journal) -> Callable[[], float] | None:
@@ -166,6 +168,7 @@ class _Steps:
         self.stage, self.loop, self.record, self.journal = stage, loop, record, journal
         self.judge, self.seed, self.device, self.saver = judge, seed, device, saver
         self.checks = 1 if loop.chooses else stage.checks
+        self.began = time.monotonic()
         self.faults: list[str] = []  # what was gone back from
         self.good: tuple[int, Any] = (0, loop.save())  # the last state that was saved with all of it finite
         self.best: tuple[float, int, Any] | None = None  # held-out loss, step, state
@@ -225,7 +228,10 @@ class _Steps:
             losses = sent(self.loop.step(i, steps))
         except Diverged as error:
             return str(error)
-        if why := self._wrong(self.loop.chapter(i), losses):
+        chapter = self.loop.chapter(i)
+        if chapter != self.chapter and i > 0 and i not in self.record.borders:
+            self.record.borders.append(i)
+        if why := self._wrong(chapter, losses):
             return why
         return "" if self._good(i, steps, losses) else "what is learned became NaN or infinite"
 
@@ -266,7 +272,7 @@ class _Steps:
         return {
             "good": self.good,
             "best": self.best,
-            "record": asdict(self.record),
+            "record": asdict(self.record) | {"seconds": self.record.seconds + time.monotonic() - self.began},
             "faults": list(self.faults),
             "usual": (self.chapter, dict(self.usual), self.seen),
             "slower": self.loop.slower,

@@ -16,7 +16,7 @@ from zaq.ir.ops import CONVS, LINEARS, MAX_POOLS, MOVES, PADS
 __all__ = [
     "activations", "add_to_bias", "attribute", "bias_of", "channel_limits", "channel_padding", "clamp_limits",
     "compared", "groups_of", "has_bias",
-    "image_sizes", "infinite", "input_node", "is_depthwise", "is_float", "moves", "not_its_own",
+    "image_sizes", "infinite", "input_node", "is_depthwise", "is_float", "module_of", "moves", "not_its_own",
     "open_sizes", "output_nodes", "pad_value", "renumbers", "set_limits", "set_parameter",
     "shape_of", "source_line", "weight_of",
 ]  # fmt: skip
@@ -122,6 +122,14 @@ def source_line(node: Node) -> str:
     frames = re.findall(r'File "([^"]+)", line (\d+), in \S+\n\s*(.+)', str(node.meta.get("stack_trace") or ""))
     users = [f for f in frames if "/torch/" not in f[0]]
     return "{}:{}: {}".format(*users[-1]) if users else node.name
+
+
+def module_of(node: Node) -> str:
+    """The module of the user's model in which a node was written, as `layer1.0`; empty for the model itself, and where
+    its source knows no modules.
+    """
+    part = str(next(reversed((node.meta.get("nn_module_stack") or {"": ("", "")}).values()))[0])
+    return part.removeprefix("L['self']").lstrip(".")
 
 
 def attribute(gm: GraphModule, target: str) -> Tensor:

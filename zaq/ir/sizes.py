@@ -22,7 +22,7 @@ from torch.utils import _pytree as pytree
 
 from zaq.errors import UserError
 from zaq.ir.capture import export_program
-from zaq.ir.nodes import attribute, input_node, source_line
+from zaq.ir.nodes import attribute, input_node, module_of, source_line
 
 __all__ = ["TRIED", "WORDS", "dimensions", "open_up", "other_sizes"]
 
@@ -278,7 +278,6 @@ def _computed(node: Node, how: Callable[..., Any], one: Node, other: Node | int,
 
 def _where(node: Node) -> str:
     """The operation and where it stands: in which part of the network, and in which line of its code."""
-    part = next(reversed((node.meta.get("nn_module_stack") or {"": ("", "")}).values()))[0]
-    line = source_line(node)
+    part, line = module_of(node), source_line(node)
     place = [p for p in (part, line if line != node.name and "/zaq/sources/" not in line else "") if p]
     return f"{node.name!r}" + (f" ({', '.join(place)})" if place else "")

@@ -1,8 +1,6 @@
 """What happened, as facts: the report of a run, from which JSON, tables and the page are made."""
 
 import dataclasses
-import itertools
-import math
 import platform
 from typing import Any
 
@@ -11,16 +9,16 @@ import torch
 from zaq.engine.journal import Journal
 from zaq.engine.state import State
 from zaq.engine.store import in_parts
-from zaq.ir.nodes import attribute, input_node, shape_of
 from zaq.ir.taps import with_taps
 from zaq.report.outputs import outputs_of, sqnr
+from zaq.report.sensitivity import sensitivity
+from zaq.report.tensors import tensors
 from zaq.stats.mixed import packed_bytes
 from zaq.synth.density import NEIGHBOURS, Alike, features, measure
 
 __all__ = ["SCHEMA", "describe", "method_dict", "onnx_metadata"]
 
 SCHEMA = 1
-TOGETHER = 2**25  # bytes of activations that are looked at together
 COMPARED = 512  # of the images learned on, with those held out
 LOST = 3.0  # dB; less is more than half as much noise as signal
 
@@ -56,7 +54,8 @@ def describe(state: State, journal: Journal, options: dict[str, Any], minutes: f
         "layer_bits": state.task.qconfig.layer_bits,
         "frontier": state.frontier,
         "weight_bytes": packed_bytes(state.task.teacher, state.student.placement.weights),
-        "tensors": _tensors(state),
+        "tensors": tensors(state),
+        "sensitivity": sensitivity(state, journal),
         "agreement": agreement,
         "covered": covered and dataclasses.asdict(covered),
     }
@@ -79,63 +78,6 @@ def onnx_metadata(options: dict[str, Any]) -> dict[str, Any]:
         "source": options["source"],
         "card": options["card"],
     }
-
-
-@torch.no_grad()
-def _tensors(state: State) -> list[dict[str, Any]]:
-    """Every quantized tensor: what it is, its grid, and how well the grid holds it (SQNR in dB, synthetic samples)."""
-    rows = []
-    seen = _seen(state) if state.samples is not None else {}
-    for name, quantizer in state.student.placement.activations.items():
-        low, high = quantizer.limits()
-        row = {
-            "name": name,
-            "kind": "activation",
-            "bits": quantizer.bits,
-            "scale": quantizer.scale[0].item(),
-            "zero_point": int(quantizer.zero_point[0]),
-            "low": low,
-            "high": high,
-        }
-        rows.append(row | seen.get(name, {}))
-    for name, quantizer in state.student.placement.weights.items():
-        weight = state.student.weight(name)
-        rows.append(
-            {
-                "name": name,
-                "kind": "weight",
-                "bits": quantizer.bits,
-                "integers": [quantizer.quant_min, quantizer.quant_max],
-                "scale": quantizer.scale.tolist(),
-                "zero_point": quantizer.zero_point.tolist(),
-                "seen_low": float(weight.min()),
-                "seen_high": float(weight.max()),
-                "elements": weight.numel(),
-                "sqnr": sqnr(attribute(state.task.teacher, name), quantizer(weight)),
-            }
-        )
-    return rows
-
-
-def _seen(state: State) -> dict[str, dict[str, Any]]:
-    """Of each quantizer of activations the range and the SQNR on a batch of samples. As many tensors at a time as have
-    TOGETHER bytes: all of them are more than training takes."""
-    assert state.samples is not None
-    tensors, some = state.student.placement.tensors, state.samples[: state.task.batch]
-    sizes = {n.name: len(some) * 4 * math.prod(shape_of(n) or ()) for n in state.task.teacher.graph.nodes}
-    names, found = [n for n in dict.fromkeys(tensors.values()) if not _is_input(state, n)], dict[str, dict[str, Any]]()
-    ends = list(itertools.accumulate(sizes[n] for n in names))
-    for _, group in itertools.groupby(zip(names, ends, strict=True), lambda pair: pair[1] // TOGETHER):
-        inner = [name for name, _ in group]
-        values = with_taps(state.task.teacher, inner)(some)[1], with_taps(state.student.module, inner)(some)[1]
-        of_both = dict(zip(inner, zip(*values, strict=True), strict=True))
-        for name, quantizer in state.student.placement.activations.items():
-            if tensors[name] in of_both:
-                p, q = of_both[tensors[name]]
-                low, high = float(p.min()), float(p.max())
-                told = sqnr(p.clamp(*quantizer.known), quantizer(q))
-                found[name] = {"seen_low": low, "seen_high": high, "sqnr": told}
-    return found
 
 
 @torch.no_grad()
@@ -166,10 +108,6 @@ def _lost(agreement: dict[str, Any]) -> list[str]:
         for o in agreement.get("outputs", [])
         if o["worst_sqnr"] is not None and o["worst_sqnr"] < LOST
     ]
-
-
-def _is_input(state: State, name: str) -> bool:
-    return name == input_node(state.task.teacher).name
 
 
 def _covered(state: State) -> Alike | None:

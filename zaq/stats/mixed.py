@@ -24,7 +24,7 @@ from zaq.ir.nodes import attribute
 from zaq.quant.edges import weighted_layers
 from zaq.quant.fake_quantize import FakeQuantize
 
-__all__ = ["Choice", "Sensitivities", "allocate", "packed_bytes", "sizes"]
+__all__ = ["Choice", "Sensitivities", "allocate", "divergence", "outputs_on", "packed_bytes", "sizes"]
 
 MOST = 8  # bits
 UNITS = 2**17  # steps that the bytes are counted in at most; fewer bytes than this between 2 and 8 bits: exact
@@ -84,7 +84,7 @@ class Sensitivities:
     ) -> None:
         self.teacher, self.weights, self.images, self.search, self.batch = teacher, weights, images, search, batch
         with torch.no_grad():
-            self.clean = _outputs(teacher, images, batch)
+            self.clean = outputs_on(teacher, images, batch)
         self.found: dict[str, dict[int, float]] = {}
 
     @torch.no_grad()
@@ -97,20 +97,21 @@ class Sensitivities:
                 alone = onto(FakeQuantize(bits, like.axis, len(like.scale), like.signed), kept.device)
                 alone.fit_weight(kept, self.search)
                 weight.copy_(alone(kept))
-                outputs = _outputs(self.teacher, self.images, self.batch)
-                gaps = [_divergence(p, q) for p, q in zip(self.clean, outputs, strict=True)]
+                outputs = outputs_on(self.teacher, self.images, self.batch)
+                gaps = [divergence(p, q) for p, q in zip(self.clean, outputs, strict=True)]
                 omega[bits] = sum(gaps) / len(gaps)
         finally:
             weight.copy_(kept)
         self.found[name] = omega
 
 
-def _outputs(gm: GraphModule, images: Tensor, batch: int) -> list[Tensor]:
+def outputs_on(gm: GraphModule, images: Tensor, batch: int) -> list[Tensor]:
+    """Each output of a network for images (N, C, H, W), taken `batch` at a time."""
     parts = [pytree.tree_leaves(gm(x)) for x in images.split(batch)]
     return [torch.cat(output) for output in zip(*parts, strict=True)]
 
 
-def _divergence(p: Tensor, q: Tensor) -> float:
+def divergence(p: Tensor, q: Tensor) -> float:
     """KL(p || q) of logits (N, K), averaged over N; of outputs that are no classes, ||p - q||^2 / ||p||^2."""
     if p.dim() == 2:  # in double precision: in single, a small divergence comes out below 0 on some processors
         return float(
