@@ -1,5 +1,5 @@
-"""CycleGAN as a network to quantize (Zhu et al. 2017, arXiv 1703.10593): two small generators learn to turn one class of
-CIFAR-10 into another and back, and the first of them is quantized without any of these images.
+"""CycleGAN as a network to quantize (Zhu et al. 2017, arXiv 1703.10593): two small generators learn to turn one class
+of CIFAR-10 into another and back, and the first of them is quantized without any of these images.
 
     python benchmarks/cyclegan.py --data cifar10:DIR                    # writes results/cyclegan
     python benchmarks/cyclegan.py --data cifar10:DIR -o horse_deer.pt2  # and the generator, with its card beside it
@@ -267,7 +267,8 @@ def main(
     results.mkdir(parents=True, exist_ok=True)
     sheet(shown, results / "sheet.png")
     said = {
-        "zaq": commit(), "torch": torch.__version__, "machine": facts()["processor"], "threads": torch.get_num_threads(),
+        "zaq": commit(), "torch": torch.__version__,
+        "machine": facts()["processor"], "threads": torch.get_num_threads(),
         "from": names[0], "to": names[1], "steps": steps, "batch": batch, "seed": seed, "effort": effort,
         "test_images": len(x), "seconds": {name: round(s) for name, s in taken.items()},
         "last_losses": losses, "float_cycle": floats, "rows": [asdict(row) for row in rows],

@@ -46,7 +46,7 @@ GROUPS = {
         "bits", "layer_bits", "exclude", "first_last", "depthwise", "target_size", "target", "placement",
         "weights", "activations",
     ),
-    "Method": ("method", "settings", "effort", "seed", "samples", "data"),
+    "Method": ("method", "settings", "effort", "seed", "samples", "proxy", "data"),
     "The run": ("output", "overwrite", "resume", "every", "config", "dry_run", "as_json", "level"),
     "The machine": ("device", "precision", "devices", "num_nodes", "threads", "memory"),
 }  # fmt: skip
@@ -111,9 +111,7 @@ EXAMPLES = {
 )
 @click.option("-s", "settings", multiple=True, metavar="KEY=VALUE", help="A constant of the method; repeatable.")
 @click.option("--effort", type=Choice(EFFORTS), default="default", show_default=True, help="How long it may take.")
-@click.option(
-    "--data", type=DATA, help="Real training images, for --method ft alone: cifar10:DIR, ... No other method reads any."
-)
+@click.option("--data", type=DATA, help="Real training images, for --method ft alone: cifar10:DIR, ...")
 @click.option(
     "--seed",
     type=click.IntRange(0, 2**63 - 1),
@@ -146,6 +144,11 @@ EXAMPLES = {
 @click.option("--threads", type=click.IntRange(1, 1024), help="Of torch; another number gives another student.")
 @click.option("--memory", help="Images and features kept in memory, as 2G; others lie in files. Half of what is free.")
 @click.option("--samples", metavar="RUN", help="Learn from the images of a run of the same model, which draws none.")
+@click.option(
+    "--proxy",
+    metavar="DIR",
+    help="Learn from photographs of anything, moved to what the model remembers; no more data-free.",
+)
 @click.option("-o", "--output", type=PATH, help="Folder for the run; <model>-<bits> by default.")
 @click.option("--overwrite", is_flag=True, help="Replace a run that is there, once the new one is whole.")
 @click.option("--resume", type=PATH, metavar="RUN", help="Go on with a run that was broken off; it knows its options.")
@@ -160,7 +163,7 @@ def quantize(source: str, bits: str, layer_bits: tuple[str, ...], exclude: tuple
              activations: str | None, target: str, first_last: str, method: str,
              settings: tuple[str, ...], effort: str, data: str | None, seed: int, device: str,
              precision: str, devices: int, num_nodes: int, threads: int | None,
-             memory: str | None, samples: str | None,
+             memory: str | None, samples: str | None, proxy: str | None,
              output: Path | None, overwrite: bool, resume: Path | None, every: float, dry_run: bool, as_json: bool,
              level: str, **flags: Any) -> None:  # fmt: skip
     """Quantize SOURCE; the shipped CIFAR-10 ResNet-20 if none is named.
@@ -170,7 +173,7 @@ def quantize(source: str, bits: str, layer_bits: tuple[str, ...], exclude: tuple
     """
     from zaq.config.bits import QConfig
     from zaq.config.memory import allowed
-    from zaq.config.names import name_of, require_method
+    from zaq.config.names import name_of, require_method, require_proxy
 
     if resume and output not in (None, resume):
         raise UserError(f"--resume {resume}: the run goes on where it is; -o {output} beside it cannot be.")
@@ -183,6 +186,8 @@ def quantize(source: str, bits: str, layer_bits: tuple[str, ...], exclude: tuple
         layers_of(layer_bits, exclude),
     )  # fmt: skip
     require_method(method)
+    if proxy is not None:
+        require_proxy(proxy, method, samples)
     kept, folder = allowed(memory), resume or output or Path(f"{name_of(source)}-{qconfig}")
     shown = progress(level)
     shown.say(f"{source} to {qconfig} by {method}, effort {effort}, device {device}, into {folder}/")
@@ -215,11 +220,11 @@ def quantize(source: str, bits: str, layer_bits: tuple[str, ...], exclude: tuple
         torch.set_num_threads(threads)
     call = {k: v for k, v in click.get_current_context().params.items() if k not in NOT_ASKED}
     keeping = Keeping(every, resume is not None, call | {"threads": torch.get_num_threads()}, memory)
-    images = Path(samples) if samples else None
+    images, photographs = (Path(place) if place else None for place in (samples, proxy))
     if device == "auto":
         shown.say(f"the device is {work.device}")
     report = quantize_run(
-        model, qconfig, algorithm, effort, seed, folder, overwrite, shown, data, keeping, images, work
+        model, qconfig, algorithm, effort, seed, folder, overwrite, shown, data, keeping, images, work, photographs
     )
     if not is_first():
         return
