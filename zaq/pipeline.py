@@ -13,7 +13,7 @@ from zaq.api import quantize_graph, teacher_of
 from zaq.compute.processes import is_first
 from zaq.config.bits import QConfig
 from zaq.data import shuffled
-from zaq.data.proxy import photographs_in
+from zaq.data.photographs import photographs_in
 from zaq.engine.images import IMAGES
 from zaq.engine.interruption import ctrl_c_waits
 from zaq.engine.journal import Log

@@ -147,7 +147,7 @@ EXAMPLES = {
 @click.option(
     "--proxy",
     metavar="DIR",
-    help="Learn from photographs of anything, moved to what the model remembers; no more data-free.",
+    help="Photographs of anything to learn from, moved to the model's statistics; not data-free.",
 )
 @click.option("-o", "--output", type=PATH, help="Folder for the run; <model>-<bits> by default.")
 @click.option("--overwrite", is_flag=True, help="Replace a run that is there, once the new one is whole.")

@@ -94,7 +94,7 @@ def images_in(path: Path, told: Any) -> dict[str, Any]:
     except OSError as error:
         raise SourceError(
             f"{path / IMAGES}: cannot be read ({error.strerror or error}); a run has it where its method draws images "
-            "from the model alone, and none of --proxy has it."
+            "from the model alone; one that photographs were read for (--proxy) leaves none."
         ) from error
     if read is None or set(read["found"]) != set(TAKEN):
         raise SourceError(f"{path / IMAGES}: is damaged, or not what zaq quantize wrote.")

@@ -85,7 +85,7 @@ def _marked(path: Path) -> list[str]:
     with zipfile.ZipFile(path) as archive:
         said = [i for n, i in entries(archive, capacity(path)).items() if n.partition("/")[2] == f"extra/{REAL_IMAGES}"]
         told = [archive.read(info).decode(errors="replace")[:TOLD] for info in said]
-    return [f"not data-free: real images were read for its weights, {text}" for text in told]
+    return [f"not data-free: real images were read for its weights, {text!r}" for text in told]
 
 
 def _kind(value: Tensor) -> str:

@@ -4,13 +4,12 @@ their content kept.
     min over G, F of  L_G(G(x)) + lambda ||F(G(x)) - x||_1
 
 CycleGAN's constraint (Zhu et al. 2017, eq. 2) without its discriminators: what the teacher's batch norms remember, and
-that it is sure of a class, say here what images should be (L_G, `stages.synthesis`). No label is needed. Photographs are
-real images: whoever hands any to `zaq.api.quantize_graph` has a run that is marked as not data-free.
+that it is sure of a class, say here what images should be (L_G, `stages.synthesis`). No label is needed. Photographs
+are real images: whoever hands any to `zaq.api.quantize_graph` has a run that is marked as not data-free.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -52,7 +51,13 @@ class Move(Draw):
 
     name: str = "move"
 
-    after_ctrl_c: ClassVar[str] = "run"
+    def once(self, state: State, journal: Journal) -> None:
+        if (there := len(state.generator.pixels)) < self.count:
+            journal.notes.append(
+                f"{there} photographs are moved for the {self.count} images that are learned on: each is taken again, "
+                "mirrored every second time"
+            )
+        super().once(state, journal)
 
     def drawn(self, state: State) -> Iterator[Tensor]:
         return map(state.generator.moved, torch.arange(self.count).split(state.task.batch))
