@@ -189,7 +189,7 @@ METHODS = {
     "deepinversion": ("w3a3", DeepInversion(steps=6, images=16, finetune=6)),
     "zeroq": ("w3a3", ZeroQ(steps=8, patience=2)),
     "dfq": ("w3a3", DFQ(bias_correction="empirical")),
-    "photographs": ("w3a3", RECIPE),
+    "photographs": ("w3a3", Flagship(synthesis=4, images=64, reconstruct=0, polish=2, game=2, attack_steps=1)),
 }  # fmt: skip
 
 

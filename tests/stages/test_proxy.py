@@ -1,7 +1,5 @@
 """Photographs that are moved to a teacher's statistics with their content kept, and what they stand in for."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from zoo import CARD, SHAPE, Impatient, quantized_net, state_of
@@ -50,16 +48,20 @@ def test_a_class_is_whatever_an_image_is_taken_for() -> None:
 
 def test_they_take_the_place_of_what_is_learned_from_alone() -> None:
     """What is held out is the same to the bit: runs with and without photographs are judged by the same."""
-    task = state_of("residual").task
-    names = [s.name for s in proxied(FEW.plan(task), some(80), task)]
-    assert names[1:6] == ["adapt", "move", "held-out synthesis", "held-out draw", "held-out refine"]
-    assert [n for n in names if n.startswith(("synthesis", "draw", "refine"))] == []
-    short = replace(FEW, attack=0.0, reconstruct=0, polish=0, game=0)
-    proxy, plain = (quantized_net("residual", "w4a4", short, card=CARD, photographs=of) for of in (some(80), None))
+    proxy, plain, journal = state_of("residual"), state_of("residual"), Journal()
+    stages = FEW.plan(plain.task)
+    moving = proxied(stages, some(80), proxy.task)
+    names = ["adapt", "move", "held-out synthesis", "held-out draw", "held-out refine"]
+    assert [s.name for s in moving[1:6]] == names
+    assert [s.name for s in moving[7:]] == [s.name for s in stages[9:]]
+    run_stages(moving[1:6], proxy, journal)
+    run_stages([s for s in stages if s.name in names], plain, Journal())
     assert proxy.samples is not None and plain.samples is not None and torch.equal(proxy.samples, plain.samples)
-    assert proxy.state.images is not None and len(proxy.state.images) == 100
-    assert any("80 photographs are moved for the 100 images" in note for note in proxy.report["notes"])
-    assert any("not data-free: it learns from the photographs of here" in note for note in proxy.report["notes"])
+    assert proxy.images is not None and len(proxy.images) == 100
+    assert journal.notes == [
+        "80 photographs are moved for the 100 images that are learned on: each is taken again, mirrored every second "
+        "time"
+    ]
 
 
 def test_constants_of_the_synthesis_are_those_of_the_adapter() -> None:
