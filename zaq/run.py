@@ -142,10 +142,8 @@ class Run:
         """
         buffer = io.BytesIO()
         with quiet():
-            said = {REAL_IMAGES: data} if data else None
-            torch.export.save(
-                exported, buffer, extra_files=said
-            )  # straight to a full disk, torch's writer would abort the process
+            # into memory: straight to a full disk, torch's writer would abort the process
+            torch.export.save(exported, buffer, extra_files={REAL_IMAGES: data} if data else None)
         self.write(name, buffer.getvalue())
 
     def write_samples(self, samples: Tensor, card: Card) -> None:

@@ -41,9 +41,9 @@ def test_statistics_are_come_to_and_content_is_kept_by_the_way_back() -> None:
 
 def test_a_class_is_whatever_an_image_is_taken_for() -> None:
     adapt, logits = Adapt(photographs=some(1)), torch.tensor([[0.0, 2.0], [3.0, 1.0]])
-    found = adapt.wanted(logits, None)
+    found = adapt.wanted([logits], None)
     assert found is not None and found.tolist() == [1, 0]
-    assert adapt.wanted(torch.zeros(2, 3, 4, 4), None) is None
+    assert adapt.wanted([torch.zeros(2, 3, 4, 4)], None) is None and adapt.wanted([logits, logits], None) is None
 
 
 def test_they_take_the_place_of_what_is_learned_from_alone() -> None:

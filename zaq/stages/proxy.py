@@ -40,9 +40,10 @@ class Adapt(Synthesize):
         state.generator = onto(Adapter(task.card, self.width, self.photographs.pixels), task.device)
         return self.learning(state.generator, task)
 
-    def wanted(self, logits: Tensor, labels: Tensor | None) -> Tensor | None:
+    def wanted(self, outputs: list[Tensor], labels: Tensor | None) -> Tensor | None:
         """The class that an image is taken for: it is to be taken for that one surely, whichever it is."""
-        return logits.detach().argmax(1) if logits.dim() == 2 else None
+        classifies = len(outputs) == 1 and outputs[0].dim() == 2  # as `Task.classes` has it
+        return outputs[0].detach().argmax(1) if classifies else None
 
 
 @dataclass(frozen=True, kw_only=True)

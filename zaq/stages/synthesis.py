@@ -83,14 +83,14 @@ class Likeness(Stage):
                 found["batch_norm"] = batch_norm_loss(features, list(stats.values()))
             elif features:
                 found["activation"] = activation_loss(features[-1])
-            if (classes := self.wanted(outputs[0], labels)) is not None and self.beta:
+            if (classes := self.wanted(outputs, labels)) is not None and self.beta:
                 found["classes"] = self.beta * self._hard(outputs[0], classes)
             return found
 
         return losses
 
-    def wanted(self, logits: Tensor, labels: Tensor | None) -> Tensor | None:
-        """The classes (N,) that images are to be of; None where there are none."""
+    def wanted(self, outputs: list[Tensor], labels: Tensor | None) -> Tensor | None:
+        """The classes (N,) that images are to be of, of which the teacher says this; None where there are none."""
         return labels
 
     def _hard(self, logits: Tensor, labels: Tensor) -> Tensor:
