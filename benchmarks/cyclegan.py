@@ -162,7 +162,7 @@ class CycleGAN:
     def _go(self, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
         for p in (*self.up.param_groups[0]["params"], *self.down.param_groups[0]["params"]):
             p.grad = None
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
 
 
@@ -248,7 +248,8 @@ def main(
 ) -> None:
     torch.manual_seed(seed)
     began, names = time.monotonic(), list(KINDS)
-    gan, losses = train(*(kind(data, KINDS[name], "train") for name in names), steps=steps, batch=batch)
+    x, y = (kind(data, KINDS[name], "train") for name in names)
+    gan, losses = train(x, y, steps, batch)
     taken = {"training": time.monotonic() - began}
     there, back, x = gan.there.eval(), gan.back.eval(), kind(data, KINDS[names[0]], "test")[:images]
     if output is not None:
