@@ -49,7 +49,7 @@ LAYERS = (
     {"quantized"},
     {"arguments"},
     {"api"},
-    {"pipeline", "score"},
+    {"explain", "pipeline", "score"},
     {"benchmark"},
     {"cli"},
 )

@@ -13,11 +13,13 @@ from torch.fx import GraphModule
 
 from zaq.arguments import require_arguments
 from zaq.compute.devices import AUTO, CPU, device_named
+from zaq.compute.processes import is_first, sent
 from zaq.compute.random import drawing
-from zaq.config.bits import EFFORTS, QConfig
+from zaq.config.bits import EFFORTS, LATENCY, QConfig
 from zaq.config.card import Card
 from zaq.config.memory import allowed, hand_back
 from zaq.config.names import NO_PROXY
+from zaq.cost.fastest import Fastest, fastest
 from zaq.engine.images import images_in, kept, taken
 from zaq.engine.journal import Journal, Log
 from zaq.engine.progress import Progress, in_notebooks
@@ -46,10 +48,11 @@ from zaq.sources import load as load_source
 from zaq.stages.proxy import proxied
 from zaq.synth.adapter import Photographs
 
-__all__ = ["load", "quantize", "quantize_graph", "teacher_of"]
+__all__ = ["load", "placed_by_time", "quantize", "quantize_graph", "teacher_of"]
 
 BYTES = "the input is uint8: its pixels are taken to be 0 to 255"
 MODULE = {"name": "module", "sha256": None}  # what is said of a model that came from no file
+NAMED = 8  # layers with bits of their own that a note names
 PROXIED = (
     "not data-free: it learns from the photographs of {}, moved to what the model remembers; the samples that stages "
     "are judged by are drawn all the same"
@@ -84,6 +87,7 @@ def quantize(
     device: str | torch.device = AUTO,
     precision: str = "32-true",
     memory: int | str | None = None,
+    optimize: str | None = None,
 ) -> Learned:
     """Quantize a trained network without data. The model is not changed.
 
@@ -104,6 +108,8 @@ def quantize(
         precision: of the products of both networks while the student learns: `32-true`, `bf16-mixed`, `16-mixed`.
         memory: bytes of images and features that are kept in memory, also as `2G`; what is more lies in temporary
             files. Half of what is free by default.
+        optimize: `latency` leaves those layers in float, of weights stored in 8 bits, that integers make slower on this
+            machine, which is timed (`zaq.cost.fastest`).
 
     Raises:
         TraceError: for a model that cannot be captured.
@@ -116,6 +122,8 @@ def quantize(
     method, progress = method_named(method), progress or in_notebooks()
     home = CPU if isinstance(model, Source) else device_of(model)
     work = Work(home if str(device) == AUTO and home != CPU else device_named(device), precision)
+    if optimize not in (None, LATENCY):
+        raise BitsError("optimize: " + unknown("aim", str(optimize), (LATENCY,)))
     told: dict[str, Any] = {
         "effort": effort,
         "seed": seed,
@@ -130,8 +138,11 @@ def quantize(
                 f"quantize: {model.name} was loaded, and has its example_input, card and dynamic from there; "
                 "say what differs to zaq.load."
             )
-        source = {"name": model.name, "sha256": model.sha256}
-        made = quantize_graph(model.graph, qconfig, method, card=model.card, source=source, notes=model.notes, **told)
+        source, notes = {"name": model.name, "sha256": model.sha256}, model.notes
+        if optimize:
+            found = placed_by_time(model.graph, model.card, qconfig, progress)
+            qconfig, notes = found.qconfig, (*notes, found.sentence())
+        made = quantize_graph(model.graph, qconfig, method, card=model.card, source=source, notes=notes, **told)
         return dataclasses.replace(made, interface=model.interface, frame=model.frame)
     if example_input is None:
         raise UserError("quantize: a module needs an example_input, such as torch.zeros(1, 3, 224, 224).")
@@ -148,6 +159,9 @@ def quantize(
     else:
         graph = trace(model, example_input)
     notes = (*graph.meta["notes"], *fixed)
+    if optimize:
+        found = placed_by_time(graph, card or Card(), qconfig, progress)
+        qconfig, notes = found.qconfig, (*notes, found.sentence())
     quantized = quantize_graph(graph, qconfig, method, card=card or Card(), notes=notes, **told)
     onto(quantized.module, home)
     return quantized
@@ -253,6 +267,22 @@ def quantize_graph(
     )
 
 
+def placed_by_time(graph: GraphModule, card: Card, qconfig: QConfig, progress: Progress | None = None) -> Fastest:
+    """Which layers of a traced graph integers pay for on this machine, as the first of several processes finds.
+
+    Raises BitsError for bits that are searched, and for a file of another runtime than the one that is timed.
+    """
+    if qconfig.mixed or not qconfig.preset.merges or qconfig.target != "onnxruntime":
+        raise BitsError(
+            f"--optimize {LATENCY}: layers are timed in onnxruntime, at bits that are known and placement integer; say "
+            "--bits w8a8 or the like, without --target and --placement."
+        )
+    teacher, card, _ = teacher_of(graph, card)
+    found = sent(fastest(teacher, card, qconfig, progress) if is_first() else None)
+    assert found is not None  # it is the first one's
+    return found
+
+
 def teacher_of(graph: GraphModule, card: Card) -> tuple[GraphModule, Card, list[str]]:
     """The folded teacher of a traced graph, its card with all that the graph tells of the input, and what a report has
     to say of both.
@@ -320,7 +350,8 @@ def _notes(task: Task) -> Iterator[str]:
         placement = task.qconfig.placement
         yield f"placement {placement}: for comparison with published numbers; additions and the image stay in float"
     if task.qconfig.layers:
-        told = ", ".join(f"{pattern}: {bits}" for pattern, bits in task.qconfig.layers.items())
-        yield f"layers with bits of their own: {told}"
+        told = [f"{pattern}: {bits}" for pattern, bits in task.qconfig.layers.items()]
+        more = f", and {len(told) - NAMED} more" if len(told) > NAMED else ""
+        yield f"layers with bits of their own: {', '.join(told[:NAMED])}{more}"
     if task.qconfig.target != "onnxruntime":
         yield f"for {task.qconfig.target}: {task.qconfig.runtime.rule}"

@@ -17,7 +17,7 @@ from zaq.config.card import Card
 from zaq.config.files import scratch
 from zaq.config.memory import hand_back
 from zaq.config.targets import target_of
-from zaq.cost import deployment
+from zaq.cost import deployment, latency
 from zaq.engine.journal import Journal
 from zaq.engine.progress import Progress
 from zaq.engine.state import State
@@ -46,6 +46,7 @@ from zaq.verify.parity import Parity, compare, compare_sizes
 __all__ = ["Learned", "Quantized"]
 
 REPORT = "report.json"
+HERE = "onnxruntime"  # the target that can be timed
 TRAINED = "trained on in Python, after quantize: what is said of stages, tensors and agreement is of before that"
 PYTHON = "whatever it was trained on in Python"  # the data that a report names: nobody knows that it was none
 
@@ -183,6 +184,8 @@ class Quantized:
         report["sizes"] = _sizes(run, self)
         hand_back()
         report["deployment"] = deployment.report(deployment.costs(self._float(), run / "model.onnx", self.card.input))
+        if report["options"]["target"] == HERE:
+            report["speed"] = latency.speed(self._float(), run / "model.onnx", self.card.input)
         run.write_json(REPORT, report)
         run.write("report.html", render(report, self.rows, self.samples, self.card))
         return report

@@ -375,9 +375,16 @@ def milliseconds(paths: list[Path], image: Floats, bound: dict[str, Floats]) -> 
 @click.option("--shared", type=click.Path(exists=True, path_type=Path), required=True)
 @click.option("--bits", default="w8a8", show_default=True)
 @click.option("-s", "settings", multiple=True, help="Handed on to zaq quantize.")
+@click.option("--optimize", is_flag=True, help="With --optimize latency, into runs of their own.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True)
 def main(
-    names: tuple[str, ...], packages: Path, shared: Path, bits: str, settings: tuple[str, ...], output: Path
+    names: tuple[str, ...],
+    packages: Path,
+    shared: Path,
+    bits: str,
+    settings: tuple[str, ...],
+    optimize: bool,
+    output: Path,
 ) -> None:
     """NAMES: parts of the names of the cases; all if none is given."""
     output.mkdir(parents=True, exist_ok=True)
@@ -385,11 +392,12 @@ def main(
     for name, case in CASES.items():
         if names and not any(part in name for part in names):
             continue
-        source, run = case.source(packages), output / f"{name.replace(' ', '-')}-{bits}"
+        source, run = case.source(packages), output / f"{name.replace(' ', '-')}-{bits}{'-placed' * optimize}"
         seconds = 0.0
         if not run.is_dir():
             start = time.monotonic()
             constants = [part for setting in settings for part in ("-s", setting)]
+            constants += ["--optimize", "latency"] if optimize else []
             command = ["quantize", source, *case.flags, "--bits", bits, "--effort", "fast", *constants, "-o", str(run)]
             done = subprocess.run([sys.executable, "-m", "zaq", *command], capture_output=True, text=True)
             if done.returncode:
@@ -405,8 +413,9 @@ def main(
         outputs = [runs(file, images, bound) for file in files]
         figures = [case.score(outputs[0], found, packages) for found in outputs]
         row = {
-            "model": name, "float": figures[0], "noise": figures[1], "zaq": figures[2], "reach": case.reach,
-            "seconds": round(seconds), "ms": [round(m, 2) for m in milliseconds(files, images[0], bound)],
+            "model": name, "placed": optimize, "float": figures[0], "noise": figures[1], "zaq": figures[2],
+            "reach": case.reach, "seconds": round(seconds),
+            "ms": [round(m, 2) for m in milliseconds(files, images[0], bound)],
         }  # fmt: skip
         print(json.dumps(row), file=log)
         click.echo(" | ".join(str(v) for v in row.values()))

@@ -1,6 +1,7 @@
 """Options in groups, from a file, and offered by name; and that names which stand in two places are the same."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -10,6 +11,8 @@ from conftest import zaq_here
 from zaq.cli import kinds, main
 from zaq.cli.command import Command
 from zaq.config.targets import TARGETS
+from zaq.cost.fastest import ALL
+from zaq.cost.latency import Latency
 from zaq.engine.work import PRECISIONS
 from zaq.evaluate import TASKS
 from zaq.export.forms import FORMS
@@ -50,6 +53,39 @@ def test_a_run_is_repeated_by_its_options(model: Path, tmp_path: Path) -> None:
     assert ours == theirs
     done = zaq_here("quantize", "--config", tmp_path / "a" / "options.json", "--bits", "w3a3", "--dry-run")
     assert done.exit_code == 0 and "-w3a3/" in done.output and "seed 3" in done.output
+
+
+def test_what_was_placed_by_time_is_repeated_by_name(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another time might be measured otherwise: the options say which layers, and not that they are to be found."""
+    monkeypatch.setattr("zaq.cost.fastest.labels", lambda *_: frozenset(["conv2d_1"]))
+    trial = Latency("trial 0", 1, 1, 1.0, 1.0, 1.0, 1, 2.0)  # whatever the clock says, it is the fastest
+    rows = [trial, replace(trial, name=ALL, speedup=1.0)]
+    monkeypatch.setattr("zaq.cost.fastest.measure", lambda *_: rows)
+    asked = ("--bits", "8", "--method", "rtn", "--optimize", "latency", "--exclude", "head")
+    done = zaq_here("quantize", model, *asked, "-o", tmp_path / "a")
+    assert done.exit_code == 0 and "1 layer computes in float, with weights stored in 8 bits" in done.output
+    call = json.loads((tmp_path / "a" / "options.json").read_text())["call"]
+    assert call["optimize"] is None and len(call["layer_bits"]) == 1 and call["layer_bits"][0].endswith("=stored")
+    monkeypatch.undo()
+    done = zaq_here("quantize", "--config", tmp_path / "a" / "options.json", "-o", tmp_path / "b")
+    assert done.exit_code == 0, done.output
+    ours, theirs = ((tmp_path / name / "model.onnx").read_bytes() for name in "ab")
+    assert ours == theirs
+
+
+@pytest.mark.parametrize(("glance", "said"), [(0.5, "SLOWER than the float network: 0.50 times as fast"), (2.0, "")])
+def test_a_slow_file_is_told_of_in_the_last_lines(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, glance: float, said: str
+) -> None:
+    def speed(*_: object) -> dict[str, float]:
+        return {"float": 1.0, "ours": 1 / glance, "times": glance, "batch": 1, "threads": 1}
+
+    monkeypatch.setattr("zaq.cost.latency.speed", speed)
+    done = zaq_here("quantize", model, "--bits", "8", "--method", "rtn", "-o", tmp_path / "a")
+    assert said in done.output and f"{glance:.2f} times as fast" in done.output
+    assert ("--optimize latency lets layers" in done.output) == bool(said)
 
 
 def test_a_file_of_options_by_hand(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

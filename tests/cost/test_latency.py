@@ -7,7 +7,7 @@ import torch
 from zoo import SHAPE, images, quantized_net
 
 from zaq.config.card import Card
-from zaq.cost.latency import FLOAT, SLICES, STATIC_INT8, contenders, measure, table
+from zaq.cost.latency import FLOAT, SLICES, STATIC_INT8, contenders, measure, speed, speed_sentence, table
 from zaq.errors import SourceError
 from zaq.export.session import run_session, session
 from zaq.methods.rtn import RTN
@@ -37,6 +37,13 @@ def test_every_file_at_every_setting(model: Path) -> None:
     assert len(table(rows)) == 9 and table(rows)[1][:3] == ["float", "1", "1"]
     (alone,) = measure({"ours": model}, batches=(1,), threads=(1,), seconds=0)
     assert alone.speedup is None and table([alone])[1][-1] == ""
+
+
+def test_our_file_beside_the_float_one(model: Path) -> None:
+    found = speed((model.parent / "plain").read_bytes(), model, SHAPE)
+    assert found["times"] == pytest.approx(found["float"] / found["ours"]) and found["ours"] > 0
+    assert speed_sentence(found | {"times": 0.9}).startswith("SLOWER than the float network: 0.90 times")
+    assert speed_sentence(found | {"times": 1.5}).startswith("1.50 times as fast")
 
 
 def test_the_rival_is_a_working_int8_file(model: Path, tmp_path: Path) -> None:

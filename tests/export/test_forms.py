@@ -7,12 +7,13 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from onnx import TensorProto
+from onnx import TensorProto, numpy_helper
 from zoo import SHAPE, build, images, quantized_like, quantized_net
 
 import zaq
 from zaq.config.bits import QConfig
 from zaq.config.card import Card
+from zaq.cost.deployment import deployment
 from zaq.errors import BitsError, SourceError
 from zaq.export.forms import FORMS
 from zaq.export.onnx import in_form, translate
@@ -66,6 +67,23 @@ def test_packed_weights_take_half_a_byte(forms: dict[str, Path]) -> None:
     assert not [t for t in onnx.load(forms["qdq"]).graph.initializer if t.data_type == TensorProto.INT4]
     weights = sum(t.data_type in (TensorProto.INT4, TensorProto.INT8) and len(t.dims) > 1 for t in graph.initializer)
     assert len(packed) == weights - 2  # the first and the last layer have 8 bits
+
+
+@pytest.mark.parametrize(("grid", "kind"), [("per_channel", "INT2"), ("per_tensor_affine", "UINT2")])
+def test_two_bits_take_a_quarter_of_a_byte_where_the_opset_has_them(grid: str, kind: str, tmp_path: Path) -> None:
+    quantized = quantized_net("residual", QConfig.parse("w2a4", weights=grid), RTN(), card=Card(input=SHAPE))
+    for name, opset in (("packed", None), ("two", 25)):
+        quantized.export(tmp_path / f"{name}.onnx", form="packed", opset=opset)
+    two, four = (onnx.load(tmp_path / f"{name}.onnx").graph.initializer for name in ("two", "packed"))
+    packed = [t for t in two if t.data_type == TensorProto.DataType.Value(kind)]
+    assert packed and all(len(t.raw_data) == -(-np.prod(t.dims) // 4) for t in packed)
+    halves = {TensorProto.INT4, TensorProto.UINT4}
+    assert sum(t.data_type in halves for t in four) == len(packed) and not [t for t in two if t.data_type in halves]
+    np.testing.assert_array_equal(output(tmp_path / "two.onnx"), output(tmp_path / "packed.onnx"))
+    kept = {t.name: numpy_helper.to_array(t).astype(int) for t in four}
+    assert all((numpy_helper.to_array(t).astype(int) == kept[t.name]).all() for t in packed)
+    costs = [deployment(tmp_path / f"{name}.onnx", SHAPE) for name in ("two", "packed")]
+    assert costs[0].weights < costs[1].weights and costs[0].packed == costs[1].packed
 
 
 def test_qoperator_has_no_float_operation(forms: dict[str, Path]) -> None:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 
+import onnx
 import pytest
 import torch
 from torch import Tensor, nn
@@ -10,8 +11,11 @@ from torch.nn import functional as F
 from zoo import images
 
 from zaq.errors import TraceError
+from zaq.export.onnx import to_onnx
+from zaq.export.program import program_of
 from zaq.ir.capture import from_exported, quiet, trace
 from zaq.ir.nodes import attribute, pad_value
+from zaq.ir.ops import CLAMPS
 
 aten = torch.ops.aten
 SHAPE = (4, 6, 8)  # tokens of a picture, say: (C, T, D)
@@ -324,3 +328,22 @@ def test_no_node_is_called_as_a_container_calls_its_own() -> None:
     graph, x = trace(Net().eval(), images(1)), images(3)
     assert torch.equal(graph(x), x.relu())
     assert not any(hasattr(nn.ModuleDict, node.name) for node in graph.graph.nodes)
+
+
+class Limited(nn.Module):
+    """Clamps of one whole number and one that is none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.clamp(self.conv(x), 0, 0.25)
+        return torch.clamp(x, min=-1, max=0.2) + nn.functional.hardtanh(x, -1, 0.1) + x.clamp_max(1)
+
+
+def test_a_clamp_of_floats_between_a_whole_number_and_another_has_a_form_in_onnx() -> None:
+    graph = trace(Limited().eval(), images(1))
+    limits = [a for n in graph.graph.nodes if n.target in CLAMPS for a in [*n.args[1:], *n.kwargs.values()]]
+    assert limits and all(a is None or isinstance(a, float) for a in limits)
+    assert onnx.load_from_string(to_onnx(program_of(graph), {}, form="float")).graph.node

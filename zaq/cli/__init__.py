@@ -21,6 +21,7 @@ from zaq.cli.benchmark import benchmark
 from zaq.cli.demo import demo
 from zaq.cli.doctor import doctor
 from zaq.cli.evaluate import evaluate
+from zaq.cli.explain import explain
 from zaq.cli.export import export
 from zaq.cli.inspect import inspect_model
 from zaq.cli.kinds import SOURCE
@@ -125,6 +126,7 @@ def main(debug: bool) -> None:
 
 
 for verb in (
-    quantize, inspect_model, export, verify, profile, evaluate, predict, demo, score, watch, benchmark, methods, doctor,
+    quantize, inspect_model, export, verify, profile, evaluate, predict, demo, score, explain, watch, benchmark,
+    methods, doctor,
 ):  # fmt: skip
     main.add_command(verb)

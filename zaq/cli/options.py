@@ -233,7 +233,8 @@ def layer_options(command: Any) -> Any:
             multiple=True,
             metavar="REGEX=BITS",
             help="Other bits for layers whose module, or a module around it, is called so: 'layer4=8', 'fc=w8a4', "
-            "'stem.*=float'; repeatable, the last that fits counts. zaq inspect lists names.",
+            "'stem.*=float', 'head=stored' (8 bits in the file, float when it runs); repeatable, the last that fits "
+            "counts. zaq inspect lists names.",
         ),
         click.option(
             "--exclude", multiple=True, metavar="REGEX", help="Leave such layers in float: --layer-bits REGEX=float."

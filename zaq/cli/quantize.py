@@ -1,5 +1,6 @@
 """`zaq quantize`."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,12 +25,15 @@ from zaq.cli.options import (
     source_options,
     talk_options,
 )
-from zaq.config.bits import ACTIVATION_GRIDS, EFFORTS, PLACEMENTS, WEIGHT_GRIDS
+from zaq.config.bits import ACTIVATION_GRIDS, EFFORTS, LATENCY, PLACEMENTS, STORED, WEIGHT_GRIDS
 from zaq.config.bounds import json_text
 from zaq.errors import Interrupted, RunError, UserError
 
 if TYPE_CHECKING:
+    from zaq.config.bits import QConfig
+    from zaq.engine.progress import Progress
     from zaq.engine.work import Work
+    from zaq.sources import Source
 
 __all__ = ["quantize"]
 
@@ -48,7 +52,7 @@ GROUPS = {
     ),
     "Method": ("method", "settings", "effort", "seed", "samples", "proxy", "data"),
     "The run": ("output", "overwrite", "resume", "every", "config", "dry_run", "as_json", "level"),
-    "The machine": ("device", "precision", "devices", "num_nodes", "threads", "memory"),
+    "The machine": ("device", "precision", "devices", "num_nodes", "threads", "memory", "optimize"),
 }  # fmt: skip
 EXAMPLES = {
     "zaq quantize timm:resnet18 --bits int8": "8 bits, of a network and its weights in timm",
@@ -143,6 +147,12 @@ EXAMPLES = {
 )
 @click.option("--threads", type=click.IntRange(1, 1024), help="Of torch; another number gives another student.")
 @click.option("--memory", help="Images and features kept in memory, as 2G; others lie in files. Half of what is free.")
+@click.option(
+    "--optimize",
+    type=Choice([LATENCY]),
+    help="latency: layers that integers make slower on this machine compute in float; their weights are stored in 8 "
+    "bits.",
+)
 @click.option("--samples", metavar="RUN", help="Learn from the images of a run of the same model, which draws none.")
 @click.option(
     "--proxy",
@@ -163,7 +173,7 @@ def quantize(source: str, bits: str, layer_bits: tuple[str, ...], exclude: tuple
              activations: str | None, target: str, first_last: str, method: str,
              settings: tuple[str, ...], effort: str, data: str | None, seed: int, device: str,
              precision: str, devices: int, num_nodes: int, threads: int | None,
-             memory: str | None, samples: str | None, proxy: str | None,
+             memory: str | None, optimize: str | None, samples: str | None, proxy: str | None,
              output: Path | None, overwrite: bool, resume: Path | None, every: float, dry_run: bool, as_json: bool,
              level: str, **flags: Any) -> None:  # fmt: skip
     """Quantize SOURCE; the shipped CIFAR-10 ResNet-20 if none is named.
@@ -219,6 +229,8 @@ def quantize(source: str, bits: str, layer_bits: tuple[str, ...], exclude: tuple
     if threads is not None:
         torch.set_num_threads(threads)
     call = {k: v for k, v in click.get_current_context().params.items() if k not in NOT_ASKED}
+    if optimize:
+        model, qconfig, call = _placed(model, qconfig, call, shown)
     keeping = Keeping(every, resume is not None, call | {"threads": torch.get_num_threads()}, memory)
     images, photographs = (Path(place) if place else None for place in (samples, proxy))
     if device == "auto":
@@ -235,6 +247,21 @@ def quantize(source: str, bits: str, layer_bits: tuple[str, ...], exclude: tuple
         raise Interrupted(
             f"interrupted; what was finished is in {folder}/ and says so. zaq quantize --resume {folder} goes on."
         )
+
+
+def _placed(
+    model: "Source", qconfig: "QConfig", call: dict[str, Any], shown: "Progress"
+) -> tuple["Source", "QConfig", dict[str, Any]]:
+    """What `--optimize` finds: it is asked for by name from here on, so that the run can go on and be repeated though
+    another time may measure otherwise."""
+    from zaq.api import placed_by_time
+
+    found = placed_by_time(model.graph, model.card, qconfig, shown)
+    shown.say(found.sentence())
+    new = [f"{pattern}={bits}" for pattern, bits in found.qconfig.layers.items() if pattern not in qconfig.layers]
+    call = call | {"optimize": None, "layer_bits": (*call["layer_bits"], *new)}
+    layers = layers_of(call["layer_bits"], call["exclude"])  # in the order that the next run reads them in
+    return replace(model, notes=(*model.notes, found.sentence())), replace(qconfig, layers=layers), call
 
 
 def _require_no_code_in_config(context: click.Context) -> None:
@@ -300,10 +327,22 @@ def _verdict(folder: Path, report: dict[str, Any]) -> list[str]:
     ours, floats = report["sizes"]["model.onnx"], report["sizes"]["float weights"]
     return [
         f"{ours / 1024:.0f} KB, {floats / ours:.1f} times smaller than the {floats / 1024:.0f} KB of float weights",
+        *_speed(report),
         report["estimate"]["sentence"],
         f"next: zaq eval {folder} --data KIND:PLACE    how good it is on labelled images, beside the float network",
         f"      zaq predict {folder} PHOTO...          what it says of some photographs",
     ]
+
+
+def _speed(report: dict[str, Any]) -> list[str]:
+    """How fast it is where it was made; and what can be done about a file that is slower than float."""
+    from zaq.cost.latency import SLOWER, speed_sentence
+
+    if "speed" not in report:  # it is for another runtime
+        return []
+    placed = STORED in report["options"]["qconfig"]["layers"].values()
+    hint = f"--optimize {LATENCY} lets layers compute in float that integers make slower"
+    return [speed_sentence(report["speed"]), *([hint] if report["speed"]["times"] < SLOWER and not placed else [])]
 
 
 def _summary(folder: Path, report: dict[str, Any]) -> str:

@@ -7,7 +7,10 @@ from typing import Any
 from zaq.config.targets import Target, target_of
 from zaq.errors import BitsError, unknown
 
-__all__ = ["ACTIVATION_GRIDS", "EFFORTS", "FLOAT", "PLACEMENTS", "WEIGHT_GRIDS", "Preset", "QConfig", "bits_of"]
+__all__ = [
+    "ACTIVATION_GRIDS", "EFFORTS", "FLOAT", "LATENCY", "PLACEMENTS", "STORED", "WEIGHT_GRIDS", "Preset", "QConfig",
+    "bits_of",
+]  # fmt: skip
 
 EFFORTS = ("fast", "default", "best")
 
@@ -46,6 +49,8 @@ PLACEMENTS = {
 
 
 FLOAT = "float"  # what is asked of a layer that is not to be quantized
+LATENCY = "latency"  # what a placement is chosen for by timing (`cost.fastest`)
+STORED = "stored"  # of one that computes in float, and whose weight lies in the file in 8 bits
 SPELLED = "w<bits>a<bits>, as in w4a4; or one number for both, as in 8 or int8"
 
 
@@ -61,6 +66,7 @@ class QConfig:
 
     `layers` names layers with bits of their own, by a regular expression that is to fit the whole name of a layer's
     module, or of a module around it: {"layer4": "8", "fc": "w8a4", "stem.*": "float"}; the last that fits counts.
+    A layer that is `stored` computes in float too, and its weight lies in the file in 8 bits.
     `depthwise`: bits of the weights of depthwise convolutions, and of what these read; None: as of any other layer.
     They are a hundredth of a mobile network's weights, and lose more by rounding than all others.
     `layer_bits` has bits of single weights, by the weight's name. `target_size` (bytes of all weights) or
@@ -199,5 +205,5 @@ def _check_layer(pattern: str, text: str) -> None:
     except re.error as error:
         raise BitsError(f"layer {pattern}: is no regular expression ({error}).") from error
     found = bits_of(str(text))
-    if str(text) != FLOAT and (found is None or not all(2 <= bits <= 8 for bits in found)):
-        raise BitsError(f"layer {pattern}: {text!r} is none of 2 to 8 bits, as 8 or w4a8, nor {FLOAT!r}.")
+    if str(text) not in (FLOAT, STORED) and (found is None or not all(2 <= bits <= 8 for bits in found)):
+        raise BitsError(f"layer {pattern}: {text!r} is none of 2 to 8 bits, as 8 or w4a8, nor {FLOAT!r} or {STORED!r}.")

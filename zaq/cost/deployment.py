@@ -77,6 +77,7 @@ PASSED = {
     "Cast",
     "DequantizeLinear",
     "Identity",
+    "Mul",
     "Reshape",
     "Transpose",
     "Unsqueeze",
@@ -262,9 +263,8 @@ def _holds_scale(node: NodeProto, index: int) -> bool:
 
 def _stored(tensor: TensorProto) -> int:
     elements: int = math.prod(tensor.dims)
-    bits = (
-        4 if tensor.data_type in (TensorProto.INT4, TensorProto.UINT4) else 8 * numpy_helper.to_array(tensor).itemsize
-    )
+    kind = TensorProto.DataType.Name(tensor.data_type)
+    bits = int(kind[-1]) if kind.endswith(("INT2", "INT4")) else 8 * numpy_helper.to_array(tensor).itemsize
     return -(-elements * bits // 8)
 
 

@@ -24,9 +24,14 @@ from zaq.engine.progress import Progress
 from zaq.export.ends import declare
 from zaq.export.session import batch_of, feed, session
 
-__all__ = ["FLOAT", "STATIC_INT8", "Latency", "contenders", "measure", "static_int8", "table"]
+__all__ = [
+    "FLOAT", "SLOWER", "STATIC_INT8", "Latency", "contenders", "measure", "speed", "speed_sentence", "static_int8",
+    "table",
+]  # fmt: skip
 
-FLOAT, STATIC_INT8 = "float", "onnxruntime int8"
+FLOAT, OURS, STATIC_INT8 = "float", "ours", "onnxruntime int8"
+GLANCE = 0.5  # seconds
+SLOWER = 0.95  # times as fast as float: below, it is slower, and not by chance
 CALIBRATION_BATCH = 16
 SLICES = 10  # a setting's time is spent in as many parts, the other settings between them
 # seconds: a fast file runs some times on end, as it would where it is deployed, its weights still in the cache
@@ -48,6 +53,23 @@ class Latency:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def speed(plain: bytes, file: Path, image: tuple[int, ...]) -> dict[str, Any]:
+    """One image on one thread, as goes into report.json: milliseconds of the float file `plain` and of our file,
+    and how many times as fast ours is. The files take turns for `GLANCE` seconds: as much as a warning needs."""
+    base, ours = measure({FLOAT: plain, OURS: file}, (1,), (1,), GLANCE, image=image)
+    assert ours.speedup is not None
+    return {"float": base.median, "ours": ours.median, "times": ours.speedup, "batch": 1, "threads": 1}
+
+
+def speed_sentence(found: dict[str, Any]) -> str:
+    """What is said of `speed`: a file that is slower than the float network is never passed over in silence."""
+    slower = "SLOWER than the float network: " if found["times"] < SLOWER else ""
+    return (
+        f"{slower}{found['times']:.2f} times as fast as the float network in onnxruntime here: {found['ours']:.3g} ms "
+        f"an image on one thread, float {found['float']:.3g}"
+    )
 
 
 def table(rows: list[Latency]) -> list[list[str]]:

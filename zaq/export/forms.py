@@ -3,7 +3,8 @@
 | form        | what it is                                                                     | lowest opset |
 |-------------|--------------------------------------------------------------------------------|--------------|
 | `qdq`       | float operations between pairs of quantizers, which runtimes fuse; a Clip below 8 bits | 19 (13) |
-| `packed`    | the same with weights of 4 bits and fewer as INT4, which a Cast unpacks at load time | 21 |
+| `packed`    | the same with weights of 4 bits and fewer as INT4, from opset 25 on those of 2 as INT2, | 21 |
+|             | which a Cast unpacks at load time                                              |              |
 | `qoperator` | QLinearConv and its like, with onnxruntime's own operators (com.microsoft) where ONNX has none | 13 |
 | `ort`       | the qoperator form in onnxruntime's format for mobile builds                   | 13 |
 | `float`     | the equalized, trained network without quantizers                              | 13 |
@@ -15,10 +16,12 @@ Cast it is folded into an INT8 weight, and the kernels stay integer.
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime as ort
+from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from zaq.config.files import scratch
@@ -30,7 +33,11 @@ __all__ = ["FORMS", "LOWEST_OPSET", "lower_opset", "optimized", "pack", "require
 FORMS = ("qdq", "packed", "qoperator", "ort", "float")
 LOWEST_OPSET = {"qdq": 19, "packed": 21}  # what is declared unasked; the others: whatever they can do with
 PER_CHANNEL = 13  # the first opset with a scale for each channel
-PACKABLE = {TensorProto.INT8: (TensorProto.INT4, -8, 7), TensorProto.UINT8: (TensorProto.UINT4, 0, 15)}
+# Of a kind of integers the smaller ones, the smallest first: bits, and the opset from which they exist.
+PACKABLE = {
+    TensorProto.INT8: (("INT2", 2, 25), ("INT4", 4, 21)),
+    TensorProto.UINT8: (("UINT2", 2, 25), ("UINT4", 4, 21)),
+}
 
 
 def require_form(form: str) -> None:
@@ -64,9 +71,9 @@ def _through(replaced: dict[str, str], name: str) -> str:
     return name
 
 
-def pack(model: ModelProto) -> None:
-    """Store weights of 4 bits and fewer as INT4 or UINT4, and cast them on load (in place). Raises BitsError if there
-    are none.
+def pack(model: ModelProto, opset: int | None = None) -> None:
+    """Store weights of 4 bits and fewer as INT4 or UINT4, or as INT2 where an opset is asked for that has it, and cast
+    them on load (in place). Raises BitsError if there are none.
     """
     graph = model.graph
     tensors = {t.name: t for t in graph.initializer}
@@ -75,15 +82,17 @@ def pack(model: ModelProto) -> None:
         weight = tensors.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
         if weight is None or weight.data_type not in PACKABLE:
             continue
-        kind, low, high = PACKABLE[weight.data_type]
         values = numpy_helper.to_array(weight)
-        if values.min() < low or values.max() > high:
+        least = opset or LOWEST_OPSET["packed"]
+        kinds = [kind for kind in PACKABLE[weight.data_type] if kind[2] <= least and _holds(kind[1], values)]
+        if not kinds:
             continue
+        kind, bits, _ = kinds[0]
         name, unpacked, eight = weight.name, f"{weight.name}_int8", weight.data_type
-        nibbles = values.astype(np.uint8).reshape(-1) & 15
-        nibbles = np.append(nibbles, np.uint8(0)) if nibbles.size % 2 else nibbles
-        raw = (nibbles[0::2] | (nibbles[1::2] << 4)).tobytes()
-        weight.CopyFrom(TensorProto(name=name, data_type=kind, dims=values.shape, raw_data=raw))
+        raw = _in_bits(values, bits)
+        weight.CopyFrom(
+            TensorProto(name=name, data_type=TensorProto.DataType.Value(kind), dims=values.shape, raw_data=raw)
+        )
         node.input[0] = unpacked
         graph.node.insert(index, helper.make_node("Cast", [name], [unpacked], to=eight))
         packed = True
@@ -91,6 +100,21 @@ def pack(model: ModelProto) -> None:
         raise BitsError(
             "format packed: holds weights of 4 bits and fewer, and this model has none; choose --format qdq."
         )
+
+
+def _holds(bits: int, values: NDArray[Any]) -> bool:
+    """Whether integers of so few bits, with a sign as these have it, are all of these values."""
+    low = 0 if values.dtype == np.uint8 else -(2 ** (bits - 1))
+    return bool(values.min() >= low and values.max() < low + 2**bits)
+
+
+def _in_bits(values: NDArray[Any], bits: int) -> bytes:
+    """Integers in so many bits each, the first in the lowest bits of a byte, as ONNX has them."""
+    each = 8 // bits
+    low = values.astype(np.uint8).reshape(-1) & (2**bits - 1)
+    parts = np.append(low, np.zeros(-low.size % each, np.uint8)).reshape(-1, each)
+    shifts = np.arange(each, dtype=np.uint8) * np.uint8(bits)
+    return bytes(np.bitwise_or.reduce(parts << shifts, axis=1).astype(np.uint8).tobytes())
 
 
 def optimized(model: ModelProto, to_ort: bool = False) -> bytes:

@@ -4,13 +4,16 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from zaq.errors import SourceError
 
-__all__ = ["Constants", "avoid_overflow", "constants_of", "drop_unread", "store_integers", "to_integers"]
+__all__ = [
+    "Constants", "avoid_overflow", "constants_of", "drop_unread", "store_integers", "store_rounded", "to_integers",
+]  # fmt: skip
 
 INT16_MAX = 32767
+FLOAT_LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 Constants = dict[str, NDArray[Any]]
 
 
@@ -85,6 +88,38 @@ def _store_biases(
             new.attribute.append(helper.make_attribute("axis", 0))
         graph.node.insert(index, new)
         node.input[2] = output
+
+
+def store_rounded(model: ModelProto) -> None:
+    """Store float weights that are whole steps of 8 bits as those (in place; `quant.stored`): integers, a Cast and a
+    Mul, which runtimes compute when they load the file. Not a bit of a weight changes; others stay as they are.
+    """
+    graph, constants = model.graph, constants_of(model)
+    for index, node in reversed(list(enumerate(graph.node))):
+        weight = constants.get(node.input[1]) if node.op_type in FLOAT_LAYERS else None
+        found = weight is not None and weight.dtype == np.float32 and _whole_steps(weight)
+        if not found:
+            continue
+        name = f"{node.output[0]}_weight"
+        parts: Constants = {f"{name}_integers": found[0], f"{name}_scale": found[1]}
+        graph.initializer.extend(numpy_helper.from_array(v, k) for k, v in parts.items())
+        integers, scale = parts
+        graph.node.insert(index, helper.make_node("Mul", [f"{name}_steps", scale], [name]))
+        graph.node.insert(index, helper.make_node("Cast", [integers], [f"{name}_steps"], to=TensorProto.FLOAT))
+        node.input[1] = name
+    drop_unread(model)
+
+
+def _whole_steps(weight: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]] | None:
+    """A weight's integers, and the scales of its channels shaped as to multiply them; None where it is no such thing,
+    or would not be smaller."""
+    for axis in range(min(2, weight.ndim)):
+        scale = np.abs(weight).max(tuple(d for d in range(weight.ndim) if d != axis), keepdims=True) / np.float32(127)
+        scale = np.where(scale > 0, scale, np.float32(1))
+        steps = np.rint(weight / scale)
+        if weight.size + 4 * scale.size < 4 * weight.size and bool((steps * scale == weight).all()):
+            return steps.astype(np.int8), scale
+    return None
 
 
 def avoid_overflow(model: ModelProto) -> None:

@@ -27,7 +27,7 @@ from zaq.config.bounds import json_text
 from zaq.config.targets import TARGETS, Target
 from zaq.export.ends import INPUT, OUTPUT, SIZES, dress, renamed, reshape_ends
 from zaq.export.forms import lower_opset, optimized, pack, require_form, strip
-from zaq.export.integers import avoid_overflow, store_integers
+from zaq.export.integers import avoid_overflow, store_integers, store_rounded
 from zaq.export.rewrites import (
     clip_integers,
     count_values,
@@ -136,9 +136,10 @@ def in_form(
             requantize_by_table(model)
         if target is HERE:
             keep_floats(model)
+        store_rounded(model)
         avoid_overflow(model)
     if form == "packed":
-        pack(model)
+        pack(model, opset)
     lower_opset(model, form, opset, interface.opset)
     dress(model, interface)
     if interface.classes:

@@ -20,9 +20,14 @@ Values = NDArray[Any]
 
 
 def session(
-    model: Path | bytes, threads: int = 0, optimized: Path | None = None, whole: bool = False
+    model: Path | bytes,
+    threads: int = 0,
+    optimized: Path | None = None,
+    whole: bool = False,
+    profile: Path | None = None,
 ) -> ort.InferenceSession:
     """A file, or a file's content, in onnxruntime on the CPU; `optimized`: where to write what it makes of it.
+    `profile`: what the file begins with that `end_profiling` writes and names.
 
     Of a file with a frame (`zaq.sources.frame`) the network inside, which takes and gives what others do; `whole`: the
     file as a program meets it.
@@ -38,6 +43,8 @@ def session(
     options.add_session_config_entry("session.force_spinning_stop", "1")
     if optimized:
         options.optimized_model_filepath = str(optimized)
+    if profile:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile)
     try:
         content = model if isinstance(model, bytes) else model.read_bytes() if model.suffix == ".onnx" else b""
         inner = content if whole else network_of(content)

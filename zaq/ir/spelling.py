@@ -46,7 +46,8 @@ def one_spelling(module: GraphModule) -> list[str]:
     _rename(graph)
     notes: list[str] = []
     before: list[Rule] = [
-        _recomposed, _first_result, _padding, _of_the_batch(notes), _factors, _renamed, _piece, _attention, _scaled
+        _recomposed, _first_result, _padding, _of_the_batch(notes), _factors, _renamed, _limits, _piece, _attention,
+        _scaled,
     ]  # fmt: skip
     after: list[Rule] = [_product_with_weight(module), _rows, _nothing, _one_reshape, _nothing]
     after += [whole(partial(_attribute, module)) for whole in (as_one_function, as_one_norm)]
@@ -132,6 +133,18 @@ def _renamed(graph: Graph, node: Node) -> Node | None:
     return None
 
 
+def _limits(graph: Graph, node: Node) -> Node | None:
+    """Whole numbers among the limits of a clamp of floats as floats: of a clamp between 0 and 0.5 torch's ONNX exporter
+    makes one between a tensor and a number, which there is none of."""
+    source = _value(node.args[0]) if node.args else None
+    if node.target in LIMITED and source is not None and source.is_floating_point():
+        as_floats = (float(a) if isinstance(a, int) else a for a in node.args[1:])
+        node.args = (node.args[0], *as_floats)
+        node.kwargs = {k: float(v) if isinstance(v, int) else v for k, v in node.kwargs.items()}
+    return None
+
+
+LIMITED = {aten.clamp.default, aten.clamp_min.default, aten.hardtanh.default}
 SCALARS = {
     aten.add.Scalar: aten.add.Tensor,
     aten.sub.Scalar: aten.sub.Tensor,

@@ -53,7 +53,7 @@ def ask(gm: GraphModule, qconfig: QConfig) -> None:
 
 
 def asked_of(node: Node) -> str:
-    """What was asked of a layer: as `8`, `w8a4` or FLOAT; empty for nothing."""
+    """What was asked of a layer: as `8`, `w8a4`, FLOAT or STORED; empty for nothing."""
     return str(node.meta.get(KEY, ""))
 
 

@@ -43,7 +43,7 @@ from collections.abc import Collection
 import torch
 from torch.fx import GraphModule, Node
 
-from zaq.config.bits import FLOAT, QConfig
+from zaq.config.bits import FLOAT, STORED, QConfig
 from zaq.ir.nodes import activations, infinite, input_node, is_depthwise, is_float, moves, output_nodes, pad_value
 from zaq.ir.opening import image_node
 from zaq.ir.ops import CLAMPS, CONVS, LINEARS, MATMULS, MERGES, PADS, POOLS
@@ -61,7 +61,7 @@ def weighted_layers(gm: GraphModule) -> list[Node]:
     """The convolutions and linear layers on the input's way whose weight is a parameter, but for those that are to stay
     in float (`quant.asked`).
     """
-    return [n for n in all_layers(gm) if asked_of(n) != FLOAT]
+    return [n for n in all_layers(gm) if asked_of(n) not in (FLOAT, STORED)]
 
 
 def activation_bits(

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from torch import nn
 from torch.fx import GraphModule, Node
 
-from zaq.config.bits import QConfig
+from zaq.config.bits import STORED, QConfig
 from zaq.config.card import Card
 from zaq.ir.move import device_of, onto
 from zaq.ir.nodes import activations, attribute, groups_of, input_node, is_depthwise, moves
 from zaq.ir.ops import LINEARS, TRANSPOSED
-from zaq.quant.asked import bits_asked
+from zaq.quant.asked import all_layers, asked_of, bits_asked
 from zaq.quant.edges import HIGH, activation_bits, ends, is_product, joins_a_convolution, left_in_float, weighted_layers
 from zaq.quant.fake_quantize import BiasQuantize, FakeQuantize
 from zaq.quant.ranges import Bounds, bounds, told_apart
@@ -33,6 +33,7 @@ class Placement:
     biases: dict[str, list[str]] = field(default_factory=dict)  # weight -> the biases in steps of its grid
     keys: dict[str, str] = field(default_factory=dict)  # weight -> the name of its quantizer's module
     in_float: list[str] = field(default_factory=list)
+    stored: dict[str, int] = field(default_factory=dict)  # weight of a layer in float -> its channels' axis (STORED)
 
 
 def place(
@@ -65,6 +66,10 @@ def place(
         if node in coarser:
             _insert_before(kernels, gm, node)
     first, last = ends(gm)
+    for node in all_layers(gm):
+        if asked_of(node) == STORED:
+            assert isinstance(node.args[1], Node)
+            placed.stored[str(node.args[1].target)] = 1 if node.target in TRANSPOSED else 0
     for node in weighted_layers(gm):
         usual = qconfig.of_layer(node in first, node in last, is_depthwise(node))
         _quantize_layer(gm, node, bits_asked(node, usual)[0], qconfig, placed)

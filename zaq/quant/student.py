@@ -19,6 +19,7 @@ from zaq.config.card import Card
 from zaq.ir.nodes import attribute
 from zaq.quant.fake_quantize import FakeQuantize
 from zaq.quant.placement import place
+from zaq.quant.stored import rounded
 
 __all__ = ["Snapshot", "Student"]
 
@@ -89,10 +90,13 @@ class Student:
 
     @torch.no_grad()
     def settle(self) -> None:
-        """Write into every weight's scale what is read of it: so learning starts there, and files hold nothing else."""
+        """Write into every weight's scale what is read of it: so learning starts there, and files hold nothing else.
+        What is stored in 8 bits is rounded to them."""
         for name, quantizer in self.placement.weights.items():
             biases = (attribute(self.module, bias) for bias in self.placement.biases.get(name, ()))
             quantizer.scale.copy_(quantizer.step(self.weight(name), *biases))
+        for name, axis in self.placement.stored.items():
+            self.weight(name).copy_(rounded(self.weight(name), axis))
 
     def learn_logarithms(self) -> None:
         """Let all learn but ranges that the graph guarantees; scales as logarithms, so that they stay positive."""
