@@ -223,7 +223,8 @@ def sheet(rows: dict[str, Tensor], path: Path) -> None:
 
 def keep(network: nn.Module, path: Path) -> None:
     """The generator as a .pt2 for `zaq quantize`, with its card beside it."""
-    torch.export.save(torch.export.export(network, (torch.zeros(1, *CARD.input),)), path)
+    batch = {0: torch.export.Dim.AUTO}
+    torch.export.save(torch.export.export(network, (torch.zeros(2, *CARD.input),), dynamic_shapes=(batch,)), path)
     path.with_suffix(".json").write_text(json.dumps(CARD.to_dict()))
 
 

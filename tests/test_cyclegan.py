@@ -10,6 +10,8 @@ from click.testing import CliRunner
 from conftest import benchmark_script
 from torch import Tensor
 
+from zaq.sources import load
+
 cyclegan = benchmark_script("cyclegan")
 
 
@@ -92,4 +94,5 @@ def test_from_images_to_a_table(tmp_path: Path) -> None:
     said = json.loads((tmp_path / "results" / "results.json").read_text())
     assert [row["bits"] for row in said["rows"]] == ["w8a8", "w6a6", "w4a8"]
     assert said["rows"][0]["psnr"] > said["rows"][2]["psnr"] and said["test_images"] == 6
-    assert (tmp_path / "results" / "sheet.png").stat().st_size > 1000 and (tmp_path / "net.json").is_file()
+    assert (tmp_path / "results" / "sheet.png").stat().st_size > 1000
+    assert load(str(tmp_path / "net.pt2")).card == cyclegan.CARD
