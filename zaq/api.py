@@ -18,6 +18,7 @@ from zaq.compute.random import drawing
 from zaq.config.bits import EFFORTS, LATENCY, QConfig
 from zaq.config.card import Card
 from zaq.config.memory import allowed, hand_back
+from zaq.config.names import NO_PROXY
 from zaq.cost.fastest import Fastest, fastest
 from zaq.engine.images import images_in, kept, taken
 from zaq.engine.journal import Journal, Log
@@ -44,7 +45,9 @@ from zaq.quantized import Learned, Quantized
 from zaq.report import facts
 from zaq.sources import Source
 from zaq.sources import load as load_source
+from zaq.stages.proxy import proxied
 from zaq.stages.warm import warmed
+from zaq.synth.adapter import Photographs
 from zaq.synth.generator_file import opened
 
 __all__ = ["load", "placed_by_time", "quantize", "quantize_graph", "teacher_of"]
@@ -52,6 +55,10 @@ __all__ = ["load", "placed_by_time", "quantize", "quantize_graph", "teacher_of"]
 BYTES = "the input is uint8: its pixels are taken to be 0 to 255"
 MODULE = {"name": "module", "sha256": None}  # what is said of a model that came from no file
 NAMED = 8  # layers with bits of their own that a note names
+PROXIED = (
+    "not data-free: it learns from the photographs of {}, moved to what the model remembers; the samples that stages "
+    "are judged by are drawn all the same"
+)
 TRIED = 2  # images that a network is exported on before the work
 
 
@@ -180,6 +187,7 @@ def quantize_graph(
     keep: Callable[[Content], object] | None = None,
     samples: Path | None = None,
     generator: Path | None = None,
+    photographs: Photographs | None = None,
     work: Work | None = None,
     memory: int | str | None = None,
     folder: Path | None = None,
@@ -192,11 +200,14 @@ def quantize_graph(
     `keep`: is handed the file of what the method draws from the model alone (`engine.images`).
     `samples`: a run of the same model, whose images are taken instead.
     `generator`: a file of `zaq cocktail`, or a run, with whose generator's weights synthesis begins.
+    `photographs`: real images to learn from, of which none is kept; only a method that says `proxies` is handed them.
     `work`: where and how the student learns; the graph is on the CPU, and so is what comes back.
     `trial`: export a rounded copy before the method works, so that what has no form in ONNX is refused at once.
     `memory`, `folder`: see `quantize`, and where the files of what does not fit go, if not where temporary ones do.
     """
     _check(method, qconfig, effort, seed)
+    if photographs is not None and not method.proxies:
+        raise BitsError(NO_PROXY.format(method.name))
     started = time.monotonic()
     teacher, card, said = teacher_of(graph, card)
     if method.pictures and len(card.input) != 3:
@@ -225,6 +236,9 @@ def quantize_graph(
         stages = method.plan(task, real) if method.reads_data else method.plan(task)
         if cocktail is not None and generator is not None:
             stages = warmed(stages, cocktail, task, method.name, generator)
+        if photographs is not None:
+            journal.notes += [PROXIED.format(photographs.place), *photographs.notes]
+            return proxied(stages, photographs, task)
         if found is not None and samples is not None:
             journal.notes.append(f"it learns from the images of {samples}")
             return taken(stages, moved(found, task.device), method.name, samples)
@@ -243,7 +257,7 @@ def quantize_graph(
         "threads": torch.get_num_threads(),  # sums are added up in another order by another number
         "memory": None if memory is None else task.memory,  # half of what is free is never the same
         "card": card.to_dict(),
-        "data": None,
+        "data": photographs.place if photographs is not None else None,
         "samples": str(samples) if samples else None,
         "generator": str(generator) if generator else None,
         "source": dict(source or MODULE),  # its own: a report may be written into

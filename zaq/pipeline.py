@@ -1,5 +1,6 @@
 """What `zaq quantize` does around the method: the run directory, the file, its verification, the report."""
 
+import hashlib
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -8,10 +9,11 @@ from typing import Any
 import torch
 
 from zaq import __version__
-from zaq.api import quantize_graph
+from zaq.api import quantize_graph, teacher_of
 from zaq.compute.processes import is_first
 from zaq.config.bits import QConfig
 from zaq.data import shuffled
+from zaq.data.photographs import photographs_in
 from zaq.engine.images import IMAGES
 from zaq.engine.interruption import ctrl_c_waits
 from zaq.engine.journal import Log
@@ -23,6 +25,7 @@ from zaq.report import facts as reporting
 from zaq.report.outputs import require_a_student
 from zaq.run import SNAPSHOTS, Run, beside, disk_errors
 from zaq.sources import Source
+from zaq.synth.adapter import Photographs
 
 __all__ = ["MOVABLE", "Keeping", "call_of", "quantize_run"]
 
@@ -61,12 +64,14 @@ def quantize_run(
     samples: Path | None = None,
     work: Work | None = None,
     generator: Path | None = None,
+    proxy: Path | None = None,
 ) -> dict[str, Any]:
     """Quantize a loaded model into a run directory and return the report. See `zaq.run` for what lies there after.
 
     `data` is for a method that reads real images, which is `ft` alone; the report says so. `samples` is a run of the
     same model, whose images are learned from. `work` says where and how the student learns. `generator` is a file of
-    `zaq cocktail`, or a run, with whose weights synthesis begins.
+    `zaq cocktail`, or a run, with whose weights synthesis begins. `proxy` is a folder of photographs, which the recipe
+    alone learns from; the report says so, too.
     The run is kept in snapshots, so that nothing computed is lost if a later step fails or the process is killed.
 
     Raises:
@@ -74,10 +79,12 @@ def quantize_run(
         BitsError: for `keeping.resume` with other options than the run's; for `samples` or a `generator` with a method
             that takes none; for less memory than a batch of images takes.
         SourceError: for `samples` of another model; for a `generator` that is none.
+        DataError: for photographs that cannot be read, and for too few.
         Interrupted: where Ctrl-C came while files were written; they are whole.
         RunError: once all is written, for a student that is none (`zaq.report.outputs`).
     """
     progress, keeping, work = progress or Progress(), keeping or Keeping(), work or Work()
+    photographs = photographs_in(proxy, teacher_of(model.graph, model.card)[1], progress) if proxy else None
     learn = partial(
         quantize_graph,
         model.graph,
@@ -91,6 +98,7 @@ def quantize_run(
         notes=model.notes,
         samples=samples,
         generator=generator,
+        photographs=photographs,
         work=work,
         memory=keeping.memory,
     )
@@ -99,7 +107,7 @@ def quantize_run(
         return learn(snapshots=snapshots, keep=lambda content: None).report
     with Run.building(folder, overwrite, keeping.resume) as run:
         log = Log(run / "log.jsonl")
-        asked = _asked(model, qconfig, method, effort, seed, samples, work, generator)
+        asked = _asked(model, qconfig, method, effort, seed, samples, work, generator, photographs)
         snapshots = _snapshots(asked, method, run, keeping, progress)
         with disk_errors(run.path):  # the log grows with every step
             quantized = learn(
@@ -110,7 +118,8 @@ def quantize_run(
                 keep=lambda content: run.write(IMAGES, content),
                 folder=run.path,
             )
-        quantized.report["options"] |= {"data": data, "call": keeping.asked}
+        said = quantized.report["options"]
+        said |= {"data": data or said["data"], "call": keeping.asked}
         with ctrl_c_waits(progress.say) as came:
             quantized = replace(quantized, interface=model.interface, frame=model.frame)
             report = quantized.write(run, progress)
@@ -130,6 +139,7 @@ def _asked(
     samples: Path | None,
     work: Work,
     generator: Path | None,
+    photographs: Photographs | None = None,
 ) -> dict[str, Any]:
     """What a run has to be begun with, and gone on with, for its student to be the same."""
     return {
@@ -144,7 +154,13 @@ def _asked(
         "version": [__version__, torch.__version__],
         "samples": str(samples) if samples else None,
         "generator": str(generator) if generator else None,
+        "proxy": _hashed(photographs) if photographs else None,
     }
+
+
+def _hashed(photographs: Photographs) -> str:
+    """Which photographs they are: their folder, and the start of a hash of all their pixels."""
+    return f"{photographs.place} ({hashlib.sha256(photographs.pixels.numpy().tobytes()).hexdigest()[:12]})"
 
 
 def _snapshots(asked: dict[str, Any], method: Any, run: Run, keeping: Keeping, progress: Progress) -> Snapshots | None:

@@ -170,7 +170,7 @@ class Quantized:
         run.write_json("options.json", report["options"])
         (progress or Progress()).say("saving and verifying")
         program = self._translated()[0]
-        run.write_program("quantized.pt2", program)
+        run.write_program("quantized.pt2", program, report["options"]["data"])
         if self.samples is not None:
             run.write_samples(self.samples, self.card)
         hand_back()
@@ -265,7 +265,8 @@ class Learned(Quantized):
             self._trained = True
             self.student.learn_logarithms()
             self.report["notes"].append(TRAINED)
-            self.report["options"]["data"] = PYTHON
+            read = self.report["options"]["data"]
+            self.report["options"]["data"] = f"{read}, and {PYTHON}" if read else PYTHON
         return self.module
 
     def program(self) -> torch.export.ExportedProgram:

@@ -45,6 +45,7 @@ from zaq.quant import op as op  # the operator that a checkpoint's graph holds
 from zaq.report.facts import onnx_metadata
 from zaq.sources import read_program, read_pt2
 from zaq.sources.interface import Interface
+from zaq.sources.program import REAL_IMAGES
 
 __all__ = ["FILES", "FRAME", "NEEDED", "SNAPSHOTS", "TEACHER", "Run", "beside", "disk_errors", "write_file"]
 
@@ -138,13 +139,14 @@ class Run:
     def write_json(self, name: str, value: Any) -> None:
         self.write(name, json_text(value, indent=1) + "\n")
 
-    def write_program(self, name: str, exported: torch.export.ExportedProgram) -> None:
+    def write_program(self, name: str, exported: torch.export.ExportedProgram, data: str | None = None) -> None:
         """A network as a .pt2. The student's graph holds `zaq::fake_quantize` on its edges, biases rounded as in the
-        file.
+        file. `data`: the real images that it learned from, which the file says.
         """
         buffer = io.BytesIO()
         with quiet():
-            torch.export.save(exported, buffer)  # straight to a full disk, torch's writer would abort the process
+            # into memory: straight to a full disk, torch's writer would abort the process
+            torch.export.save(exported, buffer, extra_files={REAL_IMAGES: data} if data else None)
         self.write(name, buffer.getvalue())
 
     def write_samples(self, samples: Tensor, card: Card) -> None:

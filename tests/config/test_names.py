@@ -44,6 +44,8 @@ def test_the_near_path_is_offered(tmp_path: Path) -> None:
     (["quantize", "--bits", "w44"], "is not of the form w<bits>a<bits>"),
     (["quantize", "--metod", "rtn"], "--method"),
     (["quantize", "--method", "rtnn"], "Did you mean 'rtn'?"),
+    (["quantize", "--method", "rtn", "--proxy", "."], "--proxy goes with --method flagship alone"),
+    (["quantize", "--proxy", "nowhere"], "--proxy nowhere: there is no such file or folder"),
     (["quantize", "resnt.pt2"], "there is no such file or folder"),
     (["quantize", "tim:resnet18"], "Did you mean 'timm'?"),
     (["benchmark", "paln.yaml", "-o", "out"], "paln.yaml: there is no such file or folder"),

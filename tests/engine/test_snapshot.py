@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from zoo import CARD, traced
+from zoo import CARD, SHAPE, traced
 
 from zaq.api import Quantized, quantize_graph
 from zaq.config.bits import QConfig
@@ -22,6 +22,7 @@ from zaq.methods.flagship import Flagship
 from zaq.methods.gdfq import GDFQ
 from zaq.methods.zaq import ZAQ
 from zaq.methods.zeroq import ZeroQ
+from zaq.synth.adapter import Photographs
 from zaq.synth.generators import DCGAN
 from zaq.synth.leaves import Painter
 from zaq.synth.losses import relative_discrepancy
@@ -187,26 +188,31 @@ METHODS = {
     "deepinversion": ("w3a3", DeepInversion(steps=6, images=16, finetune=6)),
     "zeroq": ("w3a3", ZeroQ(steps=8, patience=2)),
     "dfq": ("w3a3", DFQ(bias_correction="empirical")),
+    "photographs": ("w3a3", Flagship(synthesis=4, images=64, reconstruct=0, polish=2, game=2, attack_steps=1)),
 }  # fmt: skip
 
 
-def quantized(name: str, method: Method, bits: str, log: Log, snapshots: Snapshots | None) -> Quantized:
+def quantized(name: str, method: Method, bits: str, log: Log, snapshots: Snapshots | None, **more: Any) -> Quantized:
     return quantize_graph(
-        traced(name), QConfig.parse(bits), method, card=CARD, effort="fast", log=log, snapshots=snapshots
+        traced(name), QConfig.parse(bits), method, card=CARD, effort="fast", log=log, snapshots=snapshots, **more
     )
 
 
 @pytest.mark.parametrize(("name", "every"), [*((name, 0.0) for name in METHODS), ("gdfq", math.inf)])
 def test_a_run_that_was_killed_ends_as_one_that_was_not(name: str, every: float, folder: Path) -> None:
     bits, method = METHODS[name]
-    whole = quantized("residual", method, bits, Log(), None)
+    more: dict[str, Any] = {}
+    if name == "photographs":
+        some = torch.randint(256, (70, *SHAPE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+        more["photographs"] = Photographs(some, "here")
+    whole = quantized("residual", method, bits, Log(), None, **more)
     rows = whole.journal.log.rows
     for dies_at in (len(rows) // 3, 2 * len(rows) // 3):
         log = Deadly()
         log.dies_at = dies_at
         with pytest.raises(Killed):
-            quantized("residual", method, bits, log, Snapshots(folder, {}, every))
-    ended = quantized("residual", method, bits, Log(), Snapshots(folder, {}, every))
+            quantized("residual", method, bits, log, Snapshots(folder, {}, every), **more)
+    ended = quantized("residual", method, bits, Log(), Snapshots(folder, {}, every), **more)
     assert ended.journal.log.rows == rows
     assert ended.journal.records == whole.journal.records
     for a, b in ((whole, ended),):

@@ -50,7 +50,7 @@ GROUPS = {
         "bits", "layer_bits", "exclude", "first_last", "depthwise", "target_size", "target", "placement",
         "weights", "activations",
     ),
-    "Method": ("method", "settings", "effort", "seed", "samples", "generator", "data"),
+    "Method": ("method", "settings", "effort", "seed", "samples", "generator", "proxy", "data"),
     "The run": ("output", "overwrite", "resume", "every", "config", "dry_run", "as_json", "level"),
     "The machine": ("device", "precision", "devices", "num_nodes", "threads", "memory", "optimize"),
 }  # fmt: skip
@@ -115,9 +115,7 @@ EXAMPLES = {
 )
 @click.option("-s", "settings", multiple=True, metavar="KEY=VALUE", help="A constant of the method; repeatable.")
 @click.option("--effort", type=Choice(EFFORTS), default="default", show_default=True, help="How long it may take.")
-@click.option(
-    "--data", type=DATA, help="Real training images, for --method ft alone: cifar10:DIR, ... No other method reads any."
-)
+@click.option("--data", type=DATA, help="Real training images, for --method ft alone: cifar10:DIR, ...")
 @click.option(
     "--seed",
     type=click.IntRange(0, 2**63 - 1),
@@ -157,6 +155,11 @@ EXAMPLES = {
 )
 @click.option("--samples", metavar="RUN", help="Learn from the images of a run of the same model, which draws none.")
 @click.option("--generator", metavar="FILE", help="Begin synthesis with a file of zaq cocktail, or a RUN's generator.")
+@click.option(
+    "--proxy",
+    metavar="DIR",
+    help="Photographs of anything to learn from, moved to the model's statistics; not data-free.",
+)
 @click.option("-o", "--output", type=PATH, help="Folder for the run; <model>-<bits> by default.")
 @click.option("--overwrite", is_flag=True, help="Replace a run that is there, once the new one is whole.")
 @click.option("--resume", type=PATH, metavar="RUN", help="Go on with a run that was broken off; it knows its options.")
@@ -172,6 +175,7 @@ def quantize(source: str, bits: str, layer_bits: tuple[str, ...], exclude: tuple
              settings: tuple[str, ...], effort: str, data: str | None, seed: int, device: str,
              precision: str, devices: int, num_nodes: int, threads: int | None,
              memory: str | None, optimize: str | None, samples: str | None, generator: str | None,
+             proxy: str | None,
              output: Path | None, overwrite: bool, resume: Path | None, every: float, dry_run: bool, as_json: bool,
              level: str, **flags: Any) -> None:  # fmt: skip
     """Quantize SOURCE; the shipped CIFAR-10 ResNet-20 if none is named.
@@ -181,7 +185,7 @@ def quantize(source: str, bits: str, layer_bits: tuple[str, ...], exclude: tuple
     """
     from zaq.config.bits import QConfig
     from zaq.config.memory import allowed
-    from zaq.config.names import missing, name_of, require_method
+    from zaq.config.names import missing, name_of, require_method, require_proxy
 
     if resume and output not in (None, resume):
         raise UserError(f"--resume {resume}: the run goes on where it is; -o {output} beside it cannot be.")
@@ -192,6 +196,8 @@ def quantize(source: str, bits: str, layer_bits: tuple[str, ...], exclude: tuple
         raise UserError(
             f"--samples {samples} and --generator {generator}: a run that takes images draws none; say one."
         )
+    if generator and proxy:
+        raise UserError(f"--generator {generator} and --proxy {proxy}: a run on photographs draws none; say one.")
     if generator and not Path(generator).exists():
         raise SourceError("--generator " + missing(Path(generator)))
     _require_no_code_in_config(click.get_current_context())
@@ -200,6 +206,8 @@ def quantize(source: str, bits: str, layer_bits: tuple[str, ...], exclude: tuple
         layers_of(layer_bits, exclude),
     )  # fmt: skip
     require_method(method)
+    if proxy is not None:
+        require_proxy(proxy, method, samples)
     kept, folder = allowed(memory), resume or output or Path(f"{name_of(source)}-{qconfig}")
     shown = progress(level)
     shown.say(f"{source} to {qconfig} by {method}, effort {effort}, device {device}, into {folder}/")
@@ -234,11 +242,24 @@ def quantize(source: str, bits: str, layer_bits: tuple[str, ...], exclude: tuple
     if optimize:
         model, qconfig, call = _placed(model, qconfig, call, shown)
     keeping = Keeping(every, resume is not None, call | {"threads": torch.get_num_threads()}, memory)
-    images, begin = (Path(place) if place else None for place in (samples, generator))
+    images, begin, photographs = (Path(place) if place else None for place in (samples, generator, proxy))
     if device == "auto":
         shown.say(f"the device is {work.device}")
     report = quantize_run(
-        model, qconfig, algorithm, effort, seed, folder, overwrite, shown, data, keeping, images, work, begin
+        model,
+        qconfig,
+        algorithm,
+        effort,
+        seed,
+        folder,
+        overwrite,
+        shown,
+        data,
+        keeping,
+        images,
+        work,
+        begin,
+        photographs,
     )
     if not is_first():
         return

@@ -10,12 +10,17 @@ from pathlib import Path
 
 from zaq.config import near
 from zaq.config.plugins import lookup
-from zaq.errors import SourceError, unknown
+from zaq.errors import BitsError, DataError, SourceError, unknown
 
-__all__ = ["DEFAULT", "METHODS", "SOURCES", "is_file", "kind_of", "missing", "name_of", "require_method"]
+__all__ = [
+    "DEFAULT", "METHODS", "NO_PROXY", "PROXIES", "SOURCES",
+    "is_file", "kind_of", "missing", "name_of", "require_method", "require_proxy",
+]  # fmt: skip
 
 DEFAULT = "zoo:resnet20_cifar10"
 METHODS = ("flagship", "rtn", "dfq", "aciq", "zeroq", "deepinversion", "gdfq", "zaq", "ft")
+PROXIES = ("flagship",)  # those of them that can learn from photographs
+NO_PROXY = "--proxy goes with --method flagship alone; {} is handed no photographs."
 # How a source is spelt: the suffix of a file, or a prefix.
 SOURCES = (
     ".pt2", ".onnx", ".safetensors", ".pt", ".pth", ".pkl",
@@ -27,6 +32,18 @@ def require_method(name: str) -> None:
     """Raise BitsError for a method that there is not. A user's own, `package.module:Class`, is not imported."""
     if ":" not in name:
         lookup("zaq.methods", "method", name, dict.fromkeys(METHODS), by_path=True)
+
+
+def require_proxy(folder: str, method: str, samples: str | None) -> None:
+    """Raise UserError where the photographs of `--proxy` cannot be learned from, whatever they are."""
+    if ":" not in method and method not in PROXIES:
+        raise BitsError(NO_PROXY.format(method))
+    if samples is not None:
+        raise BitsError(f"--proxy {folder} and --samples {samples}: both say what is learned from; leave one out.")
+    if not Path(folder).exists():
+        raise DataError("--proxy " + missing(Path(folder)))
+    if not Path(folder).is_dir():
+        raise DataError(f"--proxy {folder}: is a file; name the folder that the photographs are in.")
 
 
 def is_file(spec: str) -> bool:

@@ -12,7 +12,7 @@ from zaq.config.card import Card
 from zaq.data.layouts import Sample
 from zaq.errors import DataError
 
-__all__ = ["photograph", "read", "read_mask", "require_image", "window"]
+__all__ = ["photograph", "read", "read_mask", "require_image", "size_of", "window"]
 
 # What photographs and masks come in. Of the others that PIL knows, EPS is a program, which Ghostscript would run.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
@@ -70,6 +70,11 @@ def read_mask(sample: Sample[Path], card: Card) -> NDArray[np.uint8]:
 def require_image(path: Path) -> None:
     """Raise DataError for a file that does not begin as an image does; its pixels are not read."""
     _opened(path, decoded=False)
+
+
+def size_of(path: Path) -> tuple[int, int]:
+    """Width and height of an image file in pixels, as it says itself. Raises DataError where it is none."""
+    return _opened(path, decoded=False).size
 
 
 def photograph(path: Path) -> Image.Image:

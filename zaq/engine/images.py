@@ -107,7 +107,7 @@ def drawn_in(path: Path) -> tuple[Any, dict[str, Any]]:
     except OSError as error:
         raise SourceError(
             f"{path / IMAGES}: cannot be read ({error.strerror or error}); a run has it where its method draws images "
-            "from the model alone."
+            "from the model alone; one that photographs were read for (--proxy) leaves none."
         ) from error
     if read is None or set(read["found"]) != set(TAKEN):
         raise SourceError(f"{path / IMAGES}: is damaged, or not what zaq quantize wrote.")

@@ -27,6 +27,7 @@ class Method:
     parts: ClassVar[tuple[type[Stage], ...]] = ()  # the stages whose fields `-s stage.field=value` reaches
     reads_data: ClassVar[bool] = False  # whether `stages` takes real images beside the task: of `ft` alone
     mixes: ClassVar[bool] = False  # whether it finds bits for `--bits mixed`
+    proxies: ClassVar[bool] = False  # whether photographs can take the place of what it draws (`stages.proxy`)
     pictures: ClassVar[bool] = True  # whether it draws or learns images, (N, C, H, W); else it takes lines and volumes
     searches: ClassVar[bool] = True  # whether weight grids are those of the least error, if it has no field `search`
 

@@ -67,7 +67,9 @@ class Flagship(Method):
     game: Count | None = None  # rounds of ZAQ's
     correct: bool = True  # biases, behind every block that was learned and at the end
     generator: GeneratorName = "painter"  # of the images that are learned from; those held out are painted
-    cycle: Amount = 0.0  # of `synthesis`: weight of the way back to the canvas (CycleGAN: 10)
+    cycle: Amount | None = (
+        None  # of `synthesis`: weight of the way back to the canvas (CycleGAN: 10); None: see --proxy
+    )
     truncation: Positive | None = None  # of `draw`: where the normal numbers end that a dcgan or biggan starts from
     unpainted: Share = 0.5  # of `polish`
     feature: Amount = 1.0  # of `polish`
@@ -80,6 +82,7 @@ class Flagship(Method):
 
     name: ClassVar[str] = "flagship"
     mixes: ClassVar[bool] = True
+    proxies: ClassVar[bool] = True
     parts: ClassVar[tuple[type[Stage], ...]] = (
         Even, Synthesize, Refine, Mingle, ChooseBits, Calibrate, HoldOut, WholeRanges, SQuant, Reconstruct, Polish,
         Game, CorrectBiases,

@@ -3,8 +3,8 @@
     min CE(Q(x), y) + alpha T^2 KL(softmax(P(x) / T) || softmax(Q(x) / T))
 
 for real images x and labels y (Hinton et al. 2015; the same optimizer and grids as ZAQ, so that the data is the
-difference). It is the only method that is handed any, and the report of a run says so. What a run stores stays
-synthetic all the same.
+difference). It is the only method that is handed labels, or images of its own kind (`stages.proxy` has photographs of
+anything for the recipe), and the report of a run says so. What a run stores stays synthetic all the same.
 """
 
 from collections.abc import Callable, Iterator

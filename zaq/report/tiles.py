@@ -8,9 +8,10 @@ __all__ = ["as_html", "as_line", "big_tiles", "tiles"]
 
 TILES = """
 <div style="display: flex; flex-wrap: wrap; gap: 8px; font-family: sans-serif">
-  {% for name, value in tiles.items() %}
+  {% for name, value in tiles.items() %}{% set red = name == "data read" and value != "none" %}
   <div style="border: 1px solid #8888; border-radius: 6px; padding: 8px 12px">
-    <div style="font-size: 11px; opacity: 0.7">{{ name }}</div><div style="font-size: 17px">{{ value }}</div>
+    <div style="font-size: 11px; opacity: 0.7">{{ name }}</div>
+    <div style="font-size: 17px{% if red %}; color: #c00{% endif %}">{{ value }}</div>
   </div>
   {% endfor %}
 </div>

@@ -25,7 +25,7 @@ from zaq.sources.frame import frame_of
 from zaq.sources.interface import End
 from zaq.sources.layout import NCHW, NHWC, is_nhwc, layout_in, turn
 
-__all__ = ["read_program", "read_program_source", "read_pt2"]
+__all__ = ["REAL_IMAGES", "read_program", "read_program_source", "read_pt2"]
 
 MODEL = "models/model.json"
 # Where weights lie, and the entry that describes them.
@@ -33,6 +33,8 @@ STORES = {
     "data/weights/": "data/weights/model_weights_config.json",
     "data/constants/": "data/constants/model_constants_config.json",
 }
+REAL_IMAGES = "zaq.real_images_read"  # the extra file in which a run's checkpoint says what it learned from, if any
+TOLD = 200  # letters of that
 SAMPLES = "data/sample_inputs/model.pt"  # pickled example inputs, which torch can do without
 
 
@@ -59,7 +61,7 @@ def read_program_source(request: Request) -> Source:
         return graph
 
     graph, fixed = open_up(read, image, asked)
-    notes = (*notes, *graph.meta["notes"], *fixed)
+    notes = (*notes, *graph.meta["notes"], *fixed, *_marked(path))
     frame = _frame(program, value, image, open_sizes(graph), nhwc)
     return Source(path.stem, graph, card.override(input=image), file_hash(path), notes, frame)
 
@@ -76,6 +78,14 @@ def _frame(
     names = ["output", *(f"output_{i}" for i in range(1, len(given)))]
     outputs = [End(name, _kind(v)) for name, v in zip(names, given, strict=True)]
     return frame_of(End("input", _kind(value), tuple(sizes)), outputs, nhwc)
+
+
+def _marked(path: Path) -> list[str]:
+    """What has to be said of a checkpoint that real images were read for."""
+    with zipfile.ZipFile(path) as archive:
+        said = [i for n, i in entries(archive, capacity(path)).items() if n.partition("/")[2] == f"extra/{REAL_IMAGES}"]
+        told = [archive.read(info).decode(errors="replace")[:TOLD] for info in said]
+    return [f"not data-free: real images were read for its weights, {text!r}" for text in told]
 
 
 def _kind(value: Tensor) -> str:

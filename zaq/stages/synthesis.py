@@ -85,11 +85,15 @@ class Likeness(Stage):
                 found["batch_norm"] = batch_norm_loss(features, list(stats.values()))
             elif features:
                 found["activation"] = activation_loss(features[-1])
-            if labels is not None and self.beta:
-                found["classes"] = self.beta * self._hard(outputs[0], labels)
+            if (classes := self.wanted(outputs, labels)) is not None and self.beta:
+                found["classes"] = self.beta * self._hard(outputs[0], classes)
             return found
 
         return losses
+
+    def wanted(self, outputs: list[Tensor], labels: Tensor | None) -> Tensor | None:
+        """The classes (N,) that images are to be of, of which the teacher says this; None where there are none."""
+        return labels
 
     def _hard(self, logits: Tensor, labels: Tensor) -> Tensor:
         log_p = -F.cross_entropy(logits, labels, reduction="none")
@@ -106,7 +110,7 @@ class Synthesize(Likeness):
     generator: GeneratorName = "painter"
     latent: OneOrMore = 128  # of a generator that starts from noise
     width: OneOrMore = 32
-    cycle: Amount = 0.0  # weight of the way back from images to their canvas (CycleGAN: 10); 0: there is none
+    cycle: Amount | None = None  # weight of the way back from images to their canvas (CycleGAN: 10); None, 0: no way
     begin: Cocktail | None = None  # generators whose weights it begins with (`stages.warm`)
 
     cost: ClassVar[float] = 3.6
@@ -147,6 +151,10 @@ class Synthesize(Likeness):
         elif not moves(task):
             journal.records[-1].say(NOTHING_KNOWN)
             return Loop(lambda _: None)
+        return self.learning(generator, task)
+
+    def learning(self, generator: Generator, task: Task) -> Loop:
+        """The training of a generator that is on the task's device, with a way back if there is to be one."""
         back = [onto(Painter(task.card, self.width), task.device)] if self.cycle else []
         learned_by = [p for network in (generator, *back) for p in network.parameters()]
         losses, optimizer = self.losses_of(task), torch.optim.Adam(learned_by, self.lr)
@@ -191,7 +199,8 @@ class Synthesize(Likeness):
         canvas, labels = generator.starts(task.batch)
         images = generator(canvas, labels)
         low, high = task.card.bounds(task.device)
-        return images, labels, {"cycle": self.cycle * (2 * (back(images) - canvas) / (high - low)).abs().mean()}
+        missed = (2 * (back(images) - canvas) / (high - low)).abs().mean()
+        return images, labels, {"cycle": (self.cycle or 0.0) * missed}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,11 +219,7 @@ class Draw(Stage):
         return ("samples" if self.held_out else "images",)
 
     def once(self, state: State, journal: Journal) -> None:
-        generator = state.other if self.held_out and state.other is not None else state.generator
-        batch = state.task.batch
-        drawn = (generator.draw(batch) for _ in range(-(-self.count // batch)))
-        with generator.truncated(self.truncation):
-            images = state.store.gather(drawn, self.count)
+        batch, images = state.task.batch, state.store.gather(self.drawn(state), self.count)
         if broken := sum(int((~x.isfinite()).flatten(1).any(1).sum()) for x in in_parts(images, batch)):
             raise TrainingError(
                 f"{self.name}: {broken} of the {self.count} images that the generator draws are NaN or infinite; there "
@@ -230,6 +235,13 @@ class Draw(Stage):
             state.samples, state.held_out = images.to(state.task.device), True
         else:
             state.images = images
+
+    def drawn(self, state: State) -> Iterator[Tensor]:
+        """The images, in batches."""
+        generator = state.other if self.held_out and state.other is not None else state.generator
+        with generator.truncated(self.truncation):
+            for _ in range(-(-self.count // state.task.batch)):
+                yield generator.draw(state.task.batch)
 
 
 @dataclass(frozen=True, kw_only=True)
