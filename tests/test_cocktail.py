@@ -73,6 +73,7 @@ def test_equal_generators_make_one_that_draws_the_same(runs: list[Path]) -> None
     assert apart(other, one.generator) > 0.1
 
 
+@pytest.mark.slow  # as the command line does it, twice
 def test_all_of_it(runs: list[Path]) -> None:
     """The same seed makes the same; what came out is what is judged last."""
     (mixed, found), (again, _) = (cocktail(runs, steps=3, seed=2) for _ in range(2))
