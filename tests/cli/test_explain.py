@@ -72,7 +72,7 @@ def test_units_made_by_hand_are_told_as_they_were_made(made: Path, tmp_path: Pat
     assert set(found["concepts"]) == {"<a>", "b"} and found["concepts"]["b"][0] == pytest.approx(1 + 2 / 3, abs=0.01)
     page = (tmp_path / "page.html").read_text()
     assert "&lt;a&gt; AND NOT b" in page and "<a>" not in page and page.count("data:image/png") == 4 * 2 * 4
-    assert "http" not in page
+    assert "http:" not in page and "https:" not in page
 
 
 def test_without_data_the_concepts_are_the_float_networks_units(made: Path, tmp_path: Path) -> None:

@@ -2,30 +2,55 @@
 
 import base64
 import io
-from pathlib import Path
+from typing import Any
 
-import jinja2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from zaq.explain.explain import STATES, Changes, Excited
+from zaq.explain.explain import STATES, Changes, Excited, Unit
+from zaq.report.parts import environment
 
 __all__ = ["render"]
 
-TEMPLATE = Path(__file__).with_name("explain.html.j2")
 SHOWN = 24  # units with pictures: those that changed most
 PICTURE = 64  # pixels a side, at least
+COLORS = dict(zip(STATES, ("good", "c1", "wrong", "soft"), strict=True))  # classes of the page's style
 
 
 def render(changes: Changes, excited: Excited, name: str) -> str:
     """The page; `name`: of the model and its bits. What a data set or a model is called stands in it as text."""
     worst = sorted(changes.units, key=lambda u: u.still - u.iou_before)[:SHOWN]
     pictures = {u.number: [[_png(image) for image in row] for row in excited.images(u.number)] for u in worst}
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    page = environment.from_string(TEMPLATE.read_text())
-    lost = changes.most_lost()[:10]
-    return page.render(changes=changes, name=name, shown=worst, pictures=pictures, states=STATES, lost=lost)
+    lost = [[concept, *map(_number, (before, after, before - after))]
+            for concept, (before, after) in changes.concepts.items()]  # fmt: skip
+    lost.sort(key=lambda row: -row[-1]["value"])
+    template = environment().get_template("explain.html.j2")
+    return template.render(
+        changes=changes, name=name, shown=worst, pictures=pictures, lost=lost, colors=COLORS, tiles=_tiles(changes),
+        units=[_row(unit) for unit in changes.units],
+    )  # fmt: skip
+
+
+def _tiles(changes: Changes) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = [{"name": state, "value": changes.count(state)} for state in STATES]
+    for what, (r, count) in changes.correlation.items():
+        if r is not None:
+            found.append({"name": f"r, {what}", "value": f"{r:.2f}", "note": f"of IoU and accuracy, {count} units"})
+    return found
+
+
+def _row(unit: Unit) -> list[Any]:
+    right = ", ".join(f"{100 * share:.0f} %" for share in unit.right if share is not None)
+    numbers = [_number(v) for v in (unit.iou_before, unit.iou_after, unit.still)]
+    return [
+        {"text": str(unit.number), "value": unit.number}, unit.state, unit.before or "-", numbers[0],
+        unit.after or "-", numbers[1], numbers[2], right,
+    ]  # fmt: skip
+
+
+def _number(value: float) -> dict[str, Any]:
+    return {"text": f"{value:.3f}", "value": value}
 
 
 def _png(pixels: NDArray[np.uint8]) -> str:
