@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 from zoo import CARD, quantized_net
 
-from zaq.engine.progress import LineProgress, Planned, Progress, TerminalProgress
+from zaq.engine.progress import LineProgress, Planned, Progress, TerminalProgress, expected
 from zaq.methods.flagship import Flagship
 
 SHORT = Flagship(synthesis=2, refine=1, images=64, reconstruct=1, polish=2, game=1)
@@ -32,6 +32,18 @@ def test_every_stage_that_was_planned_comes_in_its_order(told: str) -> None:
         count
     }
     assert {"synthesis", "reconstruct", "zaq"} <= set(names.split(", "))
+
+
+def test_how_long_it_may_take_is_said_before_it_begins(told: str) -> None:
+    lines = told.splitlines()
+    (place,) = [i for i, line in enumerate(lines) if "expected: about " in line]
+    assert re.search(r"expected: about \d+\.\d min, and the file behind it$", lines[place])
+    assert " stages: " in lines[place - 1] and "1 of " in lines[place + 1]
+
+
+def test_an_expectation_is_the_sum_over_the_stages() -> None:
+    assert expected([Planned("a", 1.0, 60.0), Planned("b", 2.0, 120.0)]) == "expected: about 3.0 min"
+    assert expected(PLAN) == ""  # nobody knows
 
 
 def test_details_say_what_a_stage_was_worth(told: str) -> None:

@@ -7,17 +7,25 @@ from dataclasses import dataclass
 
 import click
 
-__all__ = ["LineProgress", "Planned", "Progress", "TerminalProgress", "in_notebooks"]
+__all__ = ["LineProgress", "Planned", "Progress", "TerminalProgress", "expected", "in_notebooks"]
 
 SURE = 0.02  # of the work: before so much of it is done, nothing is said of the time left
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A stage that is to come, and the work in it, in any unit that all of them share."""
+    """A stage that is to come, and the work in it, in any unit that all of them share; `seconds`: what it may take."""
 
     name: str
     work: float
+    seconds: float = 0.0
+
+
+def expected(plan: Sequence[Planned]) -> str:
+    """How long the stages may take, in words; empty where nobody knows. It is a guess from one forward pass, and is
+    said before there is anything better to go by."""
+    seconds = sum(stage.seconds for stage in plan)
+    return f"expected: about {seconds / 60:.1f} min" if seconds else ""
 
 
 class Progress:
@@ -58,6 +66,8 @@ class LineProgress(Progress):
         self.plan, self.number = list(stages()), 0
         count = f"{len(self.plan)} stage{'s' if len(self.plan) != 1 else ''}"
         self.say(f"{count}: {', '.join(s.name for s in self.plan)}")
+        if told := expected(self.plan):
+            self.say(f"{told}, and the file behind it")
         try:
             yield
         finally:
@@ -115,7 +125,7 @@ class TerminalProgress(LineProgress):
     def over(self, stages: Callable[[], Sequence[Planned]]) -> Iterator[None]:
         self.plan, self.number = list(stages()), 0
         with self._shown():
-            self.whole = self.bars.add_task("all of it", total=1.0, told="")
+            self.whole = self.bars.add_task("all of it", total=1.0, told=expected(self.plan))
             self.earlier: float | None = None  # the part that a process before this one has done
             try:
                 yield
@@ -150,7 +160,9 @@ class TerminalProgress(LineProgress):
         self.earlier = done if self.earlier is None else self.earlier
         seconds = next(task.elapsed for task in self.bars.tasks if task.id == self.whole) or 0.0
         sure = done - self.earlier > SURE
-        left = f"about {seconds * (1 - done) / (done - self.earlier) / 60:.1f} min left" if sure else ""
+        left = (
+            f"about {seconds * (1 - done) / (done - self.earlier) / 60:.1f} min left" if sure else expected(self.plan)
+        )
         self.bars.update(self.whole, completed=done, told=left)
 
     @contextmanager
