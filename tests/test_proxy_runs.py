@@ -54,8 +54,8 @@ def test_it_is_marked_in_red_in_page_and_lines_and_in_every_file(marked: tuple[P
     assert report["options"]["data"] == mark
     assert _data_read(report) == click.style(f"REAL IMAGES READ: {mark}", fg="red")
     page = (out / "report.html").read_text()
-    assert f'<b class="real">Real images were read: {mark}. This run is not data-free.</b>' in page
-    assert "No real image" not in page and ".real { color: #c00 }" in page
+    assert f'<p class="real"><b>Real images were read: {mark}. This run is not data-free.</b>' in page
+    assert "No real image" not in page and ".real { color: var(--wrong); }" in page
     assert read_of(out / "model.onnx") == mark
     inspected = zaq_here("inspect", out / "quantized.pt2")
     assert f"warning: not data-free: real images were read for its weights, '{mark}'" in inspected.stdout

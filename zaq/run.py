@@ -47,7 +47,7 @@ from zaq.sources import read_program, read_pt2
 from zaq.sources.interface import Interface
 from zaq.sources.program import REAL_IMAGES
 
-__all__ = ["FILES", "FRAME", "NEEDED", "SNAPSHOTS", "TEACHER", "Run", "beside", "disk_errors", "write_file"]
+__all__ = ["FILES", "FRAME", "MEASURED", "NEEDED", "SNAPSHOTS", "TEACHER", "Run", "beside", "disk_errors", "write_file"]
 
 TEACHER = "teacher.pt2"
 FILES = (

@@ -191,8 +191,8 @@ def test_a_run_says_in_red_that_real_images_were_read(folder: Path, tmp_path: Pa
     )
     page = (tmp_path / "out" / "report.html").read_text()
     assert (
-        f'<b class="real">Real images were read: {data}.' in page
-        and ".real { color: #c00 }" in page
+        f'<p class="real"><b>Real images were read: {data}.' in page
+        and ".real { color: var(--wrong); }" in page
         and "No real image" not in page
     )
     properties = {p.key: p.value for p in onnx.load(tmp_path / "out" / "model.onnx").metadata_props}

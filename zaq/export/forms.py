@@ -83,7 +83,7 @@ def pack(model: ModelProto, opset: int | None = None) -> None:
         if weight is None or weight.data_type not in PACKABLE:
             continue
         values = numpy_helper.to_array(weight)
-        least = opset or LOWEST_OPSET["packed"]
+        least = max(opset or 0, LOWEST_OPSET["packed"])  # an older one is refused when it is declared
         kinds = [kind for kind in PACKABLE[weight.data_type] if kind[2] <= least and _holds(kind[1], values)]
         if not kinds:
             continue
