@@ -22,9 +22,10 @@ def render(changes: Changes, excited: Excited, name: str) -> str:
     """The page; `name`: of the model and its bits. What a data set or a model is called stands in it as text."""
     worst = sorted(changes.units, key=lambda u: u.still - u.iou_before)[:SHOWN]
     pictures = {u.number: [[_png(image) for image in row] for row in excited.images(u.number)] for u in worst}
-    lost = [[concept, *map(_number, (before, after, before - after))]
-            for concept, (before, after) in changes.concepts.items()]  # fmt: skip
-    lost.sort(key=lambda row: -row[-1]["value"])
+    lost = [
+        [concept, *map(_number, (before, after, before - after))]
+        for concept, (before, after) in sorted(changes.concepts.items(), key=lambda item: item[1][1] - item[1][0])
+    ]
     template = environment().get_template("explain.html.j2")
     return template.render(
         changes=changes, name=name, shown=worst, pictures=pictures, lost=lost, colors=COLORS, tiles=_tiles(changes),
